@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Page table walk
+---------------
+
+drgn translates addresses but drops permissions, and one address at a time. Here
+whole tables are read and decoded as arrays, and the result is *runs*: ranges of
+virtual pages whose frames follow each other, or are all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Callable, Optional, Union
+
+from drgn import Architecture
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.errors import FormatError
+from drgn_hvo.memory import BoolArray, FrameReader, Int64Array
+from drgn_hvo.vmcoreinfo import Vmcoreinfo
+
+__all__ = (
+    "PAGE_TABLE_FORMATS",
+    "MissingTable",
+    "PageTableFormat",
+    "Runs",
+    "Walk",
+    "walk",
+)
+
+U64Array = npt.NDArray[np.uint64]
+
+# So many tables are decoded at once: 16 MiB of them at 4 KiB each.
+_TABLES_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class PageTableFormat:
+    """
+    How one architecture's kernel page tables are laid out.
+
+    :param page_shift: Of the base page size.
+    :param index_bits: Of the index into each table.
+    :param present: Bits of an entry that must be set.
+    :param writable: Bits that a writable mapping has at every level.
+    :param leaf: Bits that make an entry above the lowest level a mapping.
+    :param address: Bits that hold a physical address.
+    :param max_leaf_level: The highest level (0 is the lowest) with mappings.
+    :param levels: How many levels this kernel uses.
+    :param root: Physical address of the kernel's top table.
+    :param not_address: Bits inside *address* to ignore on this machine.
+    """
+
+    page_shift: int
+    index_bits: int
+    present: int
+    writable: int
+    leaf: int
+    address: int
+    max_leaf_level: int
+    levels: Callable[[Vmcoreinfo], int]
+    root: Callable[[Vmcoreinfo], int]
+    not_address: Callable[[Vmcoreinfo], int]
+
+
+def _x86_64_levels(vmcoreinfo: Vmcoreinfo) -> int:
+    return 5 if vmcoreinfo.number("pgtable_l5_enabled") else 4
+
+
+def _x86_64_root(vmcoreinfo: Vmcoreinfo) -> int:
+    # __START_KERNEL_map, arch/x86/include/asm/page_64_types.h. It has not moved
+    # since 2.6; KASLR moves what is mapped there and says so in phys_base.
+    start_kernel_map = 0xFFFFFFFF80000000
+    table = vmcoreinfo.symbol("swapper_pg_dir")
+    if table is None:
+        table = vmcoreinfo.symbol("init_top_pgt")
+    phys_base = vmcoreinfo.number("phys_base")
+    if table is None or phys_base is None:
+        missing = "SYMBOL(swapper_pg_dir)" if table is None else "NUMBER(phys_base)"
+        raise FormatError(f"VMCOREINFO has no {missing}")
+    if table < start_kernel_map:
+        raise FormatError(f"VMCOREINFO has SYMBOL(swapper_pg_dir)={table:x}")
+    root = table - start_kernel_map + phys_base
+    if root < 0 or root % 4096:
+        raise FormatError(f"VMCOREINFO puts the top page table at {root:#x}")
+    return root
+
+
+def _sme_mask(vmcoreinfo: Vmcoreinfo) -> int:
+    """AMD memory encryption marks entries with a bit of the address."""
+    return vmcoreinfo.number("sme_mask") or 0
+
+
+#: Architectures whose page tables we walk. HVO was never enabled on arm64 and
+#: s390x; riscv64 and LoongArch can have it, but drgn 0.3 cannot translate there.
+PAGE_TABLE_FORMATS = {
+    # arch/x86/include/asm/pgtable_types.h: _PAGE_PRESENT, _PAGE_RW, _PAGE_PSE,
+    # PTE_PFN_MASK.
+    Architecture.X86_64: PageTableFormat(
+        page_shift=12,
+        index_bits=9,
+        present=1 << 0,
+        writable=1 << 1,
+        leaf=1 << 7,
+        address=(1 << 52) - (1 << 12),
+        max_leaf_level=2,
+        levels=_x86_64_levels,
+        root=_x86_64_root,
+        not_address=_sme_mask,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """
+    Mapped ranges by ascending address, one element each in every array.
+
+    :param va: Virtual address of the first page.
+    :param pfn: Frame of the first page.
+    :param count: Number of base pages.
+    :param step: How the PFN grows from page to page: 1, or 0 where all pages map
+        one frame.
+    :param writable: Whether every level allows writes.
+    :param level: 0 for base pages, 1 for the next larger size.
+    """
+
+    va: U64Array
+    pfn: Int64Array
+    count: Int64Array
+    step: Int64Array
+    writable: BoolArray
+    level: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.va)
+
+    @classmethod
+    def concatenate(cls, parts: Iterable[Runs]) -> Runs:
+        """Join runs of ascending, disjoint parts."""
+        columns = [
+            (p.va, p.pfn, p.count, p.step, p.writable, p.level) for p in parts
+        ]
+        if not columns:
+            none = np.zeros(0, dtype=np.int64)
+            return cls(
+                none.astype(np.uint64), none, none, none,
+                none.astype(np.bool_), none.astype(np.uint8),
+            )  # fmt: skip
+        return cls(*(np.concatenate(c) for c in zip(*columns)))
+
+
+@dataclass(frozen=True)
+class MissingTable:
+    """A page table that cannot be used, why, and what it would have mapped."""
+
+    address: int
+    start: int
+    end: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The mappings of a range, and the tables that could not be used."""
+
+    runs: Runs
+    missing: tuple[MissingTable, ...]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Tables of one level: physical and first virtual address, permission."""
+
+    address: U64Array
+    va: U64Array
+    writable: BoolArray
+
+    def take(self, which: Union[slice, BoolArray]) -> _Tables:
+        return _Tables(self.address[which], self.va[which], self.writable[which])
+
+    @classmethod
+    def concatenate(cls, parts: list[_Tables]) -> _Tables:
+        if not parts:
+            none = np.zeros(0, dtype=np.uint64)
+            return cls(none, none, none.astype(np.bool_))
+        columns = zip(*((p.address, p.va, p.writable) for p in parts))
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Present entries of some tables."""
+
+    value: U64Array
+    va: U64Array
+    writable: BoolArray
+
+
+def walk(
+    reader: FrameReader,
+    page_table: PageTableFormat,
+    vmcoreinfo: Vmcoreinfo,
+    start: int,
+    end: int,
+) -> Walk:
+    """
+    Find all mappings between two kernel addresses.
+
+    :param start: First address, a canonical one.
+    :param end: End (exclusive).
+    :raises FormatError: if VMCOREINFO does not lead to the top table.
+    """
+    address_mask = page_table.address & ~page_table.not_address(vmcoreinfo)
+    levels = page_table.levels(vmcoreinfo)
+    top_shift = page_table.page_shift + page_table.index_bits * levels
+    tables = _Tables(
+        np.array([page_table.root(vmcoreinfo)], dtype=np.uint64),
+        # Kernel addresses are sign-extended from the top table's reach.
+        np.array([start >> top_shift << top_shift], dtype=np.uint64),
+        np.ones(1, dtype=np.bool_),
+    )
+    parts: list[Runs] = []
+    missing: list[MissingTable] = []
+    for level in range(levels - 1, -1, -1):
+        below: list[_Tables] = []
+        tables = _without_repeats(tables, page_table, level, missing)
+        for first in range(0, len(tables.va), _TABLES_PER_BATCH):
+            batch = tables.take(slice(first, first + _TABLES_PER_BATCH))
+            entries = _read_entries(
+                reader, page_table, batch, level, (start, end), missing
+            )
+            leaf = _is_leaf(page_table, entries, level)
+            target = entries.value & np.uint64(address_mask)
+            parts.append(_compress(page_table, entries, target, leaf, level))
+            below.append(
+                _Tables(target[~leaf], entries.va[~leaf], entries.writable[~leaf])
+            )
+        tables = _Tables.concatenate(below)
+    return Walk(_sorted(Runs.concatenate(parts)), tuple(missing))
+
+
+def _without_repeats(
+    tables: _Tables,
+    page_table: PageTableFormat,
+    level: int,
+    missing: list[MissingTable],
+) -> _Tables:
+    """
+    Drop tables that are named twice: vmemmap never shares one, and damage that
+    leads back into the same tables would make the walk grow without end.
+    """
+    _, firsts = np.unique(tables.address, return_index=True)
+    if len(firsts) == len(tables.va):
+        return tables
+    repeats = np.ones(len(tables.va), dtype=np.bool_)
+    repeats[firsts] = False
+    reach = 1 << (page_table.page_shift + page_table.index_bits * (level + 1))
+    for i in np.flatnonzero(repeats).tolist():
+        start = int(tables.va[i])
+        missing.append(
+            MissingTable(int(tables.address[i]), start, start + reach, "named twice")
+        )
+    return tables.take(~repeats)
+
+
+def _read_entries(
+    reader: FrameReader,
+    page_table: PageTableFormat,
+    tables: _Tables,
+    level: int,
+    limits: tuple[int, int],
+    missing: list[MissingTable],
+) -> _Entries:
+    """The present entries of tables that concern the wanted range."""
+    shift = page_table.page_shift + page_table.index_bits * level
+    reach = 1 << (shift + page_table.index_bits)
+    page_shift = np.uint64(page_table.page_shift)
+    frames = reader.read((tables.address >> page_shift).astype(np.int64))
+    for i in np.flatnonzero(~frames.present).tolist():
+        first = max(int(tables.va[i]), limits[0])
+        last = min(int(tables.va[i]) + reach, limits[1])
+        missing.append(
+            MissingTable(int(tables.address[i]), first, last, "not in this dump")
+        )
+    values = frames.data.view(reader.u64).astype(np.uint64, copy=False)
+    width = np.uint64(1 << shift)
+    offsets = np.arange(values.shape[1], dtype=np.uint64) * width
+    vas = tables.va[:, None] + offsets[None, :]
+    # Compare ends as "last byte", so that the top of the address space works.
+    wanted = (
+        ((values & np.uint64(page_table.present)) == np.uint64(page_table.present))
+        & (vas + (width - np.uint64(1)) >= np.uint64(limits[0]))
+        & (vas <= np.uint64(limits[1] - 1))
+    )
+    rows, _ = np.nonzero(wanted)
+    value = values[wanted]
+    writable = (value & np.uint64(page_table.writable)) != 0
+    return _Entries(value, vas[wanted], writable & tables.writable[rows])
+
+
+def _is_leaf(page_table: PageTableFormat, entries: _Entries, level: int) -> BoolArray:
+    if level == 0:
+        return np.ones(len(entries.va), dtype=np.bool_)
+    leaf = (entries.value & np.uint64(page_table.leaf)) != 0
+    if level > page_table.max_leaf_level and leaf.any():
+        bad = int(entries.value[leaf][0])
+        raise FormatError(
+            f"a page table entry at level {level} is {bad:#x}, which cannot be a mapping"
+        )
+    return leaf
+
+
+def _compress(
+    page_table: PageTableFormat,
+    entries: _Entries,
+    target: U64Array,
+    is_leaf: BoolArray,
+    level: int,
+) -> Runs:
+    """Join neighbouring mappings of one level into runs."""
+    width = 1 << page_table.index_bits * level
+    va = entries.va[is_leaf]
+    # A large page is aligned to its size; a flag uses one of the bits below.
+    pfn = (target[is_leaf] >> np.uint64(page_table.page_shift)).astype(np.int64)
+    pfn &= -width
+    writable = entries.writable[is_leaf]
+    if len(va) == 0:
+        return Runs.concatenate([])
+    page = np.uint64(width << page_table.page_shift)
+    delta = np.diff(pfn)
+    joined = (
+        (np.diff(va) == page)
+        & (writable[1:] == writable[:-1])
+        & ((delta == width) | ((delta == 0) & (level == 0)))
+    )
+    # A run has one step: break where the step changes.
+    joined[1:] &= ~joined[:-1] | (delta[1:] == delta[:-1])
+    first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
+    count = np.diff(np.concatenate((first, [len(va)])))
+    step = np.ones(len(first), dtype=np.int64)
+    many = np.flatnonzero(count > 1)
+    step[many] = (delta[first[many]] != 0).astype(np.int64)
+    return Runs(
+        va[first],
+        pfn[first],
+        count * width,
+        step,
+        writable[first],
+        np.full(len(first), level, dtype=np.uint8),
+    )
+
+
+def _sorted(runs: Runs) -> Runs:
+    order = np.argsort(runs.va, kind="stable")
+    return Runs(
+        runs.va[order],
+        runs.pfn[order],
+        runs.count[order],
+        runs.step[order],
+        runs.writable[order],
+        runs.level[order],
+    )
+
+
+def find_run(runs: Runs, va: int, page_size: int) -> Optional[int]:
+    """The index of the run that maps an address, ``None`` if none does."""
+    i = int(np.searchsorted(runs.va, np.uint64(va), side="right")) - 1
+    if i < 0 or va >= int(runs.va[i]) + int(runs.count[i]) * page_size:
+        return None
+    return i

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+The struct page array
+---------------------
+
+:class:`Vmemmap` knows which frame lies behind each page (*slice*) of vmemmap and
+with which permissions, and reads struct pages in bulk: by frame, so that a frame
+that thousands of slices share is read once.
+
+On an architecture whose page tables we do not walk, struct pages are read
+through drgn's own translation instead, and permissions are not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Optional
+
+from drgn import FaultError
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.encoding import ALL_ONES, compound_heads, fixed_fake_heads
+from drgn_hvo.errors import NotInDumpError, TargetError
+from drgn_hvo.kernel import TRANSLATED_BY_DRGN, Kernel
+from drgn_hvo.memory import BoolArray, ByteArray, Frames, Int64Array, column
+from drgn_hvo.pagetable import Runs, U64Array, Walk, walk
+
+__all__ = ("Mapping", "StructPages", "Vmemmap")
+
+# 256 KiB of struct pages a chunk: as much as stays in a processor's cache.
+_SLICES_PER_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """What the page tables say of one slice."""
+
+    pfn: int
+    writable: bool
+    level: int
+
+
+@dataclass(frozen=True)
+class StructPages:
+    """
+    Raw struct pages.
+
+    :param data: One row of ``sizeof(struct page)`` bytes each.
+    :param present: Whether vmemmap has the page and the dump its frame.
+    """
+
+    data: ByteArray
+    present: BoolArray
+
+
+class Vmemmap:
+    """The vmemmap of a kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.base = kernel.vmemmap
+        self.size = kernel.geometry.struct_page_size
+        self.page_size = kernel.geometry.page_size
+        if kernel.page_table_format is None and (
+            kernel.architecture not in TRANSLATED_BY_DRGN
+        ):
+            raise TargetError(
+                f"{kernel.arch} is not supported: neither drgn-hvo nor drgn can "
+                "translate its kernel addresses"
+            )
+
+    @cached_property
+    def _walk(self) -> Walk:
+        kernel = self.kernel
+        if kernel.page_table_format is None:
+            raise TargetError(
+                f"the page tables of {kernel.arch} are not supported yet; page and "
+                "heads work, what needs mappings does not"
+            )
+        # vmemmap may begin inside the page that holds the struct page of PFN 0.
+        end = self.base + kernel.max_pfn_limit * self.size
+        found = walk(
+            kernel.reader,
+            kernel.page_table_format,
+            kernel.vmcoreinfo,
+            self.base,
+            min(end, 1 << 64),
+        )
+        if not len(found.runs) and found.missing:
+            raise NotInDumpError("the page tables of vmemmap are not in this dump")
+        return found
+
+    @property
+    def has_mappings(self) -> bool:
+        """Whether the page tables of this architecture can be walked."""
+        return self.kernel.page_table_format is not None
+
+    @property
+    def walk(self) -> Walk:
+        """
+        All mappings of vmemmap.
+
+        :raises TargetError: if this architecture's tables cannot be walked.
+        :raises NotInDumpError: if the dump has none of them.
+        """
+        return self._walk
+
+    @property
+    def runs(self) -> Runs:
+        """As :attr:`walk`, just the mappings."""
+        return self._walk.runs
+
+    @cached_property
+    def _run_slices(self) -> tuple[Int64Array, Int64Array]:
+        """First slice and end of each run, counted from :attr:`base`."""
+        runs = self.runs
+        first = ((runs.va - np.uint64(self.base)) // np.uint64(self.page_size)).astype(
+            np.int64
+        )
+        return first, first + runs.count
+
+    @cached_property
+    def end_pfn(self) -> int:
+        """One more than the highest PFN that has a struct page."""
+        if not self.has_mappings:
+            return self._end_pfn_of_nodes()
+        _, ends = self._run_slices
+        return int(ends[-1]) * self.page_size // self.size if len(ends) else 0
+
+    def _end_pfn_of_nodes(self) -> int:
+        end = self.kernel.variable("max_pfn")
+        if end is None:
+            raise TargetError("nothing says how many pages there are; name a range")
+        return int(end)
+
+    def page_address(self, pfn: int) -> int:
+        """Mirror of ``pfn_to_page()``."""
+        return self.base + pfn * self.size
+
+    def page_pfn(self, address: int) -> Optional[int]:
+        """Mirror of ``page_to_pfn()``; ``None`` for what is no struct page."""
+        pfn, rest = divmod(address - self.base, self.size)
+        if rest or not 0 <= pfn < self.kernel.max_pfn_limit:
+            return None
+        return pfn
+
+    def slices_to_runs(self, slices: Int64Array) -> tuple[Int64Array, BoolArray]:
+        """
+        The run that maps each slice.
+
+        :return: Indices of runs (any where there is none), and whether there is.
+        """
+        firsts, ends = self._run_slices
+        if not len(firsts):
+            none = np.zeros(len(slices), dtype=np.int64)
+            return none, none.astype(np.bool_)
+        index = np.searchsorted(firsts, slices, side="right") - 1
+        clipped = np.maximum(index, 0)
+        return clipped, (index >= 0) & (slices < ends[clipped])
+
+    def frames(self, slices: Int64Array) -> tuple[Int64Array, BoolArray]:
+        """
+        The frame behind each slice.
+
+        :param slices: Counted from the slice of PFN 0.
+        :return: PFNs, and whether the slice is mapped at all.
+        """
+        index, mapped = self.slices_to_runs(slices)
+        if not len(self.runs):
+            return index, mapped
+        firsts, _ = self._run_slices
+        runs = self.runs
+        offset = slices - firsts[index]
+        pfns = runs.pfn[index] + runs.step[index] * offset
+        return np.where(mapped, pfns, -1), mapped
+
+    def mapping(self, slice_: int) -> Optional[Mapping]:
+        """How one slice is mapped, ``None`` if it is not."""
+        slices = np.array([slice_], dtype=np.int64)
+        index, mapped = self.slices_to_runs(slices)
+        if not mapped[0]:
+            return None
+        pfns, _ = self.frames(slices)
+        i = int(index[0])
+        return Mapping(
+            int(pfns[0]), bool(self.runs.writable[i]), int(self.runs.level[i])
+        )
+
+    def _read_slices(self, slices: Int64Array) -> Frames:
+        """The content of slices, shared frames read once."""
+        if not self.has_mappings:
+            return self._read_virtual(slices)
+        pfns, mapped = self.frames(slices)
+        distinct, index = np.unique(pfns[mapped], return_inverse=True)
+        frames = self.kernel.reader.read(distinct)
+        if mapped.all():
+            return Frames(frames.data[index], frames.present[index])
+        data = np.zeros((len(slices), self.page_size), dtype=np.uint8)
+        present = np.zeros(len(slices), dtype=np.bool_)
+        data[mapped] = frames.data[index]
+        present[mapped] = frames.present[index]
+        return Frames(data, present)
+
+    def _read_virtual(self, slices: Int64Array) -> Frames:
+        data = np.zeros((len(slices), self.page_size), dtype=np.uint8)
+        present = np.zeros(len(slices), dtype=np.bool_)
+        for i, slice_ in enumerate(slices.tolist()):
+            address = self.base + slice_ * self.page_size
+            try:
+                chunk = self.kernel.prog.read(address, self.page_size)
+            except FaultError:
+                continue
+            data[i] = np.frombuffer(chunk, dtype=np.uint8)
+            present[i] = True
+        return Frames(data, present)
+
+    def read_slices(self, first: int, end: int) -> StructPages:
+        """
+        The struct pages that begin in a range of slices, in order; with a
+        sizeof(struct page) that is no power of two, the last ones may be cut off
+        and are not given.
+        """
+        frames = self._read_slices(np.arange(first, end, dtype=np.int64))
+        if self.kernel.geometry.power_of_2:
+            rows = frames.data.reshape(-1, self.size)
+            per_slice = self.kernel.geometry.pages_per_slice
+            return StructPages(rows, np.repeat(frames.present, per_slice))
+        flat = frames.data.reshape(-1)
+        skip = -(first * self.page_size) % self.size
+        count = (len(flat) - skip) // self.size
+        starts = skip + np.arange(count, dtype=np.int64) * self.size
+        rows = flat[skip : skip + count * self.size].reshape(-1, self.size)
+        ends = (starts + self.size - 1) // self.page_size
+        present = frames.present[starts // self.page_size] & frames.present[ends]
+        return StructPages(rows, present)
+
+    def read_pages(self, pfns: Int64Array, count: int = 1) -> StructPages:
+        """
+        *count* struct pages from each PFN on, a row of bytes for each PFN; at
+        most as many as fit in a page.
+        """
+        length = self.size * count
+        starts = pfns * self.size
+        first = starts // self.page_size
+        last = (starts + length - 1) // self.page_size
+        slices, index = np.unique(np.concatenate((first, last)), return_inverse=True)
+        frames = self._read_slices(slices)
+        first_row, last_row = index[: len(pfns)], index[len(pfns) :]
+        present = frames.present[first_row] & frames.present[last_row]
+        flat = frames.data.reshape(-1)
+        # Slices that follow each other are neighbours in the rows too.
+        begins = first_row * self.page_size + starts % self.page_size
+        if not len(pfns):
+            return StructPages(np.zeros((0, length), dtype=np.uint8), present)
+        rows = flat[begins[:, None] + np.arange(length, dtype=np.int64)[None, :]]
+        return StructPages(rows, present)
+
+    def tail_words(self, pages: StructPages) -> U64Array:
+        """The tail word of each struct page."""
+        words = column(pages.data, self.kernel.struct_page.offset, self.kernel.reader.u64)
+        return words.astype(np.uint64, copy=False)
+
+    def flags(self, pages: StructPages) -> U64Array:
+        """``flags`` of each struct page."""
+        words = column(pages.data, self.kernel.struct_page.flags, self.kernel.reader.u64)
+        return words.astype(np.uint64, copy=False)
+
+    def compound_heads(
+        self, start: int, end: int, *, has_mask: bool, has_fake_heads: bool
+    ) -> Iterator[npt.NDArray[np.uint64]]:
+        """
+        Resolve the heads of all PFNs from *start* up to *end*, chunk by chunk.
+
+        :param has_mask: The tail word is a mask, not a pointer.
+        :param has_fake_heads: Struct pages that look like heads may be copies of
+            one, see :func:`~drgn_hvo.encoding.page_fixed_fake_head()`.
+        :return: Head PFNs; :data:`~drgn_hvo.encoding.ALL_ONES` where vmemmap has
+            no struct page, the dump lacks it, it was never initialised (all ones
+            or all zeros), or the word leads out of vmemmap.
+        """
+        # Whole slices that are whole struct pages, too.
+        period = self.size // np.gcd(self.size, self.page_size)
+        chunk = _SLICES_PER_CHUNK // int(period) * int(period)
+        slice_ = start * self.size // self.page_size // chunk * chunk
+        pfn = slice_ * self.page_size // self.size
+        while pfn < end:
+            last = min(slice_ + chunk, -(-end * self.size // self.page_size))
+            last = slice_ + -(-(last - slice_) // int(period)) * int(period)
+            heads = self._chunk_heads(slice_, last, has_mask, has_fake_heads)
+            yield heads[max(0, start - pfn) : end - pfn]
+            pfn += len(heads)
+            slice_ = last
+
+    def _chunk_heads(
+        self, first: int, end: int, has_mask: bool, has_fake_heads: bool
+    ) -> npt.NDArray[np.uint64]:
+        pages = self.read_slices(first, end)
+        infos = self.tail_words(pages)
+        first_pfn = first * self.page_size // self.size
+        pfns = np.arange(first_pfn, first_pfn + len(infos), dtype=np.uint64)
+        addresses = np.uint64(self.base) + pfns * np.uint64(self.size)
+        if has_fake_heads and self.kernel.geometry.power_of_2:
+            per_slice = self.kernel.geometry.pages_per_slice
+            flags = self.flags(StructPages(pages.data[::per_slice], pages.present))
+            heads = fixed_fake_heads(
+                addresses.reshape(-1, per_slice),
+                infos.reshape(-1, per_slice),
+                flags & np.uint64(self.kernel.PG_head_mask),
+                has_mask,
+            ).reshape(-1)
+        else:
+            heads = compound_heads(addresses, infos, has_mask)
+        none = np.uint64(ALL_ONES)
+        head_pfns = (heads - np.uint64(self.base)) // np.uint64(self.size)
+        outside = head_pfns >= np.uint64(self.kernel.max_pfn_limit)
+        head_pfns[outside | ~pages.present | ~pages.data.any(axis=1)] = none
+        return head_pfns
