@@ -188,7 +188,7 @@ class Btf:
         if len(types) % 4:
             raise FormatError("BTF is damaged: its type section is not whole words")
         self._words = np.frombuffer(types, dtype=word).astype(np.uint32, copy=False)
-        self._view = memoryview(self._words)
+        self._view = self._words.data
         sizes = _layout_sizes(data, header, self.byteorder)
         self._positions, self.unknown = _scan(self._view, {**sizes, **_SIZES})
         # Of type IDs from 1 on.
@@ -387,7 +387,7 @@ def _occurrences(data: bytes, wanted: bytes) -> list[int]:
     return starts
 
 
-def _isin(values: npt.NDArray[np.uint32], wanted: Any) -> npt.NDArray[np.bool_]:
+def _isin(values: npt.NDArray[Any], wanted: Any) -> npt.NDArray[np.bool_]:
     """``np.isin()``, fast for the usual single value."""
     if len(wanted) == 1:
         return values == wanted[0]

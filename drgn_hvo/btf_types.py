@@ -156,7 +156,9 @@ class BtfTypes:
     def _compound(self, make: Callable[..., Type], type_id: int) -> Type:
         members = [
             TypeMember(
-                partial(self._member_type, member), member.name or None, member.bit_offset
+                partial(self._member_type, member),
+                member.name or None,
+                member.bit_offset,
             )
             for member in self.btf.members(type_id)
         ]

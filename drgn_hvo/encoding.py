@@ -164,9 +164,7 @@ def compound_info_has_mask(geometry: Geometry, hvo_built: bool) -> bool:
     return hvo_built and geometry.power_of_2
 
 
-def set_compound_head(
-    geometry: Geometry, head: int, order: int, has_mask: bool
-) -> int:
+def set_compound_head(geometry: Geometry, head: int, order: int, has_mask: bool) -> int:
     """
     Mirror of ``set_compound_head()``: the word of a tail.
 

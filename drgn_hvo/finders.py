@@ -295,9 +295,7 @@ def _described(
     )
 
 
-def _variable(
-    sources: CoreSources, name: str, variable: Variable
-) -> Optional[Object]:
+def _variable(sources: CoreSources, name: str, variable: Variable) -> Optional[Object]:
     address = sources.address(name)
     if address is None:
         return None
@@ -331,7 +329,7 @@ def _length_from(sources: CoreSources, candidate: LengthSource) -> Optional[int]
         return member.type.length
     if isinstance(candidate, Enumerator):
         try:
-            return prog.constant(candidate.name).value_()  # type: ignore[no-any-return]
+            return prog.constant(candidate.name).value_()
         except LookupError:
             return None
     return sources.vmcoreinfo().length(candidate.name)
@@ -411,9 +409,7 @@ def _find_symbol(
         entries = list(kallsyms)
     if one:
         entries = entries[:1]
-    return [
-        _symbol(entry, kallsyms.extent(entry.address) or 0) for entry in entries
-    ]
+    return [_symbol(entry, kallsyms.extent(entry.address) or 0) for entry in entries]
 
 
 def install(prog: Program) -> CoreSources:

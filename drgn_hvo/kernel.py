@@ -28,7 +28,7 @@ from drgn_hvo.errors import (
     UnavailableError,
     UsageError,
 )
-from drgn_hvo.finders import core_sources, has_debuginfo, install
+from drgn_hvo.finders import has_debuginfo, install
 from drgn_hvo.memory import FrameReader
 from drgn_hvo.pagetable import PAGE_TABLE_FORMATS, PageTableFormat
 from drgn_hvo.vmcoreinfo import Vmcoreinfo
@@ -67,6 +67,17 @@ class StructPage:
     private: Optional[int]
     lru: Optional[int]
     source: str
+
+    def require(self, name: str) -> int:
+        """
+        The offset of a word that not every source knows.
+
+        :raises UnavailableError: if it is not known.
+        """
+        offset: Optional[int] = getattr(self, name)
+        if offset is None:
+            raise UnavailableError(f"{self.source} does not say where page->{name} is")
+        return offset
 
 
 # Renamed by Linux kernel commit d50569612c29 ("mm: rename the 'compound_head'
@@ -240,7 +251,9 @@ class Kernel:
                 "nothing says where vmemmap is: neither VMCOREINFO nor mem_section"
             )
         if len(set(known.values())) > 1:
-            both = " and ".join(f"{source} says {at:#x}" for source, at in known.items())
+            both = " and ".join(
+                f"{source} says {at:#x}" for source, at in known.items()
+            )
             raise DetectionError(
                 f"where is vmemmap? {both}; use --assume vmemmap=ADDRESS"
             )
@@ -351,10 +364,10 @@ def _vmemmap_from_mem_section(kernel: Kernel) -> Optional[int]:
     offset = vmcoreinfo.offset("mem_section.section_mem_map")
     section_bits = vmcoreinfo.number("SECTION_SIZE_BITS")
     physmem_bits = vmcoreinfo.number("MAX_PHYSMEM_BITS")
-    if None in (roots, length, size, offset, section_bits, physmem_bits):
+    if offset is None or not (
+        roots and length and size and section_bits and physmem_bits
+    ):
         return None
-    assert roots and length and size and offset is not None
-    assert section_bits and physmem_bits
     per_root = page_size // size
     # Only CONFIG_SPARSEMEM_EXTREME has roots of a page each.
     if length * per_root != 1 << (physmem_bits - section_bits):

@@ -257,8 +257,8 @@ def _detect_encoding(
         return Encoding(from_types, (*evidence, "data: mixed, so the types decide"))
     if None not in (from_types, from_data) and from_types != from_data:
         raise DetectionError(
-            f"types and data disagree about the encoding of tails: {'; '.join(evidence)}"
-            "; use --assume encoding=pointer or encoding=mask"
+            f"types and data disagree about how tails are encoded: "
+            f"{'; '.join(evidence)}; use --assume encoding=pointer or encoding=mask"
         )
     kind = from_data or from_types
     if kind is None:

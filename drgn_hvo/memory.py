@@ -39,7 +39,9 @@ class Frames:
     present: BoolArray
 
 
-def column(data: ByteArray, offset: int, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+def column(
+    data: ByteArray, offset: int, dtype: np.dtype[np.generic]
+) -> npt.NDArray[np.generic]:
     """
     One field of each row.
 

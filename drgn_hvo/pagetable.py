@@ -142,9 +142,7 @@ class Runs:
     @classmethod
     def concatenate(cls, parts: Iterable[Runs]) -> Runs:
         """Join runs of ascending, disjoint parts."""
-        columns = [
-            (p.va, p.pfn, p.count, p.step, p.writable, p.level) for p in parts
-        ]
+        columns = [(p.va, p.pfn, p.count, p.step, p.writable, p.level) for p in parts]
         if not columns:
             none = np.zeros(0, dtype=np.int64)
             return cls(

@@ -115,7 +115,7 @@ class Vmemmap:
         return self._walk.runs
 
     @cached_property
-    def _run_slices(self) -> tuple[Int64Array, Int64Array]:
+    def run_slices(self) -> tuple[Int64Array, Int64Array]:
         """First slice and end of each run, counted from :attr:`base`."""
         runs = self.runs
         first = ((runs.va - np.uint64(self.base)) // np.uint64(self.page_size)).astype(
@@ -128,7 +128,7 @@ class Vmemmap:
         """One more than the highest PFN that has a struct page."""
         if not self.has_mappings:
             return self._end_pfn_of_nodes()
-        _, ends = self._run_slices
+        _, ends = self.run_slices
         return int(ends[-1]) * self.page_size // self.size if len(ends) else 0
 
     def _end_pfn_of_nodes(self) -> int:
@@ -136,6 +136,11 @@ class Vmemmap:
         if end is None:
             raise TargetError("nothing says how many pages there are; name a range")
         return int(end)
+
+    @cached_property
+    def repeated_frames(self) -> Int64Array:
+        """Frames that more than one slice maps, ascending."""
+        return _repeated_frames(self.runs)
 
     def page_address(self, pfn: int) -> int:
         """Mirror of ``pfn_to_page()``."""
@@ -154,7 +159,7 @@ class Vmemmap:
 
         :return: Indices of runs (any where there is none), and whether there is.
         """
-        firsts, ends = self._run_slices
+        firsts, ends = self.run_slices
         if not len(firsts):
             none = np.zeros(len(slices), dtype=np.int64)
             return none, none.astype(np.bool_)
@@ -172,7 +177,7 @@ class Vmemmap:
         index, mapped = self.slices_to_runs(slices)
         if not len(self.runs):
             return index, mapped
-        firsts, _ = self._run_slices
+        firsts, _ = self.run_slices
         runs = self.runs
         offset = slices - firsts[index]
         pfns = runs.pfn[index] + runs.step[index] * offset
@@ -261,12 +266,16 @@ class Vmemmap:
 
     def tail_words(self, pages: StructPages) -> U64Array:
         """The tail word of each struct page."""
-        words = column(pages.data, self.kernel.struct_page.offset, self.kernel.reader.u64)
+        words = column(
+            pages.data, self.kernel.struct_page.offset, self.kernel.reader.u64
+        )
         return words.astype(np.uint64, copy=False)
 
     def flags(self, pages: StructPages) -> U64Array:
         """``flags`` of each struct page."""
-        words = column(pages.data, self.kernel.struct_page.flags, self.kernel.reader.u64)
+        words = column(
+            pages.data, self.kernel.struct_page.flags, self.kernel.reader.u64
+        )
         return words.astype(np.uint64, copy=False)
 
     def compound_heads(
@@ -319,3 +328,26 @@ class Vmemmap:
         outside = head_pfns >= np.uint64(self.kernel.max_pfn_limit)
         head_pfns[outside | ~pages.present | ~pages.data.any(axis=1)] = none
         return head_pfns
+
+
+def _repeated_frames(runs: Runs) -> Int64Array:
+    """Frames that occur more than once in runs, ascending."""
+    repeated = (runs.step == 0) & (runs.count > 1)
+    # Elsewhere a frame can occur twice only where two runs overlap: a run that
+    # begins below the highest end so far. Such overlaps are small and rare.
+    length = np.where(runs.step == 0, 1, runs.count)
+    order = np.argsort(runs.pfn, kind="stable")
+    first = runs.pfn[order]
+    end = first + length[order]
+    if not len(first):
+        return first
+    reached = np.maximum.accumulate(end)[:-1]
+    overlap = np.flatnonzero(first[1:] < reached)
+    parts = [
+        np.arange(start, stop, dtype=np.int64)
+        for start, stop in zip(
+            first[1:][overlap].tolist(),
+            np.minimum(end[1:], reached)[overlap].tolist(),
+        )
+    ]
+    return np.unique(np.concatenate([runs.pfn[repeated], *parts]))

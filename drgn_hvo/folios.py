@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Hugetlb folios
+--------------
+
+Folios are found on the lists of the pools *and* in the page tables of vmemmap: a
+folio that is being moved, freed or demoted is on no list, but still optimized.
+Whether one is optimized is told by the kernel's flag and, independently, by the
+page tables. All of it is done on arrays, one element a folio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.folio import HEAD_PAGES, FolioFields, folio_fields
+from drgn_hvo.hugetlb import (
+    NO_LIST,
+    HState,
+    HugePageList,
+    hpg_flags,
+    read_hstates,
+    read_lists,
+)
+from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.mmzone import Mmzone
+from drgn_hvo.tails import SharedTail
+from drgn_hvo.vmemmap import StructPages, Vmemmap
+
+__all__ = ("Folios", "Hugetlb", "Slices", "hugetlb")
+
+# Head frames are read so many at a time: 32 MiB of them.
+_HEADS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Slices:
+    """
+    The parts of folios' vmemmap behind the first slice that one run maps, by
+    folio; one element each in every array.
+
+    :param folio: Index of the folio.
+    :param pfn: Frame of the first of these slices.
+    :param count: Number of slices.
+    :param step: As in :class:`~drgn_hvo.pagetable.Runs`.
+    :param shared: How many of them map a frame that other slices use, too.
+    """
+
+    folio: Int64Array
+    first: Int64Array
+    pfn: Int64Array
+    count: Int64Array
+    step: Int64Array
+    writable: BoolArray
+    level: npt.NDArray[np.uint8]
+    shared: Int64Array
+
+
+@dataclass(frozen=True)
+class Folios:
+    """
+    Folios by ascending head PFN, one element each in every array.
+
+    :param order: Of the list or shared tail page that led to the folio.
+    :param on_list: Kind of the list that it is on.
+    :param present: Whether the dump has its first struct pages; where it has not,
+        what they say is zero.
+    :param PG_head: Whether its first struct page has ``PG_head``.
+    :param flags: ``page->flags`` of the head.
+    :param refcount: ``_refcount``.
+    :param private: ``folio->private``: the ``HPG_`` flags.
+    :param is_hugetlb: Whether it is of type hugetlb; ``None`` if nothing tells.
+    :param own_order: The order that the folio itself says; likewise.
+    :param slices: How many pages of vmemmap its struct pages fill.
+    :param mapped: How many of them are mapped at all.
+    :param head_frame: The frame of its first slice, -1 if that is not mapped.
+    :param shared_ptes: Slices behind the first whose frame other slices use, too.
+    :param writable_shared_ptes: How many of those are writable.
+    """
+
+    head_pfn: Int64Array
+    order: Int64Array
+    on_list: Int64Array
+    present: BoolArray
+    PG_head: BoolArray
+    flags: npt.NDArray[np.uint64]
+    refcount: Int64Array
+    private: npt.NDArray[np.uint64]
+    is_hugetlb: Optional[BoolArray]
+    own_order: Optional[Int64Array]
+    slices: Int64Array
+    mapped: Int64Array
+    head_frame: Int64Array
+    shared_ptes: Int64Array
+    writable_shared_ptes: Int64Array
+    tail_slices: Slices
+
+    def __len__(self) -> int:
+        return len(self.head_pfn)
+
+
+@dataclass(frozen=True)
+class Hugetlb:
+    """All pools, lists and folios of a kernel."""
+
+    hstates: tuple[HState, ...]
+    lists: tuple[HugePageList, ...]
+    folios: Folios
+    hpg_flags: dict[str, int]
+
+    def has_hpg_flag(self, name: str) -> Optional[BoolArray]:
+        """Which folios have an ``HPG_`` flag; ``None`` if nothing tells its bit."""
+        bit = self.hpg_flags.get(name)
+        if bit is None:
+            return None
+        return (self.folios.private >> np.uint64(bit) & np.uint64(1)) != 0
+
+    @cached_property
+    def optimized_mapping(self) -> BoolArray:
+        """Which folios share frames of vmemmap, by the page tables."""
+        return self.folios.shared_ptes > 0
+
+    @cached_property
+    def in_transition(self) -> BoolArray:
+        """
+        Which folios are on their way between states: frozen and on no list, as
+        while HVO remaps them.
+        """
+        folios = self.folios
+        return folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
+
+
+def _read_heads(vmemmap: Vmemmap, pfns: Int64Array) -> StructPages:
+    """The first struct pages of folios, in batches: only those are kept."""
+    parts = []
+    for first in range(0, len(pfns), _HEADS_PER_BATCH):
+        batch = pfns[first : first + _HEADS_PER_BATCH]
+        parts.append(vmemmap.read_pages(batch, HEAD_PAGES))
+    if not parts:
+        return vmemmap.read_pages(pfns, HEAD_PAGES)
+    return StructPages(
+        np.concatenate([part.data for part in parts]),
+        np.concatenate([part.present for part in parts]),
+    )
+
+
+def _is_in(values: Int64Array, sorted_values: Int64Array) -> BoolArray:
+    index = np.searchsorted(sorted_values, values)
+    found = np.zeros(len(values), dtype=np.bool_)
+    inside = index < len(sorted_values)
+    found[inside] = sorted_values[index[inside]] == values[inside]
+    return found
+
+
+def _shared_frames(vmemmap: Vmemmap, tails: list[SharedTail]) -> Int64Array:
+    """Frames that slices share, or could share, ascending."""
+    named = [tail.pfn for tail in tails if tail.pfn is not None]
+    return np.union1d(vmemmap.repeated_frames, np.array(named, dtype=np.int64))
+
+
+def _expand(firsts: Int64Array, lasts: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """All numbers of ranges (ends included), and the range of each."""
+    counts = np.maximum(lasts - firsts + 1, 0)
+    owner = np.repeat(np.arange(len(firsts), dtype=np.int64), counts)
+    within = np.arange(len(owner), dtype=np.int64) - np.repeat(
+        np.cumsum(counts) - counts, counts
+    )
+    return firsts[owner] + within, owner
+
+
+class _Finder:
+    """Finds folios by the page tables of vmemmap."""
+
+    def __init__(
+        self, vmemmap: Vmemmap, tails: list[SharedTail], fields: FolioFields
+    ) -> None:
+        self._vmemmap = vmemmap
+        self._tails = tails
+        self._fields = fields
+        self.shared_frames = _shared_frames(vmemmap, tails)
+
+    def mapped(self) -> dict[int, int]:
+        """Order by head PFN of every folio that maps a shared frame."""
+        named = {tail.pfn: tail.order for tail in self._tails if tail.pfn is not None}
+        found: dict[int, int] = {}
+        for pfn, order in named.items():
+            found.update(dict.fromkeys(self._of_tail(pfn, order), order))
+        found.update(self._of_unnamed(np.array(sorted(named), dtype=np.int64)))
+        return found
+
+    def _of_tail(self, pfn: int, order: int) -> list[int]:
+        """Heads of the folios that map a page of tails of this order."""
+        geometry = self._vmemmap.kernel.geometry
+        slices = geometry.slices(order)
+        firsts, ends = self._vmemmap.run_slices
+        runs = self._vmemmap.runs
+        which = (runs.step == 0) & (runs.pfn == pfn)
+        folios, _ = _expand(firsts[which] // slices, (ends[which] - 1) // slices)
+        return (np.unique(folios) << order).tolist()
+
+    def _of_unnamed(self, named: Int64Array) -> Iterator[tuple[int, int]]:
+        """
+        Folios whose slices share a frame that no slot names: the folio's own, where
+        there are fake heads, or one that a damaged slot should name. Their head is
+        in the slice in front of the shared ones, and says its order itself.
+        """
+        runs = self._vmemmap.runs
+        firsts, _ = self._vmemmap.run_slices
+        shared = (
+            (runs.step == 0)
+            & _is_in(runs.pfn, self.shared_frames)
+            & ~_is_in(runs.pfn, named)
+            & ~runs.writable
+        )
+        per_slice = self._vmemmap.kernel.geometry.pages_per_slice
+        pfns = np.unique(firsts[shared] - 1) * per_slice
+        pfns = pfns[pfns >= 0]
+        heads = _read_heads(self._vmemmap, pfns)
+        orders = self._fields.orders(heads.data)
+        is_hugetlb = self._fields.are_hugetlb(heads.data)
+        if orders is None or is_hugetlb is None:
+            return
+        mask = np.uint64(self._vmemmap.kernel.PG_head_mask)
+        good = heads.present & is_hugetlb & ((self._vmemmap.flags(heads) & mask) != 0)
+        good &= orders >= self._vmemmap.kernel.geometry.vmemmap_tail_min_order
+        good &= orders < 32
+        good[good] &= pfns[good] % (1 << orders[good]) == 0
+        yield from zip(pfns[good].tolist(), orders[good].tolist())
+
+    def slices_of(self, head_pfns: Int64Array, orders: Int64Array) -> _FolioSlices:
+        """How the vmemmap of each folio is mapped."""
+        return _FolioSlices(self._vmemmap, self.shared_frames, head_pfns, orders)
+
+
+class _FolioSlices:
+    """How the slices of folios are mapped; arrays by folio."""
+
+    def __init__(
+        self,
+        vmemmap: Vmemmap,
+        shared_frames: Int64Array,
+        head_pfns: Int64Array,
+        orders: Int64Array,
+    ) -> None:
+        size, page_size = vmemmap.size, vmemmap.page_size
+        self.count = np.maximum((size << orders) // page_size, 1)
+        start = head_pfns * size // page_size
+        end = start + self.count
+        self.head_frame, _ = vmemmap.frames(start)
+        firsts, ends = vmemmap.run_slices
+        # All pairs of a folio and a run that overlap.
+        run, folio = _expand(
+            np.searchsorted(ends, start, side="right"),
+            np.searchsorted(firsts, end, side="left") - 1,
+        )
+        first = np.maximum(firsts[run], start[folio])
+        last = np.minimum(ends[run], end[folio])
+        self.mapped = self._sum(folio, last - first)
+        # Behind the first slice.
+        first = np.maximum(first, start[folio] + 1)
+        keep = first < last
+        run, folio, first, last = run[keep], folio[keep], first[keep], last[keep]
+        runs = vmemmap.runs
+        count = last - first
+        step = runs.step[run]
+        pfn = runs.pfn[run] + step * (first - firsts[run])
+        shared = np.searchsorted(shared_frames, pfn + count * step, side="left")
+        shared -= np.searchsorted(shared_frames, pfn, side="left")
+        repeats = np.where(_is_in(pfn, shared_frames), count, 0)
+        shared = np.where(step == 0, repeats, shared)
+        self.tails = Slices(
+            folio=folio,
+            first=first - start[folio],
+            pfn=pfn,
+            count=count,
+            step=step,
+            writable=runs.writable[run],
+            level=runs.level[run],
+            shared=shared,
+        )
+        self.shared_ptes = self._sum(folio, shared)
+        self.writable_shared_ptes = self._sum(
+            folio, np.where(runs.writable[run], shared, 0)
+        )
+
+    def _sum(self, folio: Int64Array, values: Int64Array) -> Int64Array:
+        totals = np.zeros(len(self.count), dtype=np.int64)
+        np.add.at(totals, folio, values)
+        return totals
+
+
+def _links(vmemmap: Vmemmap, pfns: Int64Array, heads: StructPages) -> dict[int, int]:
+    """``lru.next`` of folios by address of ``lru``."""
+    lru = vmemmap.kernel.struct_page.require("lru")
+    fields = folio_fields(vmemmap.kernel)
+    addresses = vmemmap.base + lru + vmemmap.size * pfns[heads.present].astype(object)
+    following = fields.words(heads.data[heads.present], lru, 8)
+    return dict(zip(addresses.tolist(), following.tolist()))
+
+
+def hugetlb(
+    vmemmap: Vmemmap,
+    mmzone: Mmzone,
+    tails: list[SharedTail],
+    notes: list[str],
+) -> Hugetlb:
+    """
+    Read all pools, lists and folios of a kernel with types.
+
+    :param notes: Gets a line for everything that could not be read.
+    """
+    kernel = vmemmap.kernel
+    fields = folio_fields(kernel)
+    finder = _Finder(vmemmap, tails, fields)
+    orders = finder.mapped()
+    mapped_pfns = np.array(sorted(orders), dtype=np.int64)
+    links = _links(vmemmap, mapped_pfns, _read_heads(vmemmap, mapped_pfns))
+    hstates = read_hstates(kernel, mmzone, notes)
+    lists: list[HugePageList] = []
+    for hstate in hstates:
+        lists += read_lists(vmemmap, hstate, list(mmzone.pgdats), links)
+    kinds: dict[int, int] = {}
+    for a_list in lists:
+        if a_list.problem is not None:
+            notes.append(f"the {a_list} is broken: {a_list.problem}")
+        orders.update(dict.fromkeys(a_list.heads, a_list.order))
+        kinds.update(dict.fromkeys(a_list.heads, a_list.kind))
+    folios = _folios(finder, vmemmap, fields, orders, kinds)
+    return Hugetlb(tuple(hstates), tuple(lists), folios, hpg_flags(kernel))
+
+
+def _folios(
+    finder: _Finder,
+    vmemmap: Vmemmap,
+    fields: FolioFields,
+    orders: dict[int, int],
+    kinds: dict[int, int],
+) -> Folios:
+    struct_page = vmemmap.kernel.struct_page
+    head_pfn = np.array(sorted(orders), dtype=np.int64)
+    order = np.array([orders[pfn] for pfn in head_pfn.tolist()], dtype=np.int64)
+    heads = _read_heads(vmemmap, head_pfn)
+    slices = finder.slices_of(head_pfn, order)
+    flags = vmemmap.flags(heads)
+    refcount = fields.words(heads.data, struct_page.require("refcount"), 4)
+    return Folios(
+        head_pfn=head_pfn,
+        order=order,
+        on_list=np.array(
+            [kinds.get(pfn, NO_LIST) for pfn in head_pfn.tolist()], dtype=np.int64
+        ),
+        # What an ELF dump leaves out reads as zeros; no head is all zeros.
+        present=heads.present & np.any(heads.data, axis=1),
+        PG_head=(flags & np.uint64(vmemmap.kernel.PG_head_mask)) != 0,
+        flags=flags,
+        refcount=refcount.astype(np.uint32).astype(np.int32).astype(np.int64),
+        private=fields.words(heads.data, struct_page.require("private"), 8),
+        is_hugetlb=fields.are_hugetlb(heads.data),
+        own_order=fields.orders(heads.data),
+        slices=slices.count,
+        mapped=slices.mapped,
+        head_frame=slices.head_frame,
+        shared_ptes=slices.shared_ptes,
+        writable_shared_ptes=slices.writable_shared_ptes,
+        tail_slices=slices.tails,
+    )

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Huge page pools
+---------------
+
+The pools of huge pages (``struct hstate``) and their lists. A list in a dead
+kernel may be broken: what is followed is checked and counted, and a list that
+breaks says where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from drgn import FaultError, Object
+from drgn.helpers.linux.hugetlb import for_each_hstate
+
+from drgn_hvo.kernel import Kernel
+from drgn_hvo.mmzone import Mmzone
+from drgn_hvo.vmemmap import Vmemmap
+
+__all__ = (
+    "ACTIVE_LIST",
+    "FREE_LIST",
+    "LIST_NAMES",
+    "NO_LIST",
+    "HState",
+    "HugePageList",
+    "hpg_flags",
+    "read_hstates",
+    "read_lists",
+)
+
+#: Kinds of lists, and what they are called.
+NO_LIST, FREE_LIST, ACTIVE_LIST = 0, 1, 2
+LIST_NAMES: tuple[Optional[str], ...] = (None, "free", "active")
+
+
+@dataclass(frozen=True)
+class HState:
+    """
+    A pool of huge pages of one size: ``struct hstate``.
+
+    Counters are in huge pages; the dictionaries are by node ID.
+    """
+
+    address: int
+    order: int
+    total: int
+    free: int
+    surplus: int
+    reserved: int
+    total_node: dict[int, int]
+    free_node: dict[int, int]
+    surplus_node: dict[int, int]
+
+
+@dataclass(frozen=True)
+class HugePageList:
+    """
+    A list of the folios of a pool.
+
+    :param kind: :data:`FREE_LIST` or :data:`ACTIVE_LIST`.
+    :param nid: The node of a free list, ``None`` for the active list.
+    :param heads: PFNs of the folios, in list order, up to where it breaks.
+    :param problem: Why the list could not be followed to its end.
+    """
+
+    order: int
+    kind: int
+    nid: Optional[int]
+    heads: tuple[int, ...]
+    problem: Optional[str]
+
+    def __str__(self) -> str:
+        where = "" if self.nid is None else f" of node {self.nid}"
+        return f"{LIST_NAMES[self.kind]} list{where} of order {self.order}"
+
+
+def hpg_flags(kernel: Kernel) -> dict[str, int]:
+    """
+    The bits of ``folio->private`` of a hugetlb folio, ``enum hugetlb_page_flags``.
+
+    :return: Bit by name in lower case, without ``HPG_``.
+    """
+    flags = kernel.type("enum hugetlb_page_flags")
+    return {
+        enumerator.name[len("HPG_") :].lower(): enumerator.value
+        for enumerator in (flags.enumerators or () if flags is not None else ())
+        if enumerator.name.startswith("HPG_")
+    }
+
+
+def _read_hstate(hstate: Object, nids: list[int]) -> HState:
+    def by_node(member: str) -> dict[int, int]:
+        counts = hstate.member_(member)
+        return {nid: counts[nid].value_() for nid in nids}
+
+    return HState(
+        address=hstate.value_(),
+        order=hstate.order.value_(),
+        total=hstate.nr_huge_pages.value_(),
+        free=hstate.free_huge_pages.value_(),
+        surplus=hstate.surplus_huge_pages.value_(),
+        reserved=hstate.resv_huge_pages.value_(),
+        total_node=by_node("nr_huge_pages_node"),
+        free_node=by_node("free_huge_pages_node"),
+        surplus_node=by_node("surplus_huge_pages_node"),
+    )
+
+
+def read_hstates(kernel: Kernel, mmzone: Mmzone, notes: list[str]) -> list[HState]:
+    """
+    All pools, in the kernel's order.
+
+    :param notes: Gets a line for each pool that cannot be read or cannot be one.
+    """
+    states = []
+    for hstate in for_each_hstate(kernel.prog):
+        try:
+            state = _read_hstate(hstate, list(mmzone.pgdats))
+        except FaultError as e:
+            notes.append(f"hstate {hstate.value_():#x} is not in this dump: {e}")
+            continue
+        if not 0 < state.order < 64 - kernel.geometry.page_shift:
+            notes.append(f"hstate {state.address:#x} has order {state.order}: ignored")
+            continue
+        states.append(state)
+    return states
+
+
+def read_lists(
+    vmemmap: Vmemmap, hstate: HState, nids: list[int], links: dict[int, int]
+) -> list[HugePageList]:
+    """
+    The free list of each node and the active list of a pool.
+
+    :param links: ``lru.next`` by address of ``lru``, where it is known already.
+    """
+    kernel = vmemmap.kernel
+    pool = Object(kernel.prog, "struct hstate *", hstate.address)
+    heads = [(FREE_LIST, nid, pool.hugepage_freelists[nid]) for nid in nids]
+    lists = []
+    for kind, nid, head in [*heads, (ACTIVE_LIST, None, pool.hugepage_activelist)]:
+        address = head.address_of_().value_()
+        pfns, problem = _follow(vmemmap, hstate.order, address, links)
+        lists.append(HugePageList(hstate.order, kind, nid, tuple(pfns), problem))
+    return lists
+
+
+def _follow(
+    vmemmap: Vmemmap, order: int, head: int, links: dict[int, int]
+) -> tuple[list[int], Optional[str]]:
+    """Follow a list of folios from its head on, as far as it makes sense."""
+    lru = vmemmap.kernel.struct_page.require("lru")
+    read = vmemmap.kernel.prog.read_u64
+    most = vmemmap.end_pfn >> order
+    pfns: list[int] = []
+    seen: set[int] = set()
+    entry = head
+    while True:
+        try:
+            following = links.get(entry)
+            if following is None:
+                following = read(entry)
+        except FaultError:
+            return pfns, f"the entry at {entry:#x} is not in this dump"
+        if following == head:
+            return pfns, None
+        pfn = vmemmap.page_pfn(following - lru)
+        if pfn is None:
+            return pfns, f"the entry at {entry:#x} leads to {following:#x}, no folio"
+        if following in seen:
+            return pfns, f"the entry at {entry:#x} leads back to {following:#x}"
+        if len(pfns) >= most:
+            return pfns, f"it has more than {most} entries"
+        seen.add(following)
+        pfns.append(pfn)
+        entry = following
