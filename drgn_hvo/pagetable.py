@@ -295,6 +295,14 @@ def _read_entries(
         & (vas + (width - np.uint64(1)) >= np.uint64(limits[0]))
         & (vas <= np.uint64(limits[1] - 1))
     )
+    if level > page_table.max_leaf_level:
+        # Bit set where the format has none: damage, not a mapping.
+        broken = wanted & ((values & np.uint64(page_table.leaf)) != 0)
+        for address, first in zip(values[broken].tolist(), vas[broken].tolist()):
+            missing.append(
+                MissingTable(address, first, first + (1 << shift), "is no table")
+            )
+        wanted &= ~broken
     rows, _ = np.nonzero(wanted)
     value = values[wanted]
     writable = (value & np.uint64(page_table.writable)) != 0
@@ -304,13 +312,7 @@ def _read_entries(
 def _is_leaf(page_table: PageTableFormat, entries: _Entries, level: int) -> BoolArray:
     if level == 0:
         return np.ones(len(entries.va), dtype=np.bool_)
-    leaf = (entries.value & np.uint64(page_table.leaf)) != 0
-    if level > page_table.max_leaf_level and leaf.any():
-        bad = int(entries.value[leaf][0])
-        raise FormatError(
-            f"a page table entry at level {level} is {bad:#x}, which cannot be a mapping"
-        )
-    return leaf
+    return (entries.value & np.uint64(page_table.leaf)) != 0
 
 
 def _compress(
