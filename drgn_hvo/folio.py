@@ -69,7 +69,7 @@ class _Generation(Generic[T]):
 
 
 def _offset(kernel: Kernel, type_name: str, member: str) -> Optional[int]:
-    owner = kernel.type(type_name) if kernel.has_types else None
+    owner = kernel.type(type_name)
     if owner is None or not owner.has_member(member):
         return None
     return offsetof(owner, member)

@@ -333,6 +333,12 @@ def hugetlb(
         orders.update(dict.fromkeys(a_list.heads, a_list.order))
         kinds.update(dict.fromkeys(a_list.heads, a_list.kind))
     folios = _folios(finder, vmemmap, fields, orders, kinds)
+    unseen = int((~folios.present).sum())
+    if unseen:
+        notes.append(
+            f"the first struct pages of {unseen} of {len(folios)} folios are not in "
+            "this dump, or read as zeros"
+        )
     return Hugetlb(tuple(hstates), tuple(lists), folios, hpg_flags(kernel))
 
 

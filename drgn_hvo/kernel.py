@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-import logging
 from typing import Any, Optional, Union
 
 from drgn import Architecture, FaultError, Program, Type, offsetof, sizeof
@@ -34,8 +33,6 @@ from drgn_hvo.pagetable import PAGE_TABLE_FORMATS, PageTableFormat
 from drgn_hvo.vmcoreinfo import Vmcoreinfo
 
 __all__ = ("ASSUMPTIONS", "Kernel", "StructPage", "kernel")
-
-logger = logging.getLogger("drgn_hvo")
 
 _CACHE_KEY = "drgn_hvo.kernel"
 
@@ -106,6 +103,8 @@ class Kernel:
             self.vmcoreinfo: Vmcoreinfo = self.sources.vmcoreinfo()
         except UnavailableError as e:
             raise TargetError(str(e)) from None
+        #: Why there are no types, if there are none.
+        self.no_types_reason: Optional[str] = None
         self.release = self.vmcoreinfo.get("OSRELEASE")
         self.types_from = self._types_from()
         self.symbols_from = self._symbols_from()
@@ -134,7 +133,7 @@ class Kernel:
         try:
             self.sources.types()
         except UnavailableError as e:
-            logger.warning("no types (%s): only what VMCOREINFO says is used", e)
+            self.no_types_reason = str(e)
             return "vmcoreinfo"
         return "btf"
 
@@ -148,7 +147,9 @@ class Kernel:
         return "kallsyms"
 
     def type(self, name: str) -> Optional[Type]:
-        """A type, ``None`` if this kernel has none of that name."""
+        """A type, ``None`` if there is none of that name or there are no types."""
+        if not self.has_types:
+            return None
         try:
             return self.prog.type(name)
         except LookupError:

@@ -396,8 +396,8 @@ def _notes(kernel: Kernel, encoding: Encoding, array: Optional[TailArray]) -> li
         )
     if not kernel.has_types:
         notes.append(
-            "no types: hstates, folios and shared tail pages cannot be read (give "
-            "debuginfo with -s)"
+            f"no types ({kernel.no_types_reason}): pools, folios and shared tail pages "
+            "cannot be read; debuginfo, given with -s, would do"
         )
     return notes
 

@@ -22,7 +22,7 @@ from drgn_hvo.memory import Int64Array, column
 from drgn_hvo.mmzone import Mmzone
 from drgn_hvo.vmemmap import StructPages, Vmemmap
 
-__all__ = ("SharedTail", "mapped_by", "shared_tails")
+__all__ = ("SharedTail", "shared_tails")
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,6 @@ def _owners(mmzone: Mmzone, where: str) -> Iterator[_Owner]:
             yield _Owner(nid, index, zone.vmemmap_tails)
 
 
-def mapped_by(vmemmap: Vmemmap, pfn: int) -> int:
-    """How many base-page entries of vmemmap's page tables map a frame."""
-    runs = vmemmap.runs
-    repeated = (runs.step == 0) & (runs.pfn == pfn)
-    within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
-    return int(runs.count[repeated].sum() + within.sum())
-
-
 def shared_tails(
     vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone, notes: list[str]
 ) -> list[SharedTail]:
@@ -114,7 +106,7 @@ def shared_tails(
             frame_nid=frames.nid(i),
             frame_refcount=frames.refcount(i),
             boot=frames.reserved(i),
-            mapped_by=0 if pfn is None else mapped_by(vmemmap, pfn),
+            mapped_by=0 if pfn is None else vmemmap.mapped_by(pfn),
         )
         for i, ((owner, index, value), pfn) in enumerate(zip(used, pfns))
     ]

@@ -142,6 +142,13 @@ class Vmemmap:
         """Frames that more than one slice maps, ascending."""
         return _repeated_frames(self.runs)
 
+    def mapped_by(self, pfn: int) -> int:
+        """How many slices map a frame."""
+        runs = self.runs
+        repeated = (runs.step == 0) & (runs.pfn == pfn)
+        within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
+        return int(runs.count[repeated].sum() + within.sum())
+
     def page_address(self, pfn: int) -> int:
         """Mirror of ``pfn_to_page()``."""
         return self.base + pfn * self.size

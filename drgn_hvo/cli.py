@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Command line
+------------
+
+``drgn-hvo``: options, exit statuses, and nothing else. See
+:data:`EXIT_STATUSES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import json
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn, Optional
+
+from drgn_hvo import __version__
+from drgn_hvo.errors import HvoError, UsageError
+
+if TYPE_CHECKING:
+    from drgn_hvo.hvo import Hvo
+
+__all__ = ("EXIT_STATUSES", "main")
+
+#: What scripts can rely on.
+EXIT_STATUSES = {
+    0: "the command did its job",
+    2: "usage, or the target cannot be opened or understood",
+    70: "a bug in drgn-hvo",
+    130: "interrupted",
+    141: "the reader of the output went away",
+}
+
+EXIT_USAGE = 2
+EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help shows usage)\n")
+
+
+def _assumption(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def _common_options() -> _Parser:
+    common = _Parser(add_help=False)
+    common.add_argument(
+        "-s",
+        "--symbols",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="load the kernel's debuginfo from this file; never required",
+    )
+    common.add_argument(
+        "--vmcoreinfo",
+        metavar="PATH",
+        help="read VMCOREINFO from this file, for a core that has none",
+    )
+    common.add_argument(
+        "--assume",
+        metavar="KEY=VALUE",
+        type=_assumption,
+        action="append",
+        default=[],
+        help="override a detected property: encoding=pointer|mask, "
+        "tail_layout=plain|fake-head|shared, vmemmap=ADDRESS",
+    )
+    common.add_argument("--debug", action="store_true", help="show tracebacks")
+    common.add_argument(
+        "target",
+        metavar="TARGET",
+        help="a core, 'live', or 'qemu:ADDRESS' (QMP socket)",
+    )
+    return common
+
+
+_PAGE_HELP = (
+    "pfn:N, page:0xADDR (a struct page), virt:0xADDR (kernel virtual), phys:0xADDR, "
+    "task:PID:0xVADDR, or just a PFN"
+)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="drgn-hvo",
+        description="Explain HugeTLB Vmemmap Optimization (HVO) in a Linux kernel.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    common = _common_options()
+
+    show = commands.add_parser(
+        "show", parents=[common], help="kernel, layout, shared tails, pools, savings"
+    )
+    show.add_argument("--folios", action="store_true", help="list every folio, too")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    show.set_defaults(run=_run_show)
+
+    page = commands.add_parser("page", parents=[common], help="explain struct pages")
+    page.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
+    page.add_argument("--json", action="store_true", help="print JSON")
+    page.set_defaults(run=_run_page)
+
+    a_map = commands.add_parser(
+        "map", parents=[common], help="draw how a folio's struct pages are mapped"
+    )
+    a_map.add_argument("page", metavar="PAGE", help=_PAGE_HELP)
+    a_map.set_defaults(run=_run_map)
+
+    heads = commands.add_parser(
+        "heads", parents=[common], help="resolve the heads of all pages into a file"
+    )
+    heads.add_argument(
+        "--pfns", metavar="A-B", help="only these PFNs, both included (default: all)"
+    )
+    heads.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.npy",
+        required=True,
+        help="uint64 head PFNs, one a PFN; all ones where no struct page was "
+        "initialised",
+    )
+    heads.set_defaults(run=_run_heads)
+    return parser
+
+
+def _open(args: argparse.Namespace) -> Hvo:
+    from drgn_hvo.hvo import hvo
+    from drgn_hvo.target import open_target
+
+    if not args.debug:
+        # drgn warns about what we say ourselves, as an error.
+        logging.getLogger("drgn").setLevel(logging.ERROR)
+    prog = open_target(args.target, args.symbols, args.vmcoreinfo)
+    return hvo(prog, dict(args.assume))
+
+
+def _print_json(document: object) -> None:
+    json.dump(document, sys.stdout)
+    sys.stdout.write("\n")
+
+
+def _run_show(args: argparse.Namespace) -> int:
+    from drgn_hvo.report.show import print_show, show_document
+
+    document = show_document(_open(args), args.target, folios=args.folios)
+    if args.json:
+        _print_json(document)
+    else:
+        print_show(document)
+    return 0
+
+
+def _run_page(args: argparse.Namespace) -> int:
+    from drgn_hvo.pages import parse_page_spec
+    from drgn_hvo.report.page import page_document, print_pages
+
+    specs = [parse_page_spec(text) for text in args.pages]
+    document = page_document(_open(args), args.target, specs)
+    if args.json:
+        _print_json(document)
+    else:
+        print_pages(document)
+    return 0
+
+
+def _run_map(args: argparse.Namespace) -> int:
+    from drgn_hvo.pages import parse_page_spec
+    from drgn_hvo.report.map import print_map
+
+    spec = parse_page_spec(args.page)
+    print_map(_open(args), spec)
+    return 0
+
+
+def _run_heads(args: argparse.Namespace) -> int:
+    from drgn_hvo.report.heads import parse_pfn_range, write_heads
+
+    pfns = None if args.pfns is None else parse_pfn_range(args.pfns)
+    if os.path.realpath(args.output) == os.path.realpath(args.target):
+        raise UsageError(f"{args.output}: is the target itself")
+    write_heads(_open(args), args.output, pfns)
+    return 0
+
+
+def _fail(status: int, message: str) -> int:
+    print(f"drgn-hvo: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _run(args: argparse.Namespace) -> int:
+    from drgn import FaultError
+
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except HvoError as e:
+        return _fail(EXIT_USAGE, f"error: {e}")
+    except FaultError as e:
+        return _fail(EXIT_USAGE, f"error: not in this dump: {e}")
+    except MemoryError:
+        return _fail(EXIT_USAGE, "error: not enough memory for this target")
+    return status
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """
+    Run the command line.
+
+    :return: The exit status, see :data:`EXIT_STATUSES`.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        return _fail(EXIT_INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        # Nobody reads any more; keep Python from saying so at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception as e:
+        if args.debug:
+            raise
+        return _fail(
+            EXIT_BUG,
+            f"internal error: {type(e).__name__}: {e} (a bug in drgn-hvo; --debug "
+            "shows where)",
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

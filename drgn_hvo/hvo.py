@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What HVO did to a kernel
+------------------------
+
+:class:`Hvo` brings the layers together for one program: each part is read when it
+is first asked for, and only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Optional
+
+from drgn import Program
+
+from drgn_hvo.folio import FolioFields, folio_fields
+from drgn_hvo.folios import Hugetlb, hugetlb
+from drgn_hvo.kernel import Kernel, kernel
+from drgn_hvo.layout import Layout, detect_layout
+from drgn_hvo.mmzone import Mmzone
+from drgn_hvo.tails import SharedTail, shared_tails
+from drgn_hvo.vmemmap import Vmemmap
+
+__all__ = ("Hvo", "hvo")
+
+_CACHE_KEY = "drgn_hvo.hvo"
+
+
+class Hvo:
+    """
+    All that is known about HVO in one kernel.
+
+    :raises HvoError: from here or from any attribute, if it cannot be found out.
+    """
+
+    def __init__(self, prog: Program, assume: Optional[Mapping[str, str]]) -> None:
+        self.kernel: Kernel = kernel(prog, assume)
+        self.vmemmap = Vmemmap(self.kernel)
+        #: What could not be read, one line each; grows as parts are read.
+        self.problems: list[str] = []
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The detected layout."""
+        return detect_layout(self.kernel, self.vmemmap)
+
+    @cached_property
+    def fields(self) -> FolioFields:
+        """Where folios keep their fields."""
+        return folio_fields(self.kernel)
+
+    @property
+    def has_fake_heads(self) -> bool:
+        """Whether copies of a head can stand where a tail belongs."""
+        return self.layout.tails.kind == "fake-head"
+
+    @property
+    def has_hugetlb(self) -> bool:
+        """Whether pools and folios can be read at all."""
+        return self.kernel.has_types and self.vmemmap.has_mappings
+
+    @cached_property
+    def mmzone(self) -> Mmzone:
+        """Nodes and zones."""
+        return Mmzone(self.kernel, self.vmemmap)
+
+    @cached_property
+    def shared_tails(self) -> list[SharedTail]:
+        """Used slots of ``vmemmap_tails[]``."""
+        return shared_tails(self.vmemmap, self.layout, self.mmzone, self.problems)
+
+    @cached_property
+    def hugetlb(self) -> Hugetlb:
+        """Pools, lists and folios."""
+        return hugetlb(self.vmemmap, self.mmzone, self.shared_tails, self.problems)
+
+
+def hvo(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Hvo:
+    """
+    The :class:`Hvo` of a program, made once.
+
+    :param assume: Properties to override, see
+        :data:`~drgn_hvo.kernel.ASSUMPTIONS`; only before the first use.
+    """
+    if _CACHE_KEY not in prog.cache:
+        prog.cache[_CACHE_KEY] = Hvo(prog, assume)
+    found: Hvo = prog.cache[_CACHE_KEY]
+    return found

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Reports
+-------
+
+What the commands print. Each report first builds the document that ``--json``
+prints; the text for people is made from that document alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+from drgn_hvo import __version__
+
+__all__ = ("Document", "document", "human_size")
+
+Document = dict[str, Any]
+
+
+def document(target: str, release: Optional[str]) -> Document:
+    """The keys that every JSON document begins with."""
+    return {
+        "schema": 1,
+        "tool": {"name": "drgn-hvo", "version": __version__},
+        "target": target,
+        "release": release,
+    }
+
+
+def human_size(size: int) -> str:
+    """A size in the largest binary unit that divides it: ``2 MiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size % 1024 or not size:
+            return f"{size} {unit}"
+        size //= 1024
+    return f"{size} TiB"

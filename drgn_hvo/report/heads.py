@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``heads``
+---------
+
+The heads of all pages of a range, as a file that ``numpy.load()`` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+import os
+import sys
+import tempfile
+from typing import BinaryIO, Optional
+
+import numpy as np
+
+from drgn_hvo.errors import HvoError, UsageError
+from drgn_hvo.hvo import Hvo
+
+__all__ = ("parse_pfn_range", "replace_file", "write_heads")
+
+
+def parse_pfn_range(text: str) -> tuple[int, int]:
+    """
+    Understand ``A-B``, both included.
+
+    :return: First PFN, and end (exclusive).
+    :raises UsageError: if it is no range.
+    """
+    first, dash, last = text.partition("-")
+    try:
+        start, end = int(first, 0), int(last, 0) + 1
+    except ValueError:
+        raise UsageError(f"{text!r} is no range of PFNs: use A-B") from None
+    if not dash or not 0 <= start < end:
+        raise UsageError(f"{text!r} is no range of PFNs: use A-B")
+    return start, end
+
+
+@contextmanager
+def replace_file(path: str) -> Iterator[BinaryIO]:
+    """
+    Write a file under another name, and give it its name when it is complete.
+
+    :raises HvoError: if it cannot be written; *path* is then as it was.
+    """
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=directory, prefix=f".{name}.", delete=False
+        ) as f:
+            temporary = f.name
+            yield f  # type: ignore[misc]
+        # As open() would have made it.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as e:
+        raise HvoError(f"{path}: {e.strerror}") from None
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
+
+
+def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
+    """
+    Write head PFNs, one uint64 a page, all ones where there is no initialised
+    struct page.
+
+    :param pfns: First PFN and end (exclusive); all that vmemmap has if ``None``.
+    :return: The number of pages.
+    """
+    from tqdm import tqdm
+
+    start, end = pfns or (0, hvo.vmemmap.end_pfn)
+    if end > hvo.vmemmap.end_pfn:
+        raise UsageError(
+            f"PFN {end - 1} is out of range, struct pages end at PFN "
+            f"{hvo.vmemmap.end_pfn - 1}"
+        )
+    has_mask, has_fake_heads = hvo.layout.encoding.has_mask, hvo.has_fake_heads
+    chunks = hvo.vmemmap.compound_heads(
+        start, end, has_mask=has_mask, has_fake_heads=has_fake_heads
+    )
+    header = {"descr": "<u8", "fortran_order": False, "shape": (end - start,)}
+    with (
+        replace_file(path) as f,
+        tqdm(
+            total=end - start,
+            unit="page",
+            unit_scale=True,
+            # Nobody wants a bar for what is done at once.
+            delay=2,
+            disable=not sys.stderr.isatty(),
+        ) as progress,
+    ):
+        np.lib.format.write_array_header_1_0(f, header)
+        for heads in chunks:
+            f.write(heads.astype("<u8", copy=False).tobytes())
+            progress.update(len(heads))
+    return end - start
