@@ -289,13 +289,23 @@ class Btf:
             if kind_flag:
                 offset, bit_size = offset & 0xFFFFFF, offset >> 24
             else:
-                target = self.resolve(member_type)
-                if self.kind(target) == BtfKind.INT:
-                    integer = self.integer(target)
-                    if integer.bits != 8 * integer.size:
-                        offset += integer.bit_offset
-                        bit_size = integer.bits
+                integer = self._narrow_integer(member_type)
+                if integer is not None:
+                    offset += integer.bit_offset
+                    bit_size = integer.bits
             yield BtfMember(self._string(name), member_type, offset, bit_size)
+
+    def _narrow_integer(self, type_id: int) -> Optional[BtfInt]:
+        """The type of a bit field as they were encoded before the kind flag."""
+        try:
+            target = self.resolve(type_id)
+            if self.kind(target) != BtfKind.INT:
+                return None
+            integer = self.integer(target)
+        except FormatError:
+            # Matters only to those who use this member.
+            return None
+        return integer if integer.bits != 8 * integer.size else None
 
     def is_signed_enum(self, type_id: int) -> bool:
         """Whether an enumeration has negative values."""
@@ -343,7 +353,7 @@ class Btf:
 
     def find(self, name: str, kinds: Iterable[BtfKind]) -> list[int]:
         """
-        All types of these kinds with this name, by ascending ID.
+        The types of these kinds with this name, by ascending ID.
 
         :raises FormatError: if there is none, and part of the BTF could not be
             read.

@@ -23,6 +23,7 @@ from drgn import (
     TypeKindSet,
     TypeMember,
     TypeParameter,
+    sizeof,
 )
 
 from drgn_hvo.btf import Btf, BtfKind, BtfMember
@@ -60,6 +61,10 @@ _ENUM_COMPATIBLE = {
     (8, False): "long unsigned int",
     (8, True): "long int",
 }
+
+_INT_SIZES = (1, 2, 4, 8, 16)
+
+_BIT_FIELD_KINDS = (TypeKind.INT, TypeKind.BOOL, TypeKind.ENUM)
 
 # Deeper nesting of pointers, arrays and typedefs than kernel source has.
 _MAX_DEPTH = 128
@@ -122,6 +127,8 @@ class BtfTypes:
             self._depth += 1
             try:
                 self._types[type_id] = self._builders[kind](type_id)
+            except (OverflowError, ValueError) as e:
+                raise FormatError(f"BTF is damaged: type {type_id}: {e}") from None
             finally:
                 self._depth -= 1
         return self._types[type_id]
@@ -131,6 +138,8 @@ class BtfTypes:
 
     def _int(self, type_id: int) -> Type:
         integer = self.btf.integer(type_id)
+        if integer.size not in _INT_SIZES:
+            raise FormatError(f"BTF is damaged: integer of {integer.size} bytes")
         if integer.is_bool:
             return self._prog.bool_type(integer.name, integer.size)
         return self._prog.int_type(integer.name, integer.size, integer.is_signed)
@@ -168,6 +177,13 @@ class BtfTypes:
     def _member_type(self, member: BtfMember) -> Union[Object, Type]:
         member_type = self.type(member.type_id)
         if member.bit_size:
+            unaliased = member_type.unaliased()
+            if (
+                unaliased.kind not in _BIT_FIELD_KINDS
+                or not unaliased.is_complete()
+                or member.bit_size > 8 * sizeof(unaliased)
+            ):
+                raise FormatError(f"BTF is damaged: bit field {member.name}")
             return Object(self._prog, member_type, bit_field_size=member.bit_size)
         return member_type
 

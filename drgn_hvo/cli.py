@@ -203,6 +203,11 @@ def _fail(status: int, message: str) -> int:
     return status
 
 
+def _discard_output() -> None:
+    """Nobody can read what is still buffered; keep Python from trying at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(args: argparse.Namespace) -> int:
     from drgn import FaultError
 
@@ -230,9 +235,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except KeyboardInterrupt:
         return _fail(EXIT_INTERRUPTED, "interrupted")
     except BrokenPipeError:
-        # Nobody reads any more; keep Python from saying so at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_BROKEN_PIPE
+    except OSError as e:
+        _discard_output()
+        return _fail(EXIT_USAGE, f"error: {e.filename or 'output'}: {e.strerror or e}")
     except Exception as e:
         if args.debug:
             raise

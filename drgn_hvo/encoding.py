@@ -226,7 +226,8 @@ def mask_order(geometry: Geometry, info: int) -> Optional[int]:
         return None
     span = (1 << BITS_PER_LONG) - (info & ~1)
     order = span.bit_length() - 1 - _order_base_2(geometry.struct_page_size)
-    if not _is_power_of_2(span) or order < 1:
+    # A word of 1 has no bit of a mask at all.
+    if not _is_power_of_2(span) or order < 1 or span > ALL_ONES:
         return None
     return order
 

@@ -54,6 +54,9 @@ _CACHE_KEY = "drgn_hvo.sources"
 # The BTF of a distribution kernel has 2 to 7 MiB, of allyesconfig some 30.
 _MAX_BTF_SIZE = 256 << 20
 
+# MAX_NUMNODES is at most 1024, and no array that we know of is longer.
+_MAX_LENGTH = 1 << 16
+
 T = TypeVar("T")
 
 
@@ -313,6 +316,8 @@ def _length(
     for candidate in candidates:
         length = _length_from(sources, candidate)
         if length is not None:
+            if not 0 < length <= _MAX_LENGTH:
+                raise FormatError(f"{name} cannot have {length} elements")
             return length
     raise UnavailableError(f"nothing in this core says how many elements {name} has")
 
@@ -362,7 +367,7 @@ def _mem_section(sources: CoreSources) -> Optional[Object]:
     if value != address:
         return Object(prog, "struct mem_section **", address=address)
     roots = vmcoreinfo.length("mem_section")
-    if not roots:
+    if not roots or roots > 1 << 32:
         raise UnavailableError("VMCOREINFO does not say how long mem_section is")
     # Without CONFIG_SPARSEMEM_EXTREME there is one section in a root.
     root = prog.array_type(prog.type("struct mem_section"), 1)

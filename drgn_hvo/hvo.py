@@ -65,7 +65,7 @@ class Hvo:
     @cached_property
     def mmzone(self) -> Mmzone:
         """Nodes and zones."""
-        return Mmzone(self.kernel, self.vmemmap)
+        return Mmzone(self.kernel, self.vmemmap, self.problems)
 
     @cached_property
     def shared_tails(self) -> list[SharedTail]:

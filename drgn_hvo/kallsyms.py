@@ -226,6 +226,7 @@ class Kallsyms:
         self._sums = self._name_sums()
         self.addressing, self._addresses = self._find_addressing(tables, known)
         self._order: Optional[npt.NDArray[np.intp]] = None
+        self._sorted = self._addresses
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -276,17 +277,13 @@ class Kallsyms:
         """All symbols with a name: static ones may share one."""
         return [self._entry(index) for index in self._indices(name)]
 
-    def _by_address(self) -> npt.NDArray[np.intp]:
+    def _above(self, address: int) -> tuple[npt.NDArray[np.intp], int]:
+        """Symbols by address, and how many do not lie above an address."""
         if self._order is None:
             self._order = np.argsort(self._addresses, kind="stable")
-        return self._order
-
-    def _above(self, address: int) -> tuple[npt.NDArray[np.intp], int]:
-        order = self._by_address()
-        position = np.searchsorted(
-            self._addresses[order], np.uint64(address), side="right"
-        )
-        return order, int(position)
+            self._sorted = self._addresses[self._order]
+        above = np.searchsorted(self._sorted, np.uint64(address), side="right")
+        return self._order, int(above)
 
     def nearest(self, address: int) -> Optional[KallsymsEntry]:
         """The last symbol at or below an address."""
@@ -298,7 +295,7 @@ class Kallsyms:
         order, above = self._above(address)
         if above == len(order):
             return None
-        return int(self._addresses[order[above]]) - address
+        return int(self._sorted[above]) - address
 
     def __iter__(self) -> Iterator[KallsymsEntry]:
         return (self._entry(index) for index in range(len(self)))

@@ -369,6 +369,8 @@ def _vmemmap_from_mem_section(kernel: Kernel) -> Optional[int]:
         roots and length and size and section_bits and physmem_bits
     ):
         return None
+    if not 0 < section_bits < physmem_bits < 64 or offset > size - 8:
+        return None
     per_root = page_size // size
     # Only CONFIG_SPARSEMEM_EXTREME has roots of a page each.
     if length * per_root != 1 << (physmem_bits - section_bits):

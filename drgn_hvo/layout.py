@@ -169,8 +169,10 @@ def _classify(vmemmap: Vmemmap, infos: U64Array) -> tuple[BoolArray, BoolArray]:
     )
     offset = infos - one - np.uint64(vmemmap.base)
     limit = vmemmap.kernel.max_pfn_limit * geometry.struct_page_size
+    # vmemmap of some architectures could reach up to there; none does.
     pointers = (
         tails
+        & ~masks
         & (offset < np.uint64(limit))
         & (offset % np.uint64(geometry.struct_page_size) == 0)
     )

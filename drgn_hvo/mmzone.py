@@ -17,7 +17,8 @@ from functools import cached_property
 from typing import Optional
 
 from drgn import FaultError, Object, Program
-from drgn.helpers.linux.mmzone import for_each_online_pgdat
+from drgn.helpers.linux.mmzone import NODE_DATA
+from drgn.helpers.linux.nodemask import for_each_online_node
 import numpy as np
 
 from drgn_hvo.kernel import Kernel
@@ -70,26 +71,46 @@ class FlagsLayout:
 
 
 class Mmzone:
-    """Nodes and zones of a kernel with types."""
+    """
+    Nodes and zones of a kernel with types.
 
-    def __init__(self, kernel: Kernel, vmemmap: Vmemmap) -> None:
+    :param notes: Gets a line for each node or zone that cannot be read.
+    """
+
+    def __init__(self, kernel: Kernel, vmemmap: Vmemmap, notes: list[str]) -> None:
         self._kernel = kernel
         self._vmemmap = vmemmap
+        self._notes = notes
 
     @cached_property
     def pgdats(self) -> dict[int, Object]:
         """``struct pglist_data *`` of each online node, by node ID."""
         prog: Program = self._kernel.prog
-        return {p.node_id.value_(): p for p in for_each_online_pgdat(prog)}
+        pgdats = {}
+        try:
+            for nid in for_each_online_node(prog):
+                pgdat = NODE_DATA(prog, nid).read_()
+                if pgdat.node_id.value_() == nid:
+                    pgdats[nid] = pgdat
+                else:
+                    self._notes.append(f"pglist_data of node {nid} is damaged")
+        except FaultError as e:
+            self._notes.append(f"not all nodes are in this dump: {e}")
+        return pgdats
 
     @cached_property
     def zones(self) -> tuple[Zone, ...]:
         """All zones of all online nodes."""
-        return tuple(
-            self._zone(nid, index, zone)
-            for nid, pgdat in self.pgdats.items()
-            for index, zone in enumerate(pgdat.node_zones)
-        )
+        zones = []
+        for nid, pgdat in self.pgdats.items():
+            for index, zone in enumerate(pgdat.node_zones):
+                try:
+                    zones.append(self._zone(nid, index, zone))
+                except FaultError as e:
+                    self._notes.append(
+                        f"zone {index} of node {nid} is not in this dump: {e}"
+                    )
+        return tuple(zones)
 
     def _zone(self, nid: int, index: int, zone: Object) -> Zone:
         try:

@@ -33,8 +33,8 @@ _EXPLANATIONS = {
     # An empty utsname, see "KDUMP_ATTR_ARCH_NAME: Key has no value".
     "ARCH_NAME": (
         "this kdump file does not name its architecture, as those that QEMU writes do "
-        "not; convert it with 'makedumpfile -c -d 1 FILE NEW', or dump the guest as ELF "
-        "(dump-guest-memory without -z, -l or -s)"
+        "not; convert it with 'makedumpfile -c -d 1 FILE NEW', or dump the guest as "
+        "ELF (dump-guest-memory without -z, -l or -s)"
     ),
     "kdump_vmcoreinfo_raw": "this kdump file has no VMCOREINFO",
 }

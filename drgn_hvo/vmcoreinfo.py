@@ -30,6 +30,8 @@ VALUE_SYMBOLS = frozenset({"high_memory", "mem_section", "vmemmap"})
 
 _LINE = re.compile(r"([A-Za-z_-]+(?:\([^()\n]+\))?)=(.*)")
 
+_NUMBER = re.compile(r"-?(?:0x)?[0-9a-fA-F]+")
+
 # Everything that a kernel prints fits in one or two pages; makedumpfile and
 # crash read 4 KiB to 64 KiB. More is not VMCOREINFO.
 _MAX_SIZE = 1 << 20
@@ -78,15 +80,16 @@ class Vmcoreinfo(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def _integer(self, key: str, base: int) -> Optional[int]:
+    def _integer(self, key: str, base: int, lowest: int = 0) -> Optional[int]:
         if key not in self._values:
             return None
         value = self[key]
         try:
-            number = int(value, base)
+            # int() takes more than kernels print: spaces, "+" and "_".
+            number = int(value if _NUMBER.fullmatch(value) else "", base)
         except ValueError:
             raise FormatError(f"VMCOREINFO has {key}={value!r}, not a number") from None
-        if not -(1 << 63) <= number < 1 << 64:
+        if not lowest <= number < 1 << 64:
             raise FormatError(f"VMCOREINFO has {key}={value!r}, out of range")
         return number
 
@@ -106,7 +109,7 @@ class Vmcoreinfo(Mapping[str, str]):
 
     def number(self, name: str) -> Optional[int]:
         """``NUMBER(name)``, decimal or ``0x…``."""
-        return self._integer(f"NUMBER({name})", 0)
+        return self._integer(f"NUMBER({name})", 0, -(1 << 63))
 
     def length(self, name: str) -> Optional[int]:
         """``LENGTH(name)``: the number of elements of an array."""

@@ -332,7 +332,7 @@ class Vmemmap:
             heads = compound_heads(addresses, infos, has_mask)
         none = np.uint64(ALL_ONES)
         head_pfns = (heads - np.uint64(self.base)) // np.uint64(self.size)
-        outside = head_pfns >= np.uint64(self.kernel.max_pfn_limit)
+        outside = (heads == none) | (head_pfns >= np.uint64(self.kernel.max_pfn_limit))
         head_pfns[outside | ~pages.present | ~pages.data.any(axis=1)] = none
         return head_pfns
 

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""Kallsyms against tables that a small encoder of our own makes."""
+
+from contextlib import suppress
+import random
+import struct
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+import pytest
+
+from drgn_hvo.errors import FormatError
+from drgn_hvo.kallsyms import Kallsyms, KallsymsTables
+
+BASE = 0xFFFF_FFFF_8100_0000
+TABLES = 0xFFFF_FFFF_8200_0000
+MODES = ("place", "base", "percpu", "absolute")
+ORDERS = ("little", "big")
+
+# Every character of a symbol, and substrings that the kernel's own tables have.
+TOKENS = {ord(c): c for c in map(chr, range(33, 127))}
+TOKENS.update(enumerate(("__", "init", "page", "Tfo", "ab", "ba", "huge", "_tail"), 1))
+TOKENS.update({200: "struct", 254: "lookup"})
+BIG = "T" + "".join(f"very{chr(97 + i % 26)}" for i in range(60))
+
+SYMBOLS = [
+    ("T_stext", BASE),
+    ("Tdo_one", BASE + 0x40),
+    ("tdup", BASE + 0x80),
+    ("Tabc", BASE + 0x100),
+    ("Tcab", BASE + 0x140),
+    ("Tbca", BASE + 0x180),
+    ("Tfoo", BASE + 0x200),
+    ("Tfo_alias", BASE + 0x200),
+    ("tdup", BASE + 0x240),
+    (BIG, BASE + 0x280),
+    ("Dinit_uts_ns", BASE + 0x100000),
+    ("d__init_page_lookup", BASE + 0x100040),
+    ("Bhstates", BASE + 0x7EFF_0000),
+]
+
+
+def compress(text):
+    """The longest token first; what comes out need not be optimal."""
+    by_length = sorted(TOKENS.items(), key=lambda token: -len(token[1]))
+    codes = []
+    while text:
+        code, token = next(t for t in by_length if text.startswith(t[1]))
+        codes.append(code)
+        text = text[len(token) :]
+    size = len(codes)
+    length = [size] if size < 128 else [size & 0x7F | 0x80, size >> 7]
+    return bytes(length + codes)
+
+
+class ReadError(Exception):
+    """What the reader raises."""
+
+
+class Image:
+    """Tables in memory, as the kernel's linker script places them."""
+
+    def __init__(self, symbols, mode, order="little"):
+        e = {"little": "<", "big": ">"}[order]
+        self.order = order
+        self.memory = bytearray()
+        self.symbols = {}
+        self.requested = 0
+        self.place("kallsyms_num_syms", struct.pack(f"{e}I4x", len(symbols)))
+        names = b"".join(compress(name) for name, _ in symbols)
+        self.place("kallsyms_names", names + bytes(-len(names) % 8))
+        self.place("kallsyms_markers", bytes(16))
+        tokens, index = b"", []
+        for code in range(256):
+            index.append(len(tokens))
+            tokens += TOKENS.get(code, "").encode() + b"\0"
+        self.place("kallsyms_token_table", tokens + bytes(-len(tokens) % 8))
+        self.place("kallsyms_token_index", struct.pack(f"{e}256H", *index))
+        here = TABLES + len(self.memory)
+        addresses = [address for _, address in symbols]
+        if mode == "absolute":
+            data = struct.pack(f"{e}{len(addresses)}Q", *addresses)
+            self.place("kallsyms_addresses", data)
+        else:
+            data = b"".join(
+                struct.pack(f"{e}i", self.offset(mode, address, here + 4 * i))
+                if mode != "base"
+                else struct.pack(f"{e}I", address - BASE)
+                for i, address in enumerate(addresses)
+            )
+            self.place("kallsyms_offsets", data + bytes(-len(data) % 8))
+        if mode in ("base", "percpu"):
+            self.place("kallsyms_relative_base", struct.pack(f"{e}Q", BASE))
+
+    @staticmethod
+    def offset(mode, address, place):
+        if mode == "place":
+            return address - place
+        # percpu: positive offsets are absolute, the others count down.
+        return address if address < 1 << 31 else BASE - 1 - address
+
+    def place(self, name, data):
+        self.symbols[name] = TABLES + len(self.memory)
+        self.memory += data
+
+    def read(self, address, size):
+        self.requested += size
+        start = address - TABLES
+        if not 0 <= start <= start + size <= len(self.memory):
+            raise ReadError(f"{address:#x}")
+        return bytes(self.memory[start : start + size])
+
+    def load(self, **known):
+        known = known or {"_stext": BASE}
+        tables = KallsymsTables.read(self.read, self.symbols, self.order)
+        return Kallsyms(tables, {**known, **self.symbols})
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_symbol_of_every_addressing_mode(mode, order):
+    kallsyms = Image(SYMBOLS, mode, order).load()
+    assert kallsyms.addressing == mode
+    assert len(kallsyms) == len(SYMBOLS)
+    assert [(s.type + s.name, s.address) for s in kallsyms] == SYMBOLS
+
+
+def test_percpu_symbols_are_absolute():
+    symbols = [("Afixed_percpu_data", 0), ("Acpu_number", 0x1F40), *SYMBOLS]
+    kallsyms = Image(symbols, "percpu").load()
+    assert [(s.type + s.name, s.address) for s in kallsyms] == symbols
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_lookup_by_name(mode):
+    kallsyms = Image(SYMBOLS, mode).load()
+    for name, address in SYMBOLS:
+        if name != "tdup":
+            (entry,) = kallsyms.lookup(name[1:])
+            assert (entry.address, entry.type) == (address, name[0])
+    for name in ("", "absent", "_stex", "stext", "_stextt", "T_stext", "é"):
+        assert kallsyms.lookup(name) == []
+
+
+def test_static_symbols_may_share_a_name():
+    addresses = [s.address for s in Image(SYMBOLS, "place").load().lookup("dup")]
+    assert addresses == [BASE + 0x80, BASE + 0x240]
+
+
+def test_anagrams_are_told_apart():
+    kallsyms = Image(SYMBOLS, "place").load()
+    found = {name: kallsyms.lookup(name) for name in ("abc", "cab", "bca", "acb")}
+    assert {name: [s.address - BASE for s in e] for name, e in found.items()} == {
+        "abc": [0x100],
+        "cab": [0x140],
+        "bca": [0x180],
+        "acb": [],
+    }
+
+
+@pytest.mark.parametrize("length", [126, 127, 128, 129, 255, 256, 400, 511])
+def test_big_symbols(length):
+    name = ("xyz" * length)[:length]
+    symbols = [*SYMBOLS, (f"t{name}", BASE + 0x300), ("tlast", BASE + 0x400)]
+    kallsyms = Image(symbols, "place").load()
+    assert [s.address for s in kallsyms.lookup(name)] == [BASE + 0x300]
+    assert [s.address for s in kallsyms.lookup("last")] == [BASE + 0x400]
+
+
+@given(st.data())
+def test_nearest_and_extent(data):
+    kallsyms = Image(SYMBOLS, "place").load()
+    address = data.draw(
+        st.sampled_from([a + d for _, a in SYMBOLS for d in (-1, 0, 1)])
+        | st.integers(0, 2**64 - 1)
+    )
+    below = [(a, n) for n, a in SYMBOLS if a <= address]
+    nearest = kallsyms.nearest(address)
+    if below:
+        assert nearest.address == max(below)[0]
+        assert (nearest.address, nearest.type + nearest.name) in below
+    else:
+        assert nearest is None
+    above = [a for _, a in SYMBOLS if a > address]
+    assert kallsyms.extent(address) == (min(above) - address if above else None)
+
+
+names = st.text("abcxyz_.0", min_size=1, max_size=12)
+
+
+@given(
+    st.lists(st.tuples(names, st.integers(0, 0x7EFF_FFFF)), max_size=20),
+    st.sampled_from(MODES),
+    st.sampled_from(ORDERS),
+)
+def test_any_symbols_come_back(drawn, mode, order):
+    symbols = [("T_stext", BASE), *(("t" + n, BASE + a) for n, a in drawn)]
+    kallsyms = Image(symbols, mode, order).load()
+    assert [(s.type + s.name, s.address) for s in kallsyms] == symbols
+    for name, _ in symbols:
+        assert sorted(s.address for s in kallsyms.lookup(name[1:])) == sorted(
+            a for n, a in symbols if n == name
+        )
+
+
+def test_addresses_that_vmcoreinfo_denies_are_refused():
+    for mode in MODES:
+        with pytest.raises(FormatError, match=r"disagrees.*_stext"):
+            Image(SYMBOLS, mode).load(_stext=BASE + 0x40)
+
+
+def test_tables_without_a_known_symbol_prove_nothing():
+    with pytest.raises(FormatError, match="none of the symbols"):
+        Image(SYMBOLS, "place").load(swapper_pg_dir=BASE)
+
+
+def test_one_of_several_symbols_with_a_known_name_is_enough():
+    assert Image(SYMBOLS, "base").load(dup=BASE + 0x240).addressing == "base"
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "kallsyms_num_syms",
+        "kallsyms_names",
+        "kallsyms_token_table",
+        "kallsyms_token_index",
+        "kallsyms_offsets",
+    ],
+)
+def test_missing_table_is_named(missing):
+    image = Image(SYMBOLS, "place")
+    del image.symbols[missing]
+    with pytest.raises(FormatError, match=missing):
+        image.load()
+
+
+def test_missing_base_is_refused():
+    image = Image(SYMBOLS, "base")
+    del image.symbols["kallsyms_relative_base"]
+    with pytest.raises(FormatError, match="disagrees"):
+        image.load()
+
+
+def test_exception_of_the_reader_passes():
+    image = Image(SYMBOLS, "place")
+    image.symbols["kallsyms_offsets"] = 0x1000
+    with pytest.raises(ReadError, match="0x1000"):
+        image.load()
+
+
+@pytest.mark.parametrize("count", [0, 5_000_000, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_absurd_count_is_refused_before_anything_is_read(count):
+    image = Image(SYMBOLS, "place")
+    image.memory[:4] = struct.pack("<I", count)
+    with pytest.raises(FormatError, match=f"counts {count} symbols"):
+        image.load()
+    assert image.requested < 4096
+
+
+@pytest.mark.parametrize("distance", [-(1 << 40), -8, 0, (64 << 20) + 1, 1 << 40])
+def test_absurd_extent_of_the_names_is_refused(distance):
+    image = Image(SYMBOLS, "place")
+    names_at = image.symbols["kallsyms_names"]
+    image.symbols["kallsyms_token_table"] = names_at + distance
+    with pytest.raises(FormatError, match="bytes of names"):
+        image.load()
+    assert image.requested < 4096
+
+
+def test_more_symbols_than_names_is_refused():
+    image = Image(SYMBOLS[:1], "absolute")
+    image.memory[:4] = struct.pack("<I", 2000)
+    image.memory += bytes(16000)
+    with pytest.raises(FormatError, match="damaged"):
+        image.load()
+
+
+def test_name_of_no_length_is_refused():
+    image = Image(SYMBOLS, "place")
+    image.memory[image.symbols["kallsyms_names"] - TABLES] = 0
+    with pytest.raises(FormatError, match="no name"):
+        image.load()
+
+
+def test_damage_is_a_format_error_and_nothing_else():
+    chance = random.Random("kallsyms")
+    loaded = 0
+    start = time.monotonic()
+    for _ in range(800):
+        order = chance.choice(ORDERS)
+        image = Image(SYMBOLS, chance.choice(MODES), order)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            position = chance.randrange(len(image.memory))
+            image.memory[position] = chance.choice((0, 0x7F, 0x80, 0xFF))
+        if chance.random() < 0.2:
+            del image.memory[chance.randrange(len(image.memory)) :]
+        if chance.random() < 0.2:
+            name = chance.choice(sorted(image.symbols))
+            image.symbols[name] = chance.choice((0, 2**64 - 1, TABLES, TABLES + 7))
+        with suppress(FormatError, ReadError):
+            kallsyms = image.load()
+            for entry in kallsyms:
+                kallsyms.lookup(entry.name)
+            for address in (0, BASE, BASE + 0x210, 2**64 - 1):
+                kallsyms.nearest(address)
+                kallsyms.extent(address)
+            loaded += 1
+        # Offsets of four million symbols, and the names.
+        assert image.requested < 128 << 20
+    assert 100 < loaded < 800
+    assert time.monotonic() - start < 60
+
+
+def test_truncated_at_any_point():
+    whole = Image(SYMBOLS, "base")
+    for length in range(0, len(whole.memory), 5):
+        image = Image(SYMBOLS, "base")
+        del image.memory[length:]
+        with pytest.raises((FormatError, ReadError)):
+            image.load()
