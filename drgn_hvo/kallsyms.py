@@ -37,6 +37,9 @@ Reader = Callable[[int, int], bytes]
 _MAX_SYMBOLS = 4_000_000
 _MAX_NAMES_SIZE = 64 << 20
 
+# No kernel image is larger, so no symbol is.
+_MAX_EXTENT = 1 << 30
+
 _Addresses = npt.NDArray[np.uint64]
 
 
@@ -286,9 +289,21 @@ class Kallsyms:
         return self._order, int(above)
 
     def nearest(self, address: int) -> Optional[KallsymsEntry]:
-        """The last symbol at or below an address."""
+        """
+        The last symbol at or below an address, if the address can belong to it:
+        nothing does in the gap between per-CPU offsets and the kernel image, and
+        behind the last symbol.
+        """
         order, above = self._above(address)
-        return self._entry(int(order[above - 1])) if above else None
+        if not above:
+            return None
+        entry = self._entry(int(order[above - 1]))
+        end = int(self._sorted[above]) if above < len(order) else entry.address
+        if address != entry.address and (
+            address >= end or end - entry.address > _MAX_EXTENT
+        ):
+            return None
+        return entry
 
     def extent(self, address: int) -> Optional[int]:
         """How many bytes lie between an address and the next symbol."""

@@ -178,13 +178,20 @@ def test_nearest_and_extent(data):
     )
     below = [(a, n) for n, a in SYMBOLS if a <= address]
     nearest = kallsyms.nearest(address)
-    if below:
+    last = max(a for _, a in SYMBOLS)
+    if below and address <= last:
         assert nearest.address == max(below)[0]
         assert (nearest.address, nearest.type + nearest.name) in below
     else:
         assert nearest is None
     above = [a for _, a in SYMBOLS if a > address]
     assert kallsyms.extent(address) == (min(above) - address if above else None)
+
+
+def test_nothing_lies_between_per_cpu_offsets_and_the_image():
+    kallsyms = Image([*SYMBOLS, ("A__per_cpu_end", 0x34000)], "percpu").load()
+    assert kallsyms.nearest(0x34000).name == "__per_cpu_end"
+    assert kallsyms.nearest(0xFFFF888000000000) is None
 
 
 names = st.text("abcxyz_.0", min_size=1, max_size=12)
