@@ -37,8 +37,8 @@ Reader = Callable[[int, int], bytes]
 _MAX_SYMBOLS = 4_000_000
 _MAX_NAMES_SIZE = 64 << 20
 
-# No kernel image is larger, so no symbol is.
-_MAX_EXTENT = 1 << 30
+# Kernel images lie in the top 2 GiB, so no symbol is larger.
+_MAX_EXTENT = 2 << 30
 
 _Addresses = npt.NDArray[np.uint64]
 
