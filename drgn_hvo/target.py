@@ -26,7 +26,7 @@ from drgn_hvo.kdumpfile import check_kdump_file
 
 __all__ = ("open_target",)
 
-_DRGN_ERRORS = (BadDataError, FaultError)
+_DRGN_ERRORS = (BadDataError, FaultError, NotImplementedError)
 
 # What drgn's words mean to a user.
 _EXPLANATIONS = {
@@ -65,7 +65,7 @@ def open_target(
     except OSError as e:
         where = "" if e.filename in (None, target) else f"{e.filename}: "
         raise TargetError(f"{target}: {where}{e.strerror or e}") from None
-    except (ValueError, LookupError, NotImplementedError, *_DRGN_ERRORS) as e:
+    except (ArithmeticError, ValueError, LookupError, *_DRGN_ERRORS) as e:
         raise TargetError(f"{target}: {_explain(str(e))}") from None
     except Exception as e:
         # libkdumpfile's and QEMU's errors reach us as plain Exception.

@@ -142,9 +142,20 @@ def test_wrong_symbols(core):
     check_refused(run("show", core, "-s", sys.executable), "not the debuginfo")
 
 
-def test_wrong_vmcoreinfo(core, tmp_path):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense\n",
+        "OSRELEASE=7.2\n",
+        "OSRELEASE=7.2\nPAGESIZE=4096\nSYMBOL(swapper_pg_dir)=1\n",
+        "OSRELEASE=7.2\nPAGESIZE=4096\nNUMBER(phys_base)=99999999999999999999\n",
+        "OSRELEASE=7.2\nPAGESIZE=5000\nSYMBOL(swapper_pg_dir)=ffffffff82000000\n",
+    ],
+)
+def test_wrong_vmcoreinfo(core, tmp_path, text):
     path = tmp_path / "vmcoreinfo"
-    path.write_text("nonsense\n")
+    path.write_text(text)
     check_refused(run("show", core, "--vmcoreinfo", path), "VMCOREINFO")
 
 
