@@ -11,7 +11,7 @@ Command line
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import json
 import logging
 import os
@@ -28,8 +28,10 @@ __all__ = ("EXIT_STATUSES", "main")
 
 #: What scripts can rely on.
 EXIT_STATUSES = {
-    0: "the command did its job",
+    0: "the command did its job; check: clean, or warnings only",
+    1: "check found errors, or with --strict warnings",
     2: "usage, or the target cannot be opened or understood",
+    3: "check found no error, but could not decide everything",
     70: "a bug in drgn-hvo",
     130: "interrupted",
     141: "the reader of the output went away",
@@ -80,12 +82,24 @@ def _common_options() -> _Parser:
         "tail_layout=plain|fake-head|shared, vmemmap=ADDRESS",
     )
     common.add_argument("--debug", action="store_true", help="show tracebacks")
-    common.add_argument(
-        "target",
-        metavar="TARGET",
-        help="a core, 'live', or 'qemu:ADDRESS' (QMP socket)",
-    )
     return common
+
+
+_TARGET_HELP = "a core, 'live', or 'qemu:ADDRESS' (QMP socket)"
+
+
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    nargs: Optional[str] = None,
+) -> _Parser:
+    """A command on a target, or on several."""
+    parser = commands.add_parser(name, parents=[_common_options()], help=text)
+    parser.add_argument("target", metavar="TARGET", nargs=nargs, help=_TARGET_HELP)
+    parser.set_defaults(run=run)
+    return parser
 
 
 _PAGE_HELP = (
@@ -101,28 +115,21 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    common = _common_options()
-
-    show = commands.add_parser(
-        "show", parents=[common], help="kernel, layout, shared tails, pools, savings"
+    show = _add_command(
+        commands, "show", _run_show, "kernel, layout, shared tails, pools, savings"
     )
     show.add_argument("--folios", action="store_true", help="list every folio, too")
     show.add_argument("--json", action="store_true", help="print JSON")
-    show.set_defaults(run=_run_show)
-
-    page = commands.add_parser("page", parents=[common], help="explain struct pages")
+    _add_check(commands)
+    page = _add_command(commands, "page", _run_page, "explain struct pages")
     page.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
     page.add_argument("--json", action="store_true", help="print JSON")
-    page.set_defaults(run=_run_page)
-
-    a_map = commands.add_parser(
-        "map", parents=[common], help="draw how a folio's struct pages are mapped"
+    a_map = _add_command(
+        commands, "map", _run_map, "draw how a folio's struct pages are mapped"
     )
     a_map.add_argument("page", metavar="PAGE", help=_PAGE_HELP)
-    a_map.set_defaults(run=_run_map)
-
-    heads = commands.add_parser(
-        "heads", parents=[common], help="resolve the heads of all pages into a file"
+    heads = _add_command(
+        commands, "heads", _run_heads, "resolve the heads of all pages into a file"
     )
     heads.add_argument(
         "--pfns", metavar="A-B", help="only these PFNs, both included (default: all)"
@@ -135,18 +142,47 @@ def _parser() -> _Parser:
         help="uint64 head PFNs, one a PFN; all ones where no struct page was "
         "initialised",
     )
-    heads.set_defaults(run=_run_heads)
+    for name, run, text in (
+        ("rules", _run_rules, "what check checks"),
+        ("defects", _run_defects, "known kernel defects that check recognises"),
+    ):
+        catalogue = commands.add_parser(name, help=text)
+        catalogue.add_argument("--json", action="store_true", help="print JSON")
+        catalogue.set_defaults(run=run, debug=False)
     return parser
 
 
-def _open(args: argparse.Namespace) -> Hvo:
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    check = _add_command(commands, "check", _run_check, "integrity audit", nargs="+")
+    check.add_argument("--format", choices=("text", "json", "ktap"), default="text")
+    check.add_argument(
+        "--deep",
+        action="store_true",
+        help="read all of vmemmap, not just what HVO used",
+    )
+    check.add_argument("--rules", metavar="ID,…", help="check only these rules")
+    check.add_argument("--ignore", metavar="ID,…", help="leave these rules out")
+    check.add_argument("--strict", action="store_true", help="warnings are errors")
+    check.add_argument(
+        "-j", dest="jobs", metavar="N", type=_jobs, default=1, help="so many processes"
+    )
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if jobs < 1:
+        raise ValueError
+    return jobs
+
+
+def _open(args: argparse.Namespace, target: Optional[str] = None) -> Hvo:
     from drgn_hvo.hvo import hvo
     from drgn_hvo.target import open_target
 
     if not args.debug:
         # drgn warns about what we say ourselves, as an error.
         logging.getLogger("drgn").setLevel(logging.ERROR)
-    prog = open_target(args.target, args.symbols, args.vmcoreinfo)
+    prog = open_target(target or args.target, args.symbols, args.vmcoreinfo)
     return hvo(prog, dict(args.assume))
 
 
@@ -164,6 +200,25 @@ def _run_show(args: argparse.Namespace) -> int:
     else:
         print_show(document)
     return 0
+
+
+def _run_check(args: argparse.Namespace) -> int:
+    from drgn_hvo.check_targets import CheckOptions, check_targets
+    from drgn_hvo.report.check import parse_rules
+
+    only = None if args.rules is None else parse_rules(args.rules)
+    ignore = None if args.ignore is None else parse_rules(args.ignore)
+    options = CheckOptions(
+        symbols=tuple(args.symbols),
+        vmcoreinfo=args.vmcoreinfo,
+        assume=tuple(args.assume),
+        debug=args.debug,
+        deep=args.deep,
+        only=only,
+        ignore=ignore or frozenset(),
+        strict=args.strict,
+    )
+    return check_targets(args.target, options, args.format, args.jobs)
 
 
 def _run_page(args: argparse.Namespace) -> int:
@@ -195,6 +250,26 @@ def _run_heads(args: argparse.Namespace) -> int:
     if os.path.realpath(args.output) == os.path.realpath(args.target):
         raise UsageError(f"{args.output}: is the target itself")
     write_heads(_open(args), args.output, pfns)
+    return 0
+
+
+def _run_rules(args: argparse.Namespace) -> int:
+    from drgn_hvo.report.catalogue import print_rules, rules_document
+
+    if args.json:
+        _print_json(rules_document())
+    else:
+        print_rules()
+    return 0
+
+
+def _run_defects(args: argparse.Namespace) -> int:
+    from drgn_hvo.report.catalogue import defects_document, print_defects
+
+    if args.json:
+        _print_json(defects_document())
+    else:
+        print_defects()
     return 0
 
 
@@ -232,8 +307,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return _run(args)
-    except KeyboardInterrupt:
-        return _fail(EXIT_INTERRUPTED, "interrupted")
+    except KeyboardInterrupt as e:
+        how_far = f": {e}" if str(e) else ""
+        return _fail(EXIT_INTERRUPTED, f"interrupted{how_far}")
     except BrokenPipeError:
         _discard_output()
         return EXIT_BROKEN_PIPE

@@ -194,6 +194,19 @@ class FolioFields:
             return None
         return self._hugetlb.holds(heads, self.byteorder)
 
+    @property
+    def order_place(self) -> Optional[tuple[int, int]]:
+        """Offset and size of the order."""
+        return None if self._order is None else (self._order.offset, self._order.size)
+
+    @property
+    def hugetlb_place(self) -> Optional[tuple[int, int, int]]:
+        """Offset, size and mask of what makes a folio hugetlb."""
+        if self._hugetlb is None:
+            return None
+        field = self._hugetlb.field
+        return field.offset, field.size, self._hugetlb.mask
+
     def words(self, heads: ByteArray, offset: int, size: int) -> npt.NDArray[np.uint64]:
         """An unsigned field of the head's struct page."""
         return _Field(offset, size).values(heads, self.byteorder)

@@ -25,6 +25,7 @@ from drgn_hvo.hugetlb import (
     NO_LIST,
     HState,
     HugePageList,
+    Links,
     hpg_flags,
     read_hstates,
     read_lists,
@@ -74,6 +75,7 @@ class Folios:
         what they say is zero.
     :param PG_head: Whether its first struct page has ``PG_head``.
     :param flags: ``page->flags`` of the head.
+    :param next_info: The tail word of the struct page behind the head.
     :param refcount: ``_refcount``.
     :param private: ``folio->private``: the ``HPG_`` flags.
     :param is_hugetlb: Whether it is of type hugetlb; ``None`` if nothing tells.
@@ -91,6 +93,7 @@ class Folios:
     present: BoolArray
     PG_head: BoolArray
     flags: npt.NDArray[np.uint64]
+    next_info: npt.NDArray[np.uint64]
     refcount: Int64Array
     private: npt.NDArray[np.uint64]
     is_hugetlb: Optional[BoolArray]
@@ -188,11 +191,16 @@ class _Finder:
 
     def mapped(self) -> dict[int, int]:
         """Order by head PFN of every folio that maps a shared frame."""
-        named = {tail.pfn: tail.order for tail in self._tails if tail.pfn is not None}
+        named: dict[int, set[int]] = {}
+        for tail in self._tails:
+            if tail.pfn is not None:
+                named.setdefault(tail.pfn, set()).add(tail.order)
+        # Where slots of two orders name a frame, ask the folios themselves.
+        sure = {pfn: min(orders) for pfn, orders in named.items() if len(orders) == 1}
         found: dict[int, int] = {}
-        for pfn, order in named.items():
+        for pfn, order in sure.items():
             found.update(dict.fromkeys(self._of_tail(pfn, order), order))
-        found.update(self._of_unnamed(np.array(sorted(named), dtype=np.int64)))
+        found.update(self._of_unnamed(np.array(sorted(sure), dtype=np.int64)))
         return found
 
     def _of_tail(self, pfn: int, order: int) -> list[int]:
@@ -201,7 +209,8 @@ class _Finder:
         slices = geometry.slices(order)
         firsts, ends = self._vmemmap.run_slices
         runs = self._vmemmap.runs
-        which = (runs.step == 0) & (runs.pfn == pfn)
+        # A folio of two slices has a single one that is shared.
+        which = ((runs.step == 0) | (runs.count == 1)) & (runs.pfn == pfn)
         folios, _ = _expand(firsts[which] // slices, (ends[which] - 1) // slices)
         return (np.unique(folios) << order).tolist()
 
@@ -214,7 +223,7 @@ class _Finder:
         runs = self._vmemmap.runs
         firsts, _ = self._vmemmap.run_slices
         shared = (
-            (runs.step == 0)
+            ((runs.step == 0) | (runs.count == 1))
             & _is_in(runs.pfn, self.shared_frames)
             & ~_is_in(runs.pfn, named)
             & ~runs.writable
@@ -296,13 +305,15 @@ class _FolioSlices:
         return totals
 
 
-def _links(vmemmap: Vmemmap, pfns: Int64Array, heads: StructPages) -> dict[int, int]:
-    """``lru.next`` of folios by address of ``lru``."""
+def _links(vmemmap: Vmemmap, pfns: Int64Array, heads: StructPages) -> Links:
+    """``lru`` of folios, by its address."""
     lru = vmemmap.kernel.struct_page.require("lru")
     fields = folio_fields(vmemmap.kernel)
     addresses = vmemmap.base + lru + vmemmap.size * pfns[heads.present].astype(object)
     following = fields.words(heads.data[heads.present], lru, 8)
-    return dict(zip(addresses.tolist(), following.tolist()))
+    previous = fields.words(heads.data[heads.present], lru + 8, 8)
+    links = zip(following.tolist(), previous.tolist())
+    return dict(zip(addresses.tolist(), links))
 
 
 def hugetlb(
@@ -328,10 +339,14 @@ def hugetlb(
         lists += read_lists(vmemmap, hstate, list(mmzone.pgdats), links)
     kinds: dict[int, int] = {}
     for a_list in lists:
-        if a_list.problem is not None:
-            notes.append(f"the {a_list} is broken: {a_list.problem}")
+        if a_list.broken is not None:
+            link = a_list.broken
+            notes.append(
+                f"the {a_list} is broken: the link at {link.address:#x} {link.reason}"
+            )
         orders.update(dict.fromkeys(a_list.heads, a_list.order))
         kinds.update(dict.fromkeys(a_list.heads, a_list.kind))
+    _drop_strays(vmemmap, fields, orders, kinds)
     folios = _folios(finder, vmemmap, fields, orders, kinds)
     unseen = int((~folios.present).sum())
     if unseen:
@@ -340,6 +355,23 @@ def hugetlb(
             "this dump, or read as zeros"
         )
     return Hugetlb(tuple(hstates), tuple(lists), folios, hpg_flags(kernel))
+
+
+def _drop_strays(
+    vmemmap: Vmemmap, fields: FolioFields, orders: dict[int, int], kinds: dict[int, int]
+) -> None:
+    """
+    Forget what only its mapping made look like a folio: something maps a shared tail
+    page, but where the head would be there is none.
+    """
+    pfns = np.array(sorted(set(orders) - set(kinds)), dtype=np.int64)
+    heads = _read_heads(vmemmap, pfns)
+    PG_head = vmemmap.flags(heads) & np.uint64(vmemmap.kernel.PG_head_mask)
+    is_hugetlb = fields.are_hugetlb(heads.data)
+    no_head = PG_head == 0 if is_hugetlb is None else (PG_head == 0) | ~is_hugetlb
+    readable = heads.present & np.any(heads.data, axis=1)
+    for pfn in pfns[readable & no_head].tolist():
+        del orders[pfn]
 
 
 def _folios(
@@ -366,6 +398,7 @@ def _folios(
         present=heads.present & np.any(heads.data, axis=1),
         PG_head=(flags & np.uint64(vmemmap.kernel.PG_head_mask)) != 0,
         flags=flags,
+        next_info=fields.words(heads.data, vmemmap.size + struct_page.offset, 8),
         refcount=refcount.astype(np.uint32).astype(np.int32).astype(np.int64),
         private=fields.words(heads.data, struct_page.require("private"), 8),
         is_hugetlb=fields.are_hugetlb(heads.data),

@@ -26,12 +26,17 @@ __all__ = (
     "FREE_LIST",
     "LIST_NAMES",
     "NO_LIST",
+    "BrokenLink",
     "HState",
     "HugePageList",
+    "Links",
     "hpg_flags",
     "read_hstates",
     "read_lists",
 )
+
+#: ``next`` and ``prev`` of ``struct list_head`` by its address.
+Links = dict[int, tuple[int, int]]
 
 #: Kinds of lists, and what they are called.
 NO_LIST, FREE_LIST, ACTIVE_LIST = 0, 1, 2
@@ -58,6 +63,23 @@ class HState:
 
 
 @dataclass(frozen=True)
+class BrokenLink:
+    """
+    Where a list breaks.
+
+    :param address: Of the word that is wrong.
+    :param value: What it holds, ``None`` if it is not in the dump.
+    :param reason: What is wrong with it.
+    :param ends: Whether the list could not be followed behind it.
+    """
+
+    address: int
+    value: Optional[int]
+    reason: str
+    ends: bool = True
+
+
+@dataclass(frozen=True)
 class HugePageList:
     """
     A list of the folios of a pool.
@@ -65,14 +87,19 @@ class HugePageList:
     :param kind: :data:`FREE_LIST` or :data:`ACTIVE_LIST`.
     :param nid: The node of a free list, ``None`` for the active list.
     :param heads: PFNs of the folios, in list order, up to where it breaks.
-    :param problem: Why the list could not be followed to its end.
+    :param broken: The first link that is wrong, if one is.
     """
 
     order: int
     kind: int
     nid: Optional[int]
     heads: tuple[int, ...]
-    problem: Optional[str]
+    broken: Optional[BrokenLink]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the list was followed to its end."""
+        return self.broken is None or not self.broken.ends
 
     def __str__(self) -> str:
         where = "" if self.nid is None else f" of node {self.nid}"
@@ -132,12 +159,13 @@ def read_hstates(kernel: Kernel, mmzone: Mmzone, notes: list[str]) -> list[HStat
 
 
 def read_lists(
-    vmemmap: Vmemmap, hstate: HState, nids: list[int], links: dict[int, int]
+    vmemmap: Vmemmap, hstate: HState, nids: list[int], links: Links
 ) -> list[HugePageList]:
     """
     The free list of each node and the active list of a pool.
 
-    :param links: ``lru.next`` by address of ``lru``, where it is known already.
+    :param links: ``lru.next`` and ``lru.prev`` by address of ``lru``, where they are
+        known already.
     """
     kernel = vmemmap.kernel
     pool = Object(kernel.prog, "struct hstate *", hstate.address)
@@ -145,37 +173,69 @@ def read_lists(
     lists = []
     for kind, nid, head in [*heads, (ACTIVE_LIST, None, pool.hugepage_activelist)]:
         address = head.address_of_().value_()
-        pfns, problem = _follow(vmemmap, hstate.order, address, links)
-        lists.append(HugePageList(hstate.order, kind, nid, tuple(pfns), problem))
+        pfns, broken = _follow(vmemmap, hstate.order, address, links)
+        lists.append(HugePageList(hstate.order, kind, nid, tuple(pfns), broken))
     return lists
 
 
+def _read_link(vmemmap: Vmemmap, address: int, links: Links) -> tuple[int, int]:
+    link = links.get(address)
+    if link is None:
+        read = vmemmap.kernel.prog.read_u64
+        link = links[address] = read(address), read(address + 8)
+    return link
+
+
 def _follow(
-    vmemmap: Vmemmap, order: int, head: int, links: dict[int, int]
-) -> tuple[list[int], Optional[str]]:
+    vmemmap: Vmemmap, order: int, head: int, links: Links
+) -> tuple[list[int], Optional[BrokenLink]]:
     """Follow a list of folios from its head on, as far as it makes sense."""
     lru = vmemmap.kernel.struct_page.require("lru")
-    read = vmemmap.kernel.prog.read_u64
     most = vmemmap.end_pfn >> order
     pfns: list[int] = []
     seen: set[int] = set()
+    broken: Optional[BrokenLink] = None
     entry = head
     while True:
         try:
-            following = links.get(entry)
-            if following is None:
-                following = read(entry)
+            following, _ = _read_link(vmemmap, entry, links)
         except FaultError:
-            return pfns, f"the entry at {entry:#x} is not in this dump"
-        if following == head:
-            return pfns, None
+            return pfns, BrokenLink(entry, None, "is not in this dump")
         pfn = vmemmap.page_pfn(following - lru)
-        if pfn is None:
-            return pfns, f"the entry at {entry:#x} leads to {following:#x}, no folio"
-        if following in seen:
-            return pfns, f"the entry at {entry:#x} leads back to {following:#x}"
-        if len(pfns) >= most:
-            return pfns, f"it has more than {most} entries"
-        seen.add(following)
+        if following != head and pfn is None:
+            return pfns, BrokenLink(entry, following, "leads to no folio")
+        if following in seen or len(pfns) > most:
+            return pfns, BrokenLink(entry, following, "leads back into the list")
+        try:
+            liar = _check_back(vmemmap, entry, following, links)
+        except FaultError:
+            liar = BrokenLink(following, None, "is not in this dump")
+        broken = broken or liar
+        if liar is not None and liar.ends and liar.value is not None:
+            return pfns, broken
+        if following == head or pfn is None:
+            return pfns, broken
         pfns.append(pfn)
+        if liar is not None and liar.ends:
+            return pfns, broken
+        seen.add(following)
         entry = following
+
+
+def _check_back(
+    vmemmap: Vmemmap, entry: int, following: int, links: Links
+) -> Optional[BrokenLink]:
+    """
+    Whether an entry is the one in front of the next. If not, either word may be the
+    wrong one: the back link is right if it leads to an entry that leads here.
+    """
+    _, previous = _read_link(vmemmap, following, links)
+    if previous == entry:
+        return None
+    try:
+        confirmed = _read_link(vmemmap, previous, links)[0] == following
+    except (FaultError, OverflowError):
+        confirmed = False
+    if confirmed:
+        return BrokenLink(entry, following, "leads into another list or place")
+    return BrokenLink(following + 8, previous, "leads back elsewhere", ends=False)

@@ -77,6 +77,9 @@ class StructPage:
         return offset
 
 
+# arch/*/Kconfig; where it is not set, as on LoongArch, it is 0.
+_ILLEGAL_POINTER_VALUES = {Architecture.PPC64: 0x5DEADBEEF << 28}
+
 # Renamed by Linux kernel commit d50569612c29 ("mm: rename the 'compound_head'
 # field in the 'struct page' to 'compound_info'") (in v7.1).
 _TAIL_WORD_MEMBERS = ("compound_info", "compound_head")
@@ -116,6 +119,11 @@ class Kernel:
     def arch(self) -> str:
         """The architecture, as ``uname -m`` calls it."""
         return self.architecture.name.lower()
+
+    @property
+    def illegal_pointer_value(self) -> int:
+        """``CONFIG_ILLEGAL_POINTER_VALUE``, which no type records."""
+        return _ILLEGAL_POINTER_VALUES.get(self.architecture, 0xDEAD << 48)
 
     @property
     def page_table_format(self) -> Optional[PageTableFormat]:

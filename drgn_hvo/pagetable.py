@@ -25,10 +25,12 @@ from drgn_hvo.vmcoreinfo import Vmcoreinfo
 
 __all__ = (
     "PAGE_TABLE_FORMATS",
+    "Entry",
     "MissingTable",
     "PageTableFormat",
     "Runs",
     "Walk",
+    "find_entry",
     "walk",
 )
 
@@ -367,9 +369,45 @@ def _sorted(runs: Runs) -> Runs:
     )
 
 
-def find_run(runs: Runs, va: int, page_size: int) -> Optional[int]:
-    """The index of the run that maps an address, ``None`` if none does."""
-    i = int(np.searchsorted(runs.va, np.uint64(va), side="right")) - 1
-    if i < 0 or va >= int(runs.va[i]) + int(runs.count[i]) * page_size:
-        return None
-    return i
+@dataclass(frozen=True)
+class Entry:
+    """
+    A page table entry.
+
+    :param address: Physical address of the entry itself.
+    :param value: What it holds.
+    :param level: Of its table; 0 is the lowest.
+    """
+
+    address: int
+    value: int
+    level: int
+
+
+def find_entry(
+    reader: FrameReader,
+    page_table: PageTableFormat,
+    vmcoreinfo: Vmcoreinfo,
+    va: int,
+) -> Optional[Entry]:
+    """
+    The entry that decides how one address is mapped: a mapping, or the first one on
+    the way that is not present.
+
+    :return: ``None`` if a table on the way is not in the dump.
+    """
+    mask = page_table.address & ~page_table.not_address(vmcoreinfo)
+    size = 1 << page_table.page_shift
+    table = page_table.root(vmcoreinfo)
+    for level in range(page_table.levels(vmcoreinfo) - 1, -1, -1):
+        frames = reader.read(np.array([table // size], dtype=np.int64))
+        if not frames.present[0]:
+            return None
+        index = va >> (page_table.page_shift + page_table.index_bits * level)
+        index &= (1 << page_table.index_bits) - 1
+        value = int(frames.data.view(reader.u64)[0, index])
+        entry = Entry(table + 8 * index, value, level)
+        if not level or not value & page_table.present or value & page_table.leaf:
+            return entry
+        table = value & mask
+    raise AssertionError("the lowest level returns")

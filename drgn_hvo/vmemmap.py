@@ -149,6 +149,33 @@ class Vmemmap:
         within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
         return int(runs.count[repeated].sum() + within.sum())
 
+    def users_of(self, pfns: Int64Array) -> Int64Array:
+        """As :meth:`mapped_by()`, over an array."""
+        runs = self.runs
+        single = np.sort(runs.pfn[runs.step == 1])
+        ends = np.sort((runs.pfn + runs.count)[runs.step == 1])
+        counts = np.searchsorted(single, pfns, side="right").astype(np.int64)
+        counts -= np.searchsorted(ends, pfns, side="right")
+        order = np.argsort(runs.pfn[runs.step == 0], kind="stable")
+        repeated = runs.pfn[runs.step == 0][order]
+        running = np.concatenate(([0], np.cumsum(runs.count[runs.step == 0][order])))
+        counts += running[np.searchsorted(repeated, pfns, side="right")]
+        counts -= running[np.searchsorted(repeated, pfns, side="left")]
+        return counts
+
+    def slices_on(self, pfn: int) -> Int64Array:
+        """All slices that map a frame, ascending."""
+        firsts, ends = self.run_slices
+        runs = self.runs
+        repeated = (runs.step == 0) & (runs.pfn == pfn)
+        within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
+        parts = [
+            np.arange(first, end, dtype=np.int64)
+            for first, end in zip(firsts[repeated].tolist(), ends[repeated].tolist())
+        ]
+        parts.append(firsts[within] + pfn - runs.pfn[within])
+        return np.sort(np.concatenate(parts))
+
     def page_address(self, pfn: int) -> int:
         """Mirror of ``pfn_to_page()``."""
         return self.base + pfn * self.size

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``check`` over several targets
+------------------------------
+
+Each target is audited by itself: one that cannot be opened, or a bug of ours, never
+stops the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+import json
+import logging
+import signal
+import sys
+from typing import Optional
+
+from drgn import FaultError
+from tqdm import tqdm
+
+from drgn_hvo.errors import HvoError
+from drgn_hvo.hvo import hvo
+from drgn_hvo.report import Document
+from drgn_hvo.report.check import (
+    check_document,
+    error_document,
+    exit_status,
+    print_check,
+    print_ktap,
+)
+from drgn_hvo.target import open_target
+
+__all__ = ("CheckOptions", "check_targets")
+
+_EXIT_USAGE = 2
+_EXIT_BUG = 70
+
+# The status of several targets is the first of these that occurred.
+_PRECEDENCE = (1, _EXIT_BUG, _EXIT_USAGE, 3, 0)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to do with every target."""
+
+    symbols: tuple[str, ...] = ()
+    vmcoreinfo: Optional[str] = None
+    assume: tuple[tuple[str, str], ...] = ()
+    debug: bool = False
+    deep: bool = False
+    only: Optional[frozenset[str]] = None
+    ignore: frozenset[str] = frozenset()
+    strict: bool = False
+
+
+_Result = tuple[int, Document]
+
+
+def _check(target: str, options: CheckOptions) -> _Result:
+    """Audit one target: exit status and document, whatever happens."""
+    if not options.debug:
+        logging.getLogger("drgn").setLevel(logging.ERROR)
+    try:
+        prog = open_target(target, options.symbols, options.vmcoreinfo)
+        document = check_document(
+            hvo(prog, dict(options.assume)),
+            target,
+            deep=options.deep,
+            only=options.only,
+            ignore=options.ignore,
+        )
+    except HvoError as e:
+        return _EXIT_USAGE, error_document(target, str(e))
+    except FaultError as e:
+        return _EXIT_USAGE, error_document(target, f"not in this dump: {e}")
+    except MemoryError:
+        return _EXIT_USAGE, error_document(target, "not enough memory for this target")
+    except Exception as e:
+        if options.debug:
+            raise
+        message = f"internal error: {type(e).__name__}: {e} (a bug in drgn-hvo)"
+        return _EXIT_BUG, error_document(target, " ".join(message.split()))
+    return exit_status(document, strict=options.strict), document
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is for the parent, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    pool = ProcessPoolExecutor(jobs, initializer=_ignore_interrupts)
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _result(target: str, future: Future[_Result]) -> _Result:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        message = "internal error: the process that read this target died"
+        return _EXIT_BUG, error_document(target, message)
+
+
+def _results(
+    targets: Sequence[str], options: CheckOptions, jobs: int
+) -> Iterator[_Result]:
+    """Results in the order of the targets, as soon as they are there."""
+    if jobs == 1 or len(targets) == 1:
+        yield from (_check(target, options) for target in targets)
+        return
+    with _workers(min(jobs, len(targets))) as pool:
+        futures = [pool.submit(_check, target, options) for target in targets]
+        for target, future in zip(targets, futures):
+            yield _result(target, future)
+
+
+def _report(document: Document, output_format: str, first: bool) -> None:
+    if output_format == "json":
+        json.dump(document, sys.stdout)
+        sys.stdout.write("\n")
+    elif output_format == "text":
+        if not first:
+            print()
+        print_check(document)
+    if document["status"] == "error":
+        print(
+            f"drgn-hvo: error: {document['target']}: {document['error']}"
+            if not document["error"].startswith(document["target"])
+            else f"drgn-hvo: error: {document['error']}",
+            file=sys.stderr,
+        )
+
+
+def check_targets(
+    targets: Sequence[str], options: CheckOptions, output_format: str, jobs: int
+) -> int:
+    """
+    Audit targets and print the results.
+
+    :param output_format: ``"text"``, ``"json"`` or ``"ktap"``.
+    :param jobs: How many processes to use.
+    :return: The exit status.
+    :raises KeyboardInterrupt: with a text that says how far it got.
+    """
+    statuses: list[int] = []
+    documents: list[Document] = []
+    # One target is done before a bar would tell anything.
+    silent = not sys.stderr.isatty() or len(targets) == 1
+    progress = tqdm(total=len(targets), unit="target", delay=2, disable=silent)
+    try:
+        with progress:
+            for status, document in _results(targets, options, jobs):
+                statuses.append(status)
+                if output_format == "ktap":
+                    documents.append(document)
+                _report(document, output_format, len(statuses) == 1)
+                sys.stdout.flush()
+                progress.update()
+    except KeyboardInterrupt:
+        done = f"{len(statuses)} of {len(targets)} targets were done"
+        raise KeyboardInterrupt(done) from None
+    if output_format == "ktap":
+        print_ktap(documents)
+    return next(status for status in _PRECEDENCE if status in statuses)

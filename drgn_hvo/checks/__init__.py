@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Checks
+------
+
+What decides the rules of :mod:`drgn_hvo.rules`. Each check reads what the layers
+below already have and adds to an :class:`~drgn_hvo.audit.Audit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import time
+from typing import Optional
+
+from drgn import ProgramFlags
+
+from drgn_hvo.audit import Audit
+from drgn_hvo.checks.context import Context
+from drgn_hvo.checks.folios import check_folios
+from drgn_hvo.checks.heads import check_heads
+from drgn_hvo.checks.mapping import check_mapping
+from drgn_hvo.checks.pools import check_pools
+from drgn_hvo.checks.tails import check_tails
+from drgn_hvo.errors import UnavailableError
+from drgn_hvo.hvo import Hvo
+from drgn_hvo.rules import RULES
+
+__all__ = ("confirmed_audit", "run_audit")
+
+# On a live kernel, what looks wrong is looked at so often, with a pause.
+_LIVE_ATTEMPTS = 3
+_LIVE_PAUSE = 0.1  # seconds; HVO remaps a folio in milliseconds
+
+_CHECKS: tuple[Callable[[Context], None], ...] = (
+    check_tails,
+    check_mapping,
+    check_folios,
+    check_pools,
+    check_heads,
+)
+
+
+def confirmed_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
+    """
+    As :func:`run_audit()`; on a live kernel, keep only what is still wrong when it is
+    read again.
+    """
+    audit = run_audit(hvo, deep=deep)
+    if not hvo.kernel.prog.flags & ProgramFlags.IS_LIVE:
+        return audit
+    for _ in range(_LIVE_ATTEMPTS - 1):
+        if not audit.findings:
+            break
+        time.sleep(_LIVE_PAUSE)
+        again = run_audit(Hvo(hvo.kernel.prog, None), deep=deep)
+        seen = {(finding.rule, finding.about) for finding in audit.findings}
+        again.findings = [f for f in again.findings if (f.rule, f.about) in seen]
+        audit = again
+    return audit
+
+
+def run_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
+    """
+    Check all rules.
+
+    :param deep: Whether to check those that read all of vmemmap, too.
+    :raises UnavailableError: if this kernel cannot be audited at all.
+    """
+    if not hvo.kernel.has_types:
+        raise UnavailableError(
+            f"an audit needs types: {hvo.kernel.no_types_reason}; debuginfo, given "
+            "with -s, would do"
+        )
+    if not hvo.vmemmap.has_mappings:
+        raise UnavailableError(
+            f"an audit needs page tables, and those of {hvo.kernel.arch} cannot be "
+            "walked"
+        )
+    audit = Audit()
+    for rule in RULES:
+        reason: Optional[str] = rule.applies(hvo.layout)
+        if reason is None and rule.deep and not deep:
+            reason = "only with --deep"
+        if reason is not None:
+            audit.skipped[rule.id] = reason
+    context = Context(hvo, audit)
+    for check in _CHECKS:
+        check(context)
+    for table in hvo.vmemmap.walk.missing:
+        audit.missing(f"page tables of vmemmap ({table.reason})", 1, *_NEED_TABLES)
+    audit.findings = [f for f in audit.findings if f.rule not in audit.skipped]
+    return audit
+
+
+# What cannot be decided where a page table of vmemmap is missing.
+_NEED_TABLES = (
+    "vmemmap-tail-frame",
+    "vmemmap-tail-writable",
+    "vmemmap-head-frame",
+    "folio-head",
+    "stray-shared-tail",
+    "stray-head",
+)

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Heads without a folio, tails without a head
+-------------------------------------------
+
+Struct pages with ``PG_head`` where HVO ever split vmemmap, and with ``--deep`` every
+tail in all of vmemmap.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.audit import Finding, Subject
+from drgn_hvo.checks.context import Context
+from drgn_hvo.encoding import ALL_ONES, compound_heads
+from drgn_hvo.folio import HEAD_PAGES
+from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.pagetable import U64Array
+from drgn_hvo.vmemmap import StructPages
+
+__all__ = ("check_heads",)
+
+_SLICES_PER_BATCH = 4096
+
+
+def check_heads(context: Context) -> None:
+    """Decide ``stray-head`` and ``compound-heads``."""
+    if "stray-head" not in context.audit.skipped:
+        _StrayHeads(context).check()
+    if "compound-heads" not in context.audit.skipped:
+        _CompoundHeads(context).check()
+
+
+class _StrayHeads:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._vmemmap = context.vmemmap
+        # Of no folio: PFN, and whether it has the type hugetlb.
+        self._loose: dict[int, bool] = {}
+
+    def check(self) -> None:
+        slices = self._split_slices()
+        for start in range(0, len(slices), _SLICES_PER_BATCH):
+            self._check_slices(slices[start : start + _SLICES_PER_BATCH])
+        self._add_loose()
+
+    def _split_slices(self) -> Int64Array:
+        """Slices with an entry of their own, but not those that folios share."""
+        firsts, ends = self._vmemmap.run_slices
+        split = self._vmemmap.runs.level == 0
+        folios = self._context.hugetlb.folios
+        shared = folios.tail_slices
+        start = folios.head_pfn * self._context.size // self._context.page_size
+        mine = shared.shared == shared.count
+        taken = _ranges(
+            start[shared.folio[mine]] + shared.first[mine], shared.count[mine]
+        )
+        return np.setdiff1d(
+            _ranges(firsts[split], (ends - firsts)[split]), taken, assume_unique=True
+        )
+
+    def _check_slices(self, slices: Int64Array) -> None:
+        context, per_slice = self._context, self._context.geometry.pages_per_slice
+        first = slices * context.page_size // context.size
+        pages = self._vmemmap.read_pages(first, per_slice)
+        rows = pages.data.reshape(-1, context.size)
+        present = np.repeat(pages.present, per_slice)
+        flat = StructPages(rows, present)
+        infos = self._vmemmap.tail_words(flat)
+        heads = (
+            self._vmemmap.flags(flat) & np.uint64(context.kernel.PG_head_mask)
+        ) != 0
+        heads &= present & ((infos & np.uint64(1)) == 0)
+        missing = int((~pages.present).sum())
+        context.audit.missing(
+            "pages of vmemmap that HVO has split", missing, "stray-head"
+        )
+        pfns = (first[:, None] + np.arange(per_slice, dtype=np.int64)[None, :]).reshape(
+            -1
+        )
+        self._check_pages(pfns[heads])
+
+    def _check_pages(self, pfns: Int64Array) -> None:
+        context, fields = self._context, self._context.hvo.fields
+        rows = self._vmemmap.read_pages(pfns, HEAD_PAGES)
+        orders = fields.orders(rows.data)
+        if orders is None:
+            reason = "nothing says where folios keep their order"
+            context.audit.undecided.setdefault("stray-head", reason)
+            return
+        has_mask = context.layout.encoding.has_mask
+        offset = context.size + context.kernel.struct_page.offset
+        behind = fields.words(rows.data, offset, 8)
+        addresses = np.uint64(self._vmemmap.base) + pfns.astype(np.uint64) * np.uint64(
+            context.size
+        )
+        after = addresses + np.uint64(context.size)
+        own = ((behind & np.uint64(1)) != 0) & (
+            compound_heads(after, behind, has_mask) == addresses
+        )
+        sane = (orders > 0) & (orders < 32)
+        aligned = sane & (pfns % (1 << np.where(sane, orders, 0)) == 0)
+        hugetlb = fields.are_hugetlb(rows.data)
+        for i in np.flatnonzero(rows.present & ~(own & aligned)).tolist():
+            is_hugetlb = hugetlb is not None and bool(hugetlb[i])
+            self._found(int(pfns[i]), is_hugetlb)
+
+    def _found(self, pfn: int, is_hugetlb: bool) -> None:
+        context = self._context
+        folios = context.hugetlb.folios
+        owner = np.flatnonzero(
+            (folios.head_pfn <= pfn) & (pfn < folios.head_pfn + (1 << folios.order))
+        ).tolist()
+        head_pfn = int(folios.head_pfn[owner[0]]) if owner else None
+        if head_pfn == pfn:
+            return  # folio-head has said what is wrong with it
+        if head_pfn is None:
+            self._loose[pfn] = is_hugetlb
+            return
+        self._add(pfn, head_pfn)
+
+    def _add(self, pfn: int, head_pfn: Optional[int]) -> None:
+        subject = pfn if head_pfn is None else head_pfn
+        self._context.audit.add(
+            Finding(
+                "stray-head",
+                f"the struct page of PFN {pfn} has PG_head, but is no head: it is not "
+                "aligned to its order, or no tail of its own is behind it",
+                ("stray-head", subject),
+                because=self._frame_owner(pfn),
+                affected=0 if head_pfn is None else 1,
+                pfn=pfn,
+                head_pfn=head_pfn,
+                **self._flags_place(pfn),  # type: ignore[arg-type]
+            )
+        )
+
+    def _add_loose(self) -> None:
+        """
+        Former folios, restored by a kernel that left copies of their heads in all
+        their pages of vmemmap, are one finding; other heads are one each.
+        """
+        orders = [hstate.order for hstate in self._context.hugetlb.hstates]
+        order = min(orders, default=0)
+        former = {pfn >> order for pfn, hugetlb in self._loose.items() if hugetlb}
+        restored = [pfn for pfn in self._loose if pfn >> order in former]
+        for pfn in self._loose:
+            if pfn >> order not in former:
+                self._add(pfn, None)
+        if restored:
+            self._add_restored(restored, len(former))
+
+    def _frame_owner(self, pfn: int) -> tuple[Subject, ...]:
+        """The folio whose head lies in the frame behind a struct page."""
+        mapping = self._vmemmap.mapping(
+            pfn * self._context.size // self._context.page_size
+        )
+        folios = self._context.hugetlb.folios
+        if mapping is None:
+            return ()
+        owners = folios.head_pfn[folios.head_frame == mapping.pfn]
+        return tuple(("head-frame", head) for head in owners.tolist())
+
+    def _flags_place(self, pfn: int) -> dict[str, Optional[int]]:
+        context = self._context
+        page = self._vmemmap.read_pages(np.array([pfn], dtype=np.int64))
+        flags = int(self._vmemmap.flags(page)[0])
+        offset = context.kernel.struct_page.flags
+        # PG_head has the same bit in every word of flags.
+        return {
+            **context.word_place(pfn, offset),
+            "expected": flags & ~context.kernel.PG_head_mask,
+            "actual": flags,
+        }
+
+    def _add_restored(self, pfns: list[int], former: int) -> None:
+        self._context.audit.add(
+            Finding(
+                "stray-head",
+                f"{len(pfns)} struct pages from PFN {pfns[0]} on have PG_head, but "
+                f"belong to no folio: heads of {former} former huge pages, and copies",
+                ("restored",),
+                because=self._frame_owner(pfns[0]),
+                defect="restored-fake-heads",
+                folded=len(pfns) - 1,
+                affected=former,
+                pfn=pfns[0],
+                **self._flags_place(pfns[0]),  # type: ignore[arg-type]
+            )
+        )
+
+
+class _CompoundHeads:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._vmemmap = context.vmemmap
+
+    def check(self) -> None:
+        firsts, ends = self._vmemmap.run_slices
+        # Slices that share a frame hold the same words: the rules on shared tail
+        # pages and on mappings decide those.
+        single = self._vmemmap.runs.step == 1
+        slices = _ranges(firsts[single], (ends - firsts)[single])
+        for start in range(0, len(slices), _SLICES_PER_BATCH):
+            self._check_slices(slices[start : start + _SLICES_PER_BATCH])
+
+    def _check_slices(self, slices: Int64Array) -> None:
+        context, per_slice = self._context, self._context.geometry.pages_per_slice
+        first = slices * context.page_size // context.size
+        pages = self._vmemmap.read_pages(first, per_slice)
+        rows = StructPages(
+            pages.data.reshape(-1, context.size), np.repeat(pages.present, per_slice)
+        )
+        missing = int((~pages.present).sum())
+        context.audit.missing("pages of vmemmap", missing, "compound-heads")
+        infos = self._vmemmap.tail_words(rows)
+        tails = rows.present & ((infos & np.uint64(1)) != 0)
+        tails &= (infos != np.uint64(ALL_ONES)) & ~self._is_exempt(rows)
+        pfns = (first[:, None] + np.arange(per_slice, dtype=np.int64)[None, :]).reshape(
+            -1
+        )
+        context.audit.checked["struct_pages"] = context.audit.checked.get(
+            "struct_pages", 0
+        ) + int(rows.present.sum())
+        self._check_tails(pfns[tails], infos[tails])
+
+    def _is_exempt(self, pages: StructPages) -> BoolArray:
+        """ZONE_DEVICE: device DAX shares tails in its own way."""
+        layout = self._context.hvo.mmzone.flags_layout
+        device = self._context.kernel.constant("ZONE_DEVICE")
+        if layout is None or device is None:
+            return np.zeros(len(pages.data), dtype=np.bool_)
+        return layout.zonenums(self._vmemmap.flags(pages)) == device
+
+    def _check_tails(self, pfns: Int64Array, infos: U64Array) -> None:
+        context = self._context
+        size, base = np.uint64(context.size), np.uint64(self._vmemmap.base)
+        addresses = base + pfns.astype(np.uint64) * size
+        heads = compound_heads(addresses, infos, context.layout.encoding.has_mask)
+        offset = heads - base
+        inside = (offset % size == 0) & (
+            offset // size < np.uint64(self._vmemmap.end_pfn)
+        )
+        head_pfns = np.where(inside, (offset // size).astype(np.int64), -1)
+        distinct, index = np.unique(head_pfns, return_inverse=True)
+        covers = self._cover(distinct)[index]
+        wrong = ~inside | (head_pfns > pfns) | (pfns >= head_pfns + covers)
+        for i in np.flatnonzero(wrong).tolist():
+            self._add(int(pfns[i]), int(infos[i]), int(head_pfns[i]))
+
+    def _cover(self, pfns: Int64Array) -> Int64Array:
+        """How many pages each head covers, 0 if it is no head."""
+        rows = self._vmemmap.read_pages(pfns, HEAD_PAGES)
+        first = StructPages(rows.data[:, : self._context.size], rows.present)
+        mask = np.uint64(self._context.kernel.PG_head_mask)
+        is_head = rows.present & ((self._vmemmap.flags(first) & mask) != 0)
+        orders = self._context.hvo.fields.orders(rows.data)
+        if orders is None:
+            reason = "nothing says where folios keep their order"
+            self._context.audit.undecided.setdefault("compound-heads", reason)
+            return np.full(len(pfns), 1 << 32, dtype=np.int64)
+        sane = is_head & (orders > 0) & (orders < 32)
+        return np.where(sane, 1 << np.where(sane, orders, 0), 0)
+
+    def _add(self, pfn: int, actual: int, head_pfn: int) -> None:
+        context = self._context
+        folios = context.hugetlb.folios
+        owner = np.flatnonzero(
+            (folios.head_pfn <= pfn) & (pfn < folios.head_pfn + (1 << folios.order))
+        ).tolist()
+        folio = int(folios.head_pfn[owner[0]]) if owner else head_pfn
+        where = f"PFN {head_pfn}" if head_pfn >= 0 else "outside of vmemmap"
+        context.audit.add(
+            Finding(
+                "compound-heads",
+                f"the tail of PFN {pfn} resolves to {where}, which is no head that "
+                "covers it",
+                ("compound", folio),
+                because=(
+                    ("folio", folio),
+                    ("folio-tail", folio),
+                    ("head-frame", folio),
+                    ("stray-head", folio),
+                    ("restored",),
+                ),
+                affected=len(owner),
+                pfn=pfn,
+                head_pfn=None if head_pfn < 0 else head_pfn,
+                actual=actual,
+                **context.word_place(pfn, context.kernel.struct_page.offset),  # type: ignore[arg-type]
+            )
+        )
+
+
+def _ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
+    """All numbers of ranges."""
+    within = np.arange(int(counts.sum()), dtype=np.int64)
+    within -= np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts, counts) + within

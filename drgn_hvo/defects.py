@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Known kernel defects
+--------------------
+
+Bugs of released kernels whose traces the audit knows by name, as data: which rule
+they break and in what state, how to confirm them, and what they lead to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ("DEFECTS", "Defect")
+
+
+@dataclass(frozen=True)
+class Defect:
+    """
+    A known defect.
+
+    :param rules: The rules that it breaks.
+    :param state: What it looks like in memory.
+    :param kernels: Which kernels have it.
+    :param confirm: How to make sure.
+    :param leads_to: What happens if nothing is done.
+    """
+
+    name: str
+    rules: tuple[str, ...]
+    state: str
+    kernels: str
+    confirm: str
+    leads_to: str
+
+
+DEFECTS = {
+    defect.name: defect
+    for defect in (
+        Defect(
+            "boot-tail-refcount",
+            ("shared-tail-refcount",),
+            "every struct page of a shared tail page that was allocated at boot has "
+            "reference count 1",
+            "7.2.13 and 7.3.4, by their source also 7.1, with gigantic pages allocated "
+            "at boot",
+            "memmap_init() ran __init_single_page() over the page through the entries "
+            "of the folios, and init_compound_tail() does not reset _refcount; "
+            "lru.prev of each struct page is left pointing into one of the folios",
+            "freeing such a huge page prints 'Bad page state ... nonzero _refcount' "
+            "and loses its memory; atomic_add_unless() writes to the read-only page",
+        ),
+        Defect(
+            "restored-fake-heads",
+            ("stray-head",),
+            "struct pages with PG_head and the hugetlb type in frames of their own, of "
+            "folios that are on no list and not optimized",
+            "6.12.115 to 6.12.117 and others that took 'mm/hugetlb_vmemmap: fix "
+            "incorrect vmemmap restore in rollback' onto mirrored heads",
+            "the kernel log has 'corrupted mapping in tail page' or 'nonzero mapcount' "
+            "from the time when huge pages were freed",
+            "the memory of every huge page that is freed is lost",
+        ),
+        Defect(
+            "memmap-init-overwrite",
+            (
+                "shared-tail-info",
+                "shared-tail-mapping",
+                "shared-tail-mapcount",
+                "shared-tail-flags",
+                "shared-tail-refcount",
+                "shared-tail-rest",
+            ),
+            "every struct page of a shared tail page allocated at boot looks as "
+            "__init_single_page() leaves one: lru points to itself, mapping is 0, "
+            "reference count 1",
+            "the patch series of HVO with masks up to its fifth version",
+            "the frame is PG_reserved, and the address in lru lies in a folio that "
+            "maps it",
+            "all tails of all huge pages on that frame look like order-0 pages; "
+            "freeing one prints 'Bad page state' and loses its memory",
+        ),
+        Defect(
+            "boot-tail-writable",
+            ("vmemmap-tail-writable",),
+            "most slices of a gigantic page allocated at boot are writable, the first "
+            "ones are not",
+            "6.15 and later without 'mm/hugetlb_vmemmap: fix "
+            "__hugetlb_vmemmap_optimize_folios()'",
+            "the length of the write-protected range was computed from "
+            "pages_per_huge_page() bytes: 64 slices, 256 KiB, of a 1 GiB page",
+            "stray writes to shared tails are not caught",
+        ),
+        Defect(
+            "tail-initialised-late",
+            ("shared-tail-info",),
+            "a shared tail page that folios map is all zeros or holds tails without "
+            "node and zone",
+            "7.1 without 'mm/hugetlb: init tails before init_migratetype'",
+            "gigantic pages were allocated at boot, and the crash is in early boot",
+            "compound_head() of their tails answers the tail itself until the page is "
+            "initialised",
+        ),
+    )
+}
