@@ -19,8 +19,9 @@ from typing import IO
 import construct
 from drgn import Architecture, Platform, Program
 import numpy as np
+import numpy.typing as npt
 
-from drgn_hvo.synth.frames import Image, Range, subtract
+from drgn_hvo.synth.frames import Bytes, Image, Range, subtract
 from drgn_hvo.synth.generations import PAGE_SIZE
 from drgn_hvo.synth.machine import Machine
 from drgn_hvo.synth.plan import KERNEL_PAGES
@@ -189,7 +190,7 @@ def _write_memory(
     :param places: PFN range and file offset of each segment.
     """
     for pfn, rows in image.chunks(CHUNK_FRAMES):
-        used = rows.any(axis=1)
+        used: npt.NDArray[np.bool_] = np.any(rows, axis=1)
         for start, end, offset in places:
             first, last = max(pfn, start), min(pfn + len(rows), end)
             if first < last:
@@ -200,8 +201,8 @@ def _write_memory(
 
 
 def _write_used(
-    file: IO[bytes], offset: int, rows: np.ndarray, used: np.ndarray
-) -> None:  # type: ignore[type-arg]
+    file: IO[bytes], offset: int, rows: Bytes, used: npt.NDArray[np.bool_]
+) -> None:
     edges = np.flatnonzero(np.diff(np.concatenate(([0], used.view(np.int8), [0]))))
     for first, last in edges.reshape(-1, 2).tolist():
         file.seek(offset + first * PAGE_SIZE)

@@ -29,7 +29,8 @@ _PMD_PAGES = _PMD_SIZE // PAGE_SIZE
 _FUNCTIONS = (
     "startup_64", "secondary_startup_64", "start_kernel", "rest_init", "panic",
     "crash_kexec", "__crash_kexec", "compound_head", "prep_compound_page",
-    "prep_compound_head", "prep_compound_tail", "free_huge_folio", "alloc_hugetlb_folio",
+    "prep_compound_head", "prep_compound_tail", "free_huge_folio",
+    "alloc_hugetlb_folio",
     "alloc_buddy_hugetlb_folio", "dissolve_free_hugetlb_folio", "demote_pool_huge_page",
     "hugetlb_vmemmap_optimize_folio", "hugetlb_vmemmap_optimize_folios",
     "hugetlb_vmemmap_restore_folio", "hugetlb_vmemmap_restore_folios",

@@ -53,6 +53,7 @@ class Machine:
     A machine that has crashed.
 
     :param nodes: Physical address of ``struct pglist_data`` by node ID.
+    :param truncated: Its core is to break off in the middle: a fault.
     """
 
     plan: Plan
@@ -62,6 +63,7 @@ class Machine:
     tables: BuiltTables
     vmemmap: VmemmapWriter
     nodes: dict[int, int]
+    truncated: bool = False
 
     def page_physical(self, pfn: int) -> int:
         """
@@ -98,7 +100,10 @@ class _Builder:
         self.reserved: list[Range] = [(plan.kernel_pfn, plan.kernel_pfn + KERNEL_PAGES)]
         if any(start == 0 for start, _ in plan.memory):
             self.reserved.append((0, 1))
-        self.extents: list[Extent] = []
+        # The firmware's page is there, and zero.
+        self.extents: list[Extent] = [
+            Extent.stored(start, bytes(PAGE_SIZE)) for start, _ in self.reserved[1:]
+        ]
         self.kernel = KernelImage(plan)
         self.links: dict[int, Links] = {}
         self.nodes: dict[int, int] = {}

@@ -146,7 +146,7 @@ class PageWriter:
             return self._single(region, end - first)
         pfns = np.arange(first, end, dtype=np.int64)
         if isinstance(placed.group, HugePages):
-            return self.folios(placed, pfns)  # type: ignore[arg-type]
+            return self.folios(placed, pfns)
         return self._other(region, placed.group, placed.first_pfn, pfns)
 
     def _single(self, region: Region, count: int) -> U64:
@@ -366,9 +366,7 @@ class PageWriter:
         if group.kind == "thp":
             flag = self._plan.structures.page_flag
             thp = flag("uptodate") | flag("swapbacked")
-        rows, heads, _ = self._compound(
-            first, group.order, pfns, flags, thp, group.kind
-        )
+        rows, _, _ = self._compound(first, group.order, pfns, flags, thp, group.kind)
         return rows
 
     def _buddy(self, region: Region, first: int, pfns: Int64) -> U64:

@@ -30,6 +30,7 @@ __all__ = (
     "KERNEL_PAGES",
     "START_KERNEL_MAP",
     "AddressSpace",
+    "AnyPlaced",
     "Placed",
     "Plan",
     "Region",
@@ -75,7 +76,7 @@ class AddressSpace:
         return address - START_KERNEL_MAP + self.phys_base
 
 
-G = TypeVar("G", HugePages, Pages)
+G = TypeVar("G", bound=Union[HugePages, Pages], covariant=True)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,10 @@ class Placed(Generic[G]):
     def heads(self) -> range:
         """The PFNs of the heads."""
         return range(self.first_pfn, self.end_pfn, 1 << self.group.order)
+
+
+#: A group of either kind.
+AnyPlaced = Union[Placed[HugePages], Placed[Pages]]
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Region:
     use: str
     nid: int
     zone: int
-    placed: Optional[Union[Placed[HugePages], Placed[Pages]]]
+    placed: Optional[AnyPlaced]
 
 
 @dataclass(frozen=True)
@@ -168,8 +173,9 @@ class Plan:
         :param reserved: Pages that memblock handed out.
         """
         uses: list[tuple[Range, str]] = [(r, "reserved") for r in reserved]
-        groups: dict[int, Union[Placed[HugePages], Placed[Pages]]] = {}
-        for placed in (*self.huge, *self.pages):
+        groups: dict[int, AnyPlaced] = {}
+        everything: list[AnyPlaced] = [*self.huge, *self.pages]
+        for placed in everything:
             groups[placed.first_pfn] = placed
             uses.append(((placed.first_pfn, placed.end_pfn), "group"))
         cuts = {cut for (start, end), _ in uses for cut in (start, end)}
@@ -204,9 +210,7 @@ class Plan:
         return regions
 
     @staticmethod
-    def _group_at(
-        groups: dict[int, Union[Placed[HugePages], Placed[Pages]]], pfn: int
-    ) -> Union[Placed[HugePages], Placed[Pages]]:
+    def _group_at(groups: dict[int, AnyPlaced], pfn: int) -> AnyPlaced:
         if pfn in groups:
             return groups[pfn]
         return groups[max(first for first in groups if first <= pfn)]
@@ -225,7 +229,9 @@ def _address_space(d: Description) -> AddressSpace:
     )
 
 
-def _place(allocator: FrameAllocator, d: Description, group: G) -> int:
+def _place(
+    allocator: FrameAllocator, d: Description, group: Union[HugePages, Pages]
+) -> int:
     span = 1 << group.order
     what = f"{group.count} pages of order {group.order} on node {group.node}"
     if group.first_pfn is not None:
