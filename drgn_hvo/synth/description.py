@@ -252,7 +252,8 @@ def _check_pools(d: Description) -> None:
 
 def _check_nodes(d: Description) -> None:
     _refuse(not d.nodes, "a machine has at least one node")
-    limit = 1 << (40 - 12 if d.paging_levels == 4 else 44 - 12)
+    # The direct map and its KASLR offset must end below vmalloc.
+    limit = 1 << (45 - 12 if d.paging_levels == 4 else 48 - 12)
     ids = [node.id for node in d.nodes]
     _refuse(len(set(ids)) != len(ids), "two nodes have the same id")
     memory: list[tuple[Range, str]] = []
@@ -268,7 +269,7 @@ def _check_nodes(d: Description) -> None:
             _refuse(not 0 <= start < end, f"{name} is no range")
             _refuse(
                 end > limit,
-                f"{name} is beyond what {d.paging_levels} levels are used for here",
+                f"{name} is beyond what {d.paging_levels} levels of tables can map",
             )
             memory.append(((start, end), name))
         for zone_name, (start, end) in node.zones.items():
