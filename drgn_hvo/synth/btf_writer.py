@@ -119,6 +119,15 @@ class _Writer:
             self._record(self._reserve(declared), name, BtfKind.FWD, 0, 0)
         return self._ids[declared]
 
+    def function(self, name: str) -> None:
+        """A global function, ``void name(void)``."""
+        if "void (void)" not in self._ids:
+            proto = self._reserve("void (void)")
+            self._record(proto, None, BtfKind.FUNC_PROTO, 0, 0)
+        type_id = self._reserve(f"function {name}")
+        linkage = 1  # BTF_FUNC_GLOBAL, in place of vlen
+        self._record(type_id, name, BtfKind.FUNC, linkage, self._ids["void (void)"])
+
     def finish(self) -> bytes:
         """The blob."""
         types = b"".join(self._records)
@@ -139,9 +148,11 @@ class _Writer:
         return header + types + bytes(self._strings)
 
 
-def write_btf(types: Iterable[CType]) -> bytes:
+def write_btf(types: Iterable[CType], functions: Iterable[str] = ()) -> bytes:
     """
     A BTF blob, little endian.
+
+    :param functions: Names of functions, of which only the name matters.
 
     A pointer to a structure that comes later in *types* is written as one to a
     declaration, as compilers do for structures that are opaque in one file.
@@ -149,4 +160,6 @@ def write_btf(types: Iterable[CType]) -> bytes:
     writer = _Writer()
     for c_type in types:
         writer.add(c_type)
+    for name in functions:
+        writer.function(name)
     return writer.finish()

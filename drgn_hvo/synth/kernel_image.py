@@ -24,8 +24,8 @@ __all__ = ("KernelImage", "StructBytes")
 _PMD_SIZE = 2 << 20
 _PMD_PAGES = _PMD_SIZE // PAGE_SIZE
 
-# Functions of which nobody reads more than the name; kallsyms has them so that it
-# has something to compress.
+# Functions of which nobody reads more than the name: drgn finds out about
+# CONFIG_SPARSEMEM_VMEMMAP by asking for vmemmap_populate().
 _FUNCTIONS = (
     "startup_64", "secondary_startup_64", "start_kernel", "rest_init", "panic",
     "crash_kexec", "__crash_kexec", "compound_head", "prep_compound_page",
@@ -106,7 +106,7 @@ class KernelImage:
             self.mark("cpu_number", 0x1B030, "A")
 
     def _types(self) -> None:
-        btf = write_btf(self._plan.structures.all)
+        btf = write_btf(self._plan.structures.all, _FUNCTIONS)
         address = self.rodata("__start_BTF", btf, 4096)
         self.mark("__stop_BTF", address + len(btf), "R")
 
