@@ -151,7 +151,8 @@ def test_shared_tails(case):
             if p.optimized
             and p.group.node == tail.nid
             and (
-                tail.zone is None or machine.plan.zone_of(p.first_pfn).index == tail.zone
+                tail.zone is None
+                or machine.plan.zone_of(p.first_pfn).index == tail.zone
             )
         ]
         assert found[key].mapped_by == 7 * sum(p.group.count for p in users)

@@ -195,6 +195,7 @@ def _check(description: Description) -> None:
         _check_huge_pages(description, group)
     for other in description.pages:
         _check_pages(description, other)
+    _check_reserved(description)
 
 
 def _check_machine(d: Description) -> None:
@@ -244,10 +245,13 @@ def _check_pools(d: Description) -> None:
         f"there are one or two pools, of different orders from 1 to 18, "
         f"not {list(orders)}",
     )
+
+
+def _check_reserved(d: Description) -> None:
     for order, count in d.reserved.items():
-        _refuse(order not in orders, f"there is no pool of order {order}")
-        free = sum(g.count for g in d.huge_pages if g.order == order)
-        _refuse(not 0 <= count <= free, f"{count} huge pages cannot be reserved")
+        _refuse(order not in d.hstates, f"there is no pool of order {order}")
+        total = sum(g.count for g in d.huge_pages if g.order == order)
+        _refuse(not 0 <= count <= total, f"{count} huge pages cannot be reserved")
 
 
 def _check_nodes(d: Description) -> None:
@@ -383,7 +387,8 @@ def _table(kind: type[T], table: Any, what: str, **converted: Any) -> T:
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     _refuse(not isinstance(table, dict), f"{what} is no table")
     for key in table:
-        _refuse(key not in known, f"{what} has an unknown key {key!r}")
+        unknown = key not in known or key in converted
+        _refuse(unknown, f"{what} has an unknown key {key!r}")
     values = {**table, **converted}
     for name, f in known.items():
         missing = f.default is f.default_factory is dataclasses.MISSING
