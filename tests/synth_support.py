@@ -17,6 +17,7 @@ from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.description import Description, HugePages, Node, Pages
 from drgn_hvo.synth.generations import GENERATIONS, generation
 from drgn_hvo.synth.machine import Machine, build_machine
+from drgn_hvo.synth.plan import AnyPlaced
 
 __all__ = (
     "ALL",
@@ -31,13 +32,17 @@ __all__ = (
 ALL = [entry.name for entry in GENERATIONS]
 
 NODES = (
-    Node(0, ((0, 0x9F), (0x100, 0x10000)), {"DMA": (1, 0x1000), "DMA32": (0x1000, 0x10000)}),
+    Node(
+        0,
+        ((0, 0x9F), (0x100, 0x10000)),
+        {"DMA": (1, 0x1000), "DMA32": (0x1000, 0x10000)},
+    ),
     Node(
         1,
         ((0x10000, 0x17000), (0x18000, 0x20000)),
         {"DMA32": (0x10000, 0x1C000), "Movable": (0x1C000, 0x20000)},
     ),
-)  # fmt: skip
+)
 
 
 def describe(name: str, **changes: Any) -> Description:
@@ -108,7 +113,7 @@ def expected_folios(machine: Machine) -> dict[int, Expected]:
 def expected_heads(machine: Machine) -> dict[int, tuple[int, int]]:
     """Head and order of every page of every compound page."""
     kinds = ("slab", "thp", "compound")
-    compound = [
+    compound: list[AnyPlaced] = [
         *machine.plan.huge,
         *(p for p in machine.plan.pages if p.group.kind in kinds),
     ]

@@ -197,7 +197,7 @@ def test_a_hole_is_no_memory():
 
 def test_files(tmp_path):
     path = tmp_path / "machine.toml"
-    with pytest.raises(UsageError, match="cannot read .*No such file"):
+    with pytest.raises(UsageError, match=r"cannot read .*No such file"):
         load_description(path)
     path.write_bytes(b"\xff")
     with pytest.raises(UsageError, match="it is not UTF-8"):

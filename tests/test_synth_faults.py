@@ -46,7 +46,30 @@ CASES = [
 ]
 
 # The rules of the contract.
-RULES = ["vmemmap-alignment", "shared-tail-entry", "shared-tail-unique", "shared-tail-info", "shared-tail-mapping", "shared-tail-mapcount", "shared-tail-flags", "shared-tail-refcount", "shared-tail-rest", "vmemmap-tail-frame", "vmemmap-tail-writable", "vmemmap-head-frame", "folio-head", "folio-tail-info", "folio-optimized-flag", "folio-unoptimized", "folio-list", "hstate-lists", "hstate-counters", "stray-shared-tail", "stray-head", "compound-heads"]
+RULES = [
+    "vmemmap-alignment",
+    "shared-tail-entry",
+    "shared-tail-unique",
+    "shared-tail-info",
+    "shared-tail-mapping",
+    "shared-tail-mapcount",
+    "shared-tail-flags",
+    "shared-tail-refcount",
+    "shared-tail-rest",
+    "vmemmap-tail-frame",
+    "vmemmap-tail-writable",
+    "vmemmap-head-frame",
+    "folio-head",
+    "folio-tail-info",
+    "folio-optimized-flag",
+    "folio-unoptimized",
+    "folio-list",
+    "hstate-lists",
+    "hstate-counters",
+    "stray-shared-tail",
+    "stray-head",
+    "compound-heads",
+]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -115,7 +138,7 @@ def hvo_with(name, *faults):
 
 
 def test_misaligned_vmemmap():
-    machine, hvo = hvo_with("shared-7.3", "vmemmap-misaligned")
+    _, hvo = hvo_with("shared-7.3", "vmemmap-misaligned")
     assert hvo.kernel.vmemmap % (1 << 28) == 64 << 20
     assert len(hvo.hugetlb.folios) == 21
 

@@ -26,7 +26,14 @@ from drgn_hvo.synth.generations import PAGE_SIZE
 from drgn_hvo.synth.machine import Machine
 from drgn_hvo.synth.plan import KERNEL_PAGES
 
-__all__ = ("CHUNK_FRAMES", "Progress", "note", "program", "write_elf", "write_vmcore")
+__all__ = (
+    "CHUNK_FRAMES",
+    "Progress",
+    "core_notes",
+    "program",
+    "write_elf",
+    "write_vmcore",
+)
 
 #: ``progress(frames)``: so many more frames were written.
 Progress = Callable[[int], None]
@@ -72,7 +79,7 @@ _NT_PRSTATUS = 1
 _PRSTATUS_SIZE = 336
 
 
-def note(name: bytes, kind: int, data: bytes) -> bytes:
+def _note(name: bytes, kind: int, data: bytes) -> bytes:
     """An ELF note."""
     owner = name + b"\0"
     header = _NHDR.build(
@@ -83,7 +90,7 @@ def note(name: bytes, kind: int, data: bytes) -> bytes:
 
 def core_notes(vmcoreinfo: bytes) -> bytes:
     """The notes of a dump: one CPU, and VMCOREINFO."""
-    return note(b"CORE", _NT_PRSTATUS, bytes(_PRSTATUS_SIZE)) + note(
+    return _note(b"CORE", _NT_PRSTATUS, bytes(_PRSTATUS_SIZE)) + _note(
         b"VMCOREINFO", 0, vmcoreinfo
     )
 

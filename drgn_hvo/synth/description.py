@@ -26,6 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+
 __all__ = (
     "HSTATE_ORDERS",
     "SECTION_PAGES",
@@ -34,6 +35,7 @@ __all__ = (
     "Node",
     "Pages",
     "load_description",
+    "load_toml",
     "parse_description",
 )
 
@@ -449,16 +451,27 @@ def _node(table: Any) -> Node:
     )
 
 
+def load_toml(text: str, name: str) -> dict[str, Any]:
+    """
+    Read a TOML document.
+
+    :param name: What to call it if it is none.
+    :raises UsageError: if it is none.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise UsageError(f"{name}: {e}") from None
+    return document
+
+
 def parse_description(text: str, name: str = "description") -> Description:
     """
     Read a description in TOML.
 
     :raises UsageError: if it is no TOML, or no machine can be so.
     """
-    try:
-        document: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise UsageError(f"{name}: {e}") from None
+    document = load_toml(text, name)
     nodes = tuple(_node(table) for table in _list(document, "node"))
     huge_pages = tuple(
         _table(HugePages, table, "a [[huge_pages]]")

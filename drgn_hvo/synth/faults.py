@@ -21,6 +21,7 @@ from drgn_hvo.synth.description import Description
 from drgn_hvo.synth.generations import GENERATIONS, PAGE_SIZE, Generation
 from drgn_hvo.synth.machine import Machine, build_machine
 from drgn_hvo.synth.pages import flags_shifts
+from drgn_hvo.synth.structures import HPG_FLAGS
 from drgn_hvo.synth.targets import Change, Targets
 
 __all__ = ("FAULTS", "AppliedFault", "Fault", "catalogue", "make_machine")
@@ -281,8 +282,6 @@ def _private_tail(t: Targets) -> Changes:
 
 
 def _hpg_optimized(t: Targets, pfn: int) -> Changes:
-    from drgn_hvo.synth.structures import HPG_FLAGS
-
     bit = 1 << HPG_FLAGS.index("vmemmap_optimized")
     address = t.page_field(pfn, "private")
     return [t.flip(address, bit, "HPG_vmemmap_optimized of a folio")]

@@ -10,6 +10,7 @@ flattened form of any file that ``makedumpfile -F`` sends through a pipe.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import IO
 import zlib
 
@@ -21,7 +22,7 @@ from drgn_hvo.synth.frames import Bytes, Image, Range
 from drgn_hvo.synth.generations import PAGE_SIZE
 from drgn_hvo.synth.machine import Machine
 
-__all__ = ("FlattenedFile", "write_kdump")
+__all__ = ("FlattenedFile", "kdump_pages", "write_kdump")
 
 _UTS = construct.Padded(65, construct.CString("ascii"))
 _HEADER = construct.Struct(
@@ -200,6 +201,23 @@ def _sub_header(machine: Machine, notes: bytes) -> bytes:
         }
     )
     return header
+
+
+def kdump_pages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """
+    PFN and content of each page of a file that :func:`write_kdump()` wrote: what to
+    compare, because versions of zlib compress the same page differently.
+    """
+    header = _HEADER.parse(data)
+    blocks = header.bitmap_blocks // 2
+    second = (1 + header.sub_hdr_size + blocks) * PAGE_SIZE
+    start = second + blocks * PAGE_SIZE
+    bitmap = np.frombuffer(data[second:start], dtype=np.uint8)
+    pfns = np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))
+    descriptors = np.frombuffer(data, dtype=_PAGE_DESC, count=len(pfns), offset=start)
+    for pfn, (offset, size, flags, _) in zip(pfns.tolist(), descriptors.tolist()):
+        stored = data[offset : offset + size]
+        yield pfn, zlib.decompress(stored) if flags & _COMPRESSED_ZLIB else stored
 
 
 _FLAT_HEADER = construct.Struct(

@@ -107,6 +107,7 @@ class _Builder:
         self.kernel = KernelImage(plan)
         self.links: dict[int, Links] = {}
         self.nodes: dict[int, int] = {}
+        self._pglist_pfns: dict[int, int] = {}
         self._lru = plan.structures.page.offset("lru")
 
     def take(
@@ -287,7 +288,6 @@ class _Builder:
         """``struct pglist_data`` of each node, and ``node_data[]``."""
         size = self.plan.structures.pglist_data.size
         pointers = bytearray(8 * self.plan.generation.max_numnodes)
-        self._pglist_pfns = {}
         for node in self.plan.description.nodes:
             pfn = self.take(node.id, -(-size // PAGE_SIZE), "struct pglist_data")
             self._pglist_pfns[node.id] = pfn

@@ -240,6 +240,8 @@ class PageWriter:
         values = {fields.nr_pages_member: 1 << order}
         if fields.order_member == "_folio_order":
             return {**values, "_folio_order": order, "_total_mapcount": _MINUS_1}
+        if self._plan.structures.folio.has("_mm_id_mapcount"):
+            values["_mm_id_mapcount"] = ALL_ONES
         return {**values, "_large_mapcount": _MINUS_1, "_entire_mapcount": _MINUS_1}
 
     def _put_member(self, rows: U64, folio: Compound, member: str, value: int) -> None:

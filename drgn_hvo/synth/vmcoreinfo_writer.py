@@ -18,12 +18,13 @@ from drgn_hvo.synth.generations import PAGE_SIZE
 from drgn_hvo.synth.kernel_image import KernelImage
 from drgn_hvo.synth.plan import Plan
 from drgn_hvo.synth.structures import (
+    ATOMIC_LONG_T,
     COMPOUND_DTORS,
     LIST_HEAD,
     PAGE_TYPES,
 )
 
-__all__ = ("write_vmcoreinfo",)
+__all__ = ("mem_section_roots", "write_vmcoreinfo")
 
 _MAX_PHYSMEM_BITS = {4: 46, 5: 52}
 _SECTION_SIZE_BITS = 27
@@ -146,6 +147,8 @@ def _lines(plan: Plan, image: KernelImage, mem_section: int) -> Iterator[str]:
         yield f"SIZE({name})={owner.size}"
     yield from _pages(plan)
     yield from _nodes(plan)
+    yield f"SIZE(atomic_long_t)={ATOMIC_LONG_T.size}"
+    yield "OFFSET(atomic_long_t.counter)=0"
     yield from _numbers(plan)
     for name in (
         "kallsyms_names",
