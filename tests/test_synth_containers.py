@@ -191,6 +191,18 @@ def test_output_is_not_overwritten(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["core"]
 
 
+def test_only_files_are_replaced(tmp_path):
+    """Not a directory, and not /dev/null, whoever asks."""
+    for path in (tmp_path, "/dev/null"):
+        with pytest.raises(UsageError, match="is no regular file"):
+            write_core(describe("plain-7.2"), path, force=True)
+
+
+def test_no_such_container(tmp_path):
+    with pytest.raises(UsageError, match="there is no container 'zip'"):
+        write_core(describe("plain-7.2"), tmp_path / "core", "zip")
+
+
 def test_nothing_half_written_on_error(tmp_path):
     def fail(_):
         raise RuntimeError("in the middle")

@@ -15,9 +15,8 @@ from drgn_hvo.synth.description import (
     HugePages,
     Node,
     Pages,
-    load_description,
-    parse_description,
 )
+from drgn_hvo.synth.description_file import load_description, parse_description
 from drgn_hvo.synth.machine import build_machine
 
 GOOD = """

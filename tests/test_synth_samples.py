@@ -15,7 +15,7 @@ import sys
 import pytest
 
 from drgn_hvo.hvo import Hvo
-from drgn_hvo.synth.description import load_description, load_toml
+from drgn_hvo.synth.description_file import load_description, load_toml
 from drgn_hvo.synth.faults import make_machine
 from drgn_hvo.synth.generations import GENERATIONS
 from tests.synth_support import expected_folios

@@ -17,7 +17,7 @@ import sys
 
 from drgn_hvo import __version__
 from drgn_hvo.synth.containers import Progress
-from drgn_hvo.synth.description import load_description
+from drgn_hvo.synth.description_file import load_description
 from drgn_hvo.synth.faults import catalogue, make_machine
 from drgn_hvo.synth.output import CONTAINERS, write_machine
 

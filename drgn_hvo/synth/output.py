@@ -44,6 +44,8 @@ CONTAINERS: dict[str, Callable[[Machine, IO[bytes], Progress], None]] = {
 @contextmanager
 def _replacing(path: Path, force: bool) -> Iterator[IO[bytes]]:
     """A new file that takes the place of *path* if all goes well."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file")
     if path.exists() and not force:
         raise UsageError(f"{path} exists; use --force to replace it")
     try:
