@@ -33,6 +33,8 @@ Int64 = npt.NDArray[np.int64]
 LIST_POISON1 = 0xDEAD000000000100
 LIST_POISON2 = 0xDEAD000000000122
 _MINUS_1 = 0xFFFFFFFF
+# The destructors of those that have one of their own, before v6.6.
+_DTORS = {"hugetlb": "HUGETLB_PAGE", "thp": "TRANSHUGE_PAGE"}
 # -1 for PageBuddy before v6.12: PAGE_TYPE_BASE without PG_buddy.
 _BUDDY_MAPCOUNT = 0xFFFFFF7F
 
@@ -263,8 +265,7 @@ class PageWriter:
             return
         if type_name == "slab":
             rows[heads, 0] |= np.uint64(structures.page_flag("slab"))
-            return
-        dtor = "HUGETLB_PAGE" if type_name == "hugetlb" else "COMPOUND_PAGE"
+        dtor = _DTORS.get(type_name, "COMPOUND_PAGE")
         which = rows[firsts]
         folio = structures.folio
         self._put_member(which, folio, "_folio_dtor", COMPOUND_DTORS[dtor])

@@ -120,7 +120,12 @@ PAGE_TYPES = {
     "slab": 0xF5,
 }
 #: ``enum compound_dtor_id``, up to v6.5.
-COMPOUND_DTORS = {"NULL_COMPOUND": 0, "COMPOUND_PAGE": 1, "HUGETLB_PAGE": 2}
+COMPOUND_DTORS = {
+    "NULL_COMPOUND": 0,
+    "COMPOUND_PAGE": 1,
+    "HUGETLB_PAGE": 2,
+    "TRANSHUGE_PAGE": 3,
+}
 #: ``enum hugetlb_page_flags``.
 HPG_FLAGS = (
     "restore_reserve",
