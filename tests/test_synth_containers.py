@@ -82,8 +82,8 @@ def test_same_bytes_every_time(tmp_path):
 
 
 DIGESTS = {
-    "elf": "0aaad80b19a303dc9fcad902c8ddee6b82d194a6d04028dfeb63653696467445",
-    "vmcore": "ba77f0375d9e19c74f1af01035a812f4abd9b5d2c4c9e47939b70fccef17d548",
+    "elf": "8131d0147948f95282ea82d90370ade9a81bd9f31efcc6cdea6fc54e27911da1",
+    "vmcore": "3f0abdae3814af808b6a63dd65647d7796454eb86567d05b7b6ae16861279c7f",
 }
 
 

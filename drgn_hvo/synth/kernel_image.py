@@ -94,9 +94,10 @@ class KernelImage:
         self.mark("_text", self._text.address, "T")
         self.mark("_stext", self._text.address, "T")
         for name in _FUNCTIONS:
-            # int3, as between functions; what they do is not part of a dump.
+            # nop: what they do is not part of a dump. Mapped where struct pages
+            # belong, as a fault does, these are neither heads nor tails.
             address = self._text.place(64, 16)
-            self._text.put(address, b"\xcc" * 64)
+            self._text.put(address, b"\x90" * 64)
             self.mark(name, address, "T")
         self.mark("_etext", self._text.address + len(self._text.data), "T")
         self.mark("__start_rodata", self._rodata.address, "D")
