@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Writing cores
+-------------
+
+A core appears under its name when it is complete, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+import os
+from pathlib import Path
+import tempfile
+from typing import IO, Any, Optional, Union, cast
+
+from drgn_hvo.errors import UsageError
+from drgn_hvo.synth.containers import Progress, write_elf, write_vmcore
+from drgn_hvo.synth.description import Description
+from drgn_hvo.synth.faults import AppliedFault, make_machine
+from drgn_hvo.synth.kdump import FlattenedFile, write_kdump
+from drgn_hvo.synth.machine import Machine
+
+__all__ = ("CONTAINERS", "write_core", "write_machine")
+
+
+def _write_flattened(machine: Machine, file: IO[bytes], progress: Progress) -> None:
+    flattened = FlattenedFile(file)
+    write_kdump(machine, cast(IO[bytes], flattened), progress)
+    flattened.finish()
+
+
+#: The containers, by the name on the command line.
+CONTAINERS: dict[str, Callable[[Machine, IO[bytes], Progress], None]] = {
+    "elf": write_elf,
+    "vmcore": write_vmcore,
+    "kdump": write_kdump,
+    "flattened": _write_flattened,
+}
+
+
+@contextmanager
+def _replacing(path: Path, force: bool) -> Iterator[IO[bytes]]:
+    """A new file that takes the place of *path* if all goes well."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; use --force to replace it")
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as e:
+        raise UsageError(f"cannot write {path}: {e.strerror}") from None
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+        # mkstemp() makes files private; a core gets what any new file gets.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    except OSError as e:
+        raise UsageError(f"cannot write {path}: {e.strerror}") from None
+    finally:
+        # Ctrl-C, too, comes this way.
+        temporary.unlink(missing_ok=True)
+
+
+def write_machine(
+    machine: Machine,
+    path: Union[str, Path],
+    container: str = "elf",
+    *,
+    force: bool = False,
+    progress: Optional[Progress] = None,
+) -> None:
+    """
+    Write a machine to a file.
+
+    :param container: A key of :data:`CONTAINERS`.
+    :raises UsageError: if there is no such container, or the file cannot be written
+        or is there already.
+    """
+    if container not in CONTAINERS:
+        known = ", ".join(CONTAINERS)
+        raise UsageError(f"there is no container {container!r}; there are: {known}")
+    with _replacing(Path(path), force) as file:
+        CONTAINERS[container](machine, file, progress or _ignore)
+        if machine.truncated:
+            file.flush()
+            # In the middle of the memory, which lies behind everything else.
+            file.truncate(file.seek(0, os.SEEK_END) // 2)
+
+
+def _ignore(_: Any) -> None:
+    pass
+
+
+def write_core(
+    description: Description,
+    path: Union[str, Path],
+    container: str = "elf",
+    faults: Iterable[str] = (),
+    *,
+    force: bool = False,
+    progress: Optional[Progress] = None,
+) -> list[AppliedFault]:
+    """
+    Write the core of a described machine.
+
+    :param faults: Names of :data:`~drgn_hvo.synth.faults.FAULTS`.
+    :return: What the faults changed.
+    """
+    machine, applied = make_machine(description, faults)
+    write_machine(machine, path, container, force=force, progress=progress)
+    return applied
