@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn, Optional
 
 from drgn_hvo import __version__
 from drgn_hvo.errors import HvoError, UsageError
+from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
     from drgn_hvo.hvo import Hvo
@@ -142,8 +143,10 @@ def _parser() -> _Parser:
         help="uint64 head PFNs, one a PFN; all ones where no struct page was "
         "initialised",
     )
+    _add_synth(commands)
     for name, run, text in (
         ("rules", _run_rules, "what check checks"),
+        ("faults", _run_faults, "what damage synth can do"),
         ("defects", _run_defects, "known kernel defects that check recognises"),
     ):
         catalogue = commands.add_parser(name, help=text)
@@ -166,6 +169,34 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check.add_argument(
         "-j", dest="jobs", metavar="N", type=_jobs, default=1, help="so many processes"
     )
+
+
+def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
+    synth = commands.add_parser("synth", help="write a synthetic vmcore")
+    synth.add_argument(
+        "description", metavar="DESCRIPTION", help="TOML file that says what to make up"
+    )
+    synth.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the core to write"
+    )
+    synth.add_argument(
+        "--container",
+        choices=CONTAINER_NAMES,
+        default="elf",
+        help="format of the core (default: elf, as QEMU writes it)",
+    )
+    synth.add_argument(
+        "--fault",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="faults",
+        metavar="NAME",
+        help="damage to do; what was changed is reported as JSON",
+    )
+    synth.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    synth.add_argument("--debug", action="store_true", help="show tracebacks")
+    synth.set_defaults(run=_run_synth)
 
 
 def _jobs(text: str) -> int:
@@ -251,6 +282,18 @@ def _run_heads(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.output}: is the target itself")
     write_heads(_open(args), args.output, pfns)
     return 0
+
+
+def _run_synth(args: argparse.Namespace) -> int:
+    from drgn_hvo.synth.command import run_synth
+
+    return run_synth(args)
+
+
+def _run_faults(args: argparse.Namespace) -> int:
+    from drgn_hvo.synth.command import run_faults
+
+    return run_faults(args)
 
 
 def _run_rules(args: argparse.Namespace) -> int:

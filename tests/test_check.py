@@ -85,12 +85,11 @@ def test_reference_counts_of_boot_tails_are_warnings():
 def test_an_overwritten_tail_is_one_story():
     """seed5-1g-hit: 64 tails in a page that 8190 slices map are one count."""
     doc = check(open_core("seed5-1g-hit"))
-    first, *others = doc["findings"]
+    (first,) = doc["findings"]
     assert first["rule"] == "shared-tail-info"
     assert first["caused_by"] is None
     assert first["affected"] == 2
     assert "524160 struct pages" in first["message"]
-    assert all(finding["caused_by"] == 0 for finding in others)
     (tail,) = (
         t
         for t in truth("seed5-1g-hit")["nodes"][0]["vmemmap_tails"]

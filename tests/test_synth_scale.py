@@ -38,12 +38,10 @@ count = {count}
 """
 
 SCRIPT = """
-import argparse, resource, sys, time
-from drgn_hvo.synth.command import add_arguments, run_synth
-parser = argparse.ArgumentParser()
-add_arguments(parser)
+import resource, sys, time
+from drgn_hvo.cli import main
 start = time.monotonic()
-run_synth(parser.parse_args(sys.argv[1:]))
+assert main(["synth", *sys.argv[1:]]) == 0
 print(time.monotonic() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -26,6 +26,9 @@ __all__ = ("check_heads",)
 
 _SLICES_PER_BATCH = 4096
 
+# More pages than any folio has: for heads of which nothing is known.
+_ANY_ORDER = 1 << 32
+
 
 def check_heads(context: Context) -> None:
     """Decide ``stray-head`` and ``compound-heads``."""
@@ -262,9 +265,15 @@ class _CompoundHeads:
         if orders is None:
             reason = "nothing says where folios keep their order"
             self._context.audit.undecided.setdefault("compound-heads", reason)
-            return np.full(len(pfns), 1 << 32, dtype=np.int64)
+            return np.full(len(pfns), _ANY_ORDER, dtype=np.int64)
+        # What an ELF core leaves out reads as zeros.
+        unseen = ~rows.present | ~np.any(first.data, axis=1)
+        unseen &= pfns >= 0
+        missing = int(unseen.sum())
+        self._context.audit.missing("heads of tails", missing, "compound-heads")
         sane = is_head & (orders > 0) & (orders < 32)
-        return np.where(sane, 1 << np.where(sane, orders, 0), 0)
+        covers = np.where(sane, 1 << np.where(sane, orders, 0), 0)
+        return np.where(unseen, _ANY_ORDER, covers)
 
     def _add(self, pfn: int, actual: int, head_pfn: int) -> None:
         context = self._context

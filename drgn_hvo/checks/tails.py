@@ -299,9 +299,11 @@ def _check_content(context: Context, tail: SharedTail) -> None:
         # What an ELF core leaves out reads as zeros, and no tail is all zeros.
         context.audit.missing("shared tail pages (all zeros)", 1, *_CONTENT)
         return
-    overwritten = _is_overwritten(context, tail, rows)
+    overwritten = _is_overwritten(context, rows)
     for expectation in _expectations(context, tail):
         _check_words(context, tail, rows, expectation, overwritten)
+        if overwritten:
+            return  # all words are wrong: that is one story
 
 
 def _check_words(
@@ -336,8 +338,7 @@ def _check_words(
         Finding(
             expectation.rule,
             _words_message(context, tail, expectation, where, actual),
-            _content_subject(context, tail, expectation),
-            because=(_content_subject(context, tail, None),) if overwritten else (),
+            ("tail", expectation.rule, *_subject(context, tail)),
             defect=defect,
             affected=users(context, tail),
             folded=len(where) - 1,
@@ -348,13 +349,6 @@ def _check_words(
             **_place(context, tail),  # type: ignore[arg-type]
         )
     )
-
-
-def _content_subject(
-    context: Context, tail: SharedTail, expectation: Optional[_Expectation]
-) -> Subject:
-    rule = "shared-tail-info" if expectation is None else expectation.rule
-    return ("tail", rule, *_subject(context, tail))
 
 
 def _words_message(
@@ -378,13 +372,13 @@ def _words_message(
     return text
 
 
-def _is_overwritten(context: Context, tail: SharedTail, rows: _Rows) -> bool:
+def _is_overwritten(context: Context, rows: _Rows) -> bool:
     """
     Whether the page looks as ``__init_single_page()`` leaves it (hvo-facts J.3): lru
     points to itself in every struct page, so the tail word does.
     """
     page = context.kernel.struct_page
-    if page.lru is None or page.offset != page.lru or not tail.boot:
+    if page.lru is None or page.offset != page.lru:
         return False
     behind = column(rows.data, page.lru + 8, context.kernel.reader.u64)
     expected = np.uint64(page.lru)

@@ -4,7 +4,7 @@
 drgn-hvo synth and drgn-hvo faults
 ----------------------------------
 
-The command line of the generator.
+What these commands of the generator do; their options are in the command line.
 """
 
 from __future__ import annotations
@@ -19,49 +19,12 @@ from drgn_hvo import __version__
 from drgn_hvo.synth.containers import Progress
 from drgn_hvo.synth.description_file import load_description
 from drgn_hvo.synth.faults import catalogue, make_machine
-from drgn_hvo.synth.output import CONTAINERS, write_machine
+from drgn_hvo.synth.output import write_machine
 
-__all__ = (
-    "add_arguments",
-    "add_faults_arguments",
-    "run_faults",
-    "run_synth",
-)
+__all__ = ("run_faults", "run_synth")
 
 # Smaller machines are written before anybody looks.
 _MIN_PROGRESS_FRAMES = 1 << 15
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``drgn-hvo synth``."""
-    parser.add_argument(
-        "description", metavar="DESCRIPTION", help="TOML file that says what to make up"
-    )
-    parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="the core to write"
-    )
-    parser.add_argument(
-        "--container",
-        choices=tuple(CONTAINERS),
-        default="elf",
-        help="format of the core (default: elf, as QEMU writes it)",
-    )
-    parser.add_argument(
-        "--fault",
-        action="append",
-        default=[],
-        dest="faults",
-        metavar="NAME",
-        help="damage to do (repeatable); reported as JSON",
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="replace FILE if it exists"
-    )
-
-
-def add_faults_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of ``drgn-hvo faults``."""
-    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 @contextmanager

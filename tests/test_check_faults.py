@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Every fault in every generation
+-------------------------------
+
+The table of faults says, from the kernel's rules, which rule should notice each and
+what may follow from it. The audit has to agree: the cause first, at the address that
+was changed, and nothing else.
+"""
+
+import pytest
+
+from drgn_hvo.hvo import hvo
+from drgn_hvo.report.check import check_document, exit_status
+from drgn_hvo.synth.containers import program
+from drgn_hvo.synth.faults import FAULTS, make_machine
+from drgn_hvo.synth.generations import GENERATIONS
+from tests.synth_support import ALL, describe
+
+CASES = [
+    (fault, entry.name)
+    for fault in FAULTS
+    for entry in GENERATIONS
+    if fault.possible(entry) and fault.rule is not None
+]
+
+
+def audit(prog, *, deep=False):
+    return check_document(hvo(prog), "core", deep=deep)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_in_a_healthy_machine(name, deep):
+    machine, _ = make_machine(describe(name))
+    doc = audit(program(machine), deep=deep)
+    assert doc["findings"] == []
+    assert doc["complete"] is True
+    assert doc["in_transition"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "name"), CASES, ids=lambda value: getattr(value, "name", value)
+)
+def test_the_rule_that_the_table_names(fault, name):
+    machine, (applied,) = make_machine(describe(name), [fault.name])
+    prog = program(machine)
+    doc = audit(prog)
+    assert exit_status(doc, strict=True) == 1
+    first, *others = doc["findings"]
+    assert first["rule"] == fault.rule
+    assert first["caused_by"] is None
+    if applied.changes:
+        address = int(first["physical_address"], 0)
+        assert any(
+            change.address <= address < change.address + len(change.new)
+            for change, _ in applied.changes
+        )
+    assert {finding["rule"] for finding in others} <= set(fault.consequences)
+    assert len(others) <= 3
+    assert all(finding["caused_by"] is not None for finding in others)
+    deep = audit(prog, deep=True)["findings"]
+    assert deep[0] == first
+    more = {finding["rule"] for finding in deep} - {f["rule"] for f in doc["findings"]}
+    assert more <= {"compound-heads"}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_page_that_is_missing_is_not_corruption(name):
+    machine, _ = make_machine(describe(name), ["page-missing"])
+    for deep in (False, True):
+        doc = audit(program(machine), deep=deep)
+        assert doc["findings"] == []
+        assert doc["not_in_dump"] != []
+        assert exit_status(doc, strict=True) == 3
