@@ -171,7 +171,8 @@ class Mmzone:
         )
 
     def _agrees(self, layout: FlagsLayout) -> bool:
-        zones = [zone for zone in self.zones if zone.spanned]
+        limit = self._kernel.max_pfn_limit
+        zones = [zone for zone in self.zones if zone.spanned and zone.start_pfn < limit]
         pfns = np.array([zone.start_pfn for zone in zones], dtype=np.int64)
         pages = self._vmemmap.read_pages(pfns)
         flags = self._vmemmap.flags(pages)

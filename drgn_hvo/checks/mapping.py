@@ -299,15 +299,18 @@ class _Mapping:
                 same = self._folios.head_frame == self._folios.head_frame[i]
                 if same.sum() > 1:
                     continue  # another folio has it wrongly
-                place = self._stray_slice(i)
+                stray = self._stray_slice(i)
+                if stray is None:
+                    continue  # a slice of its own: vmemmap-tail-frame
+                place = stray
             self._add_head(i, place, bool(mapped[i]), int(others[i]))
 
-    def _stray_slice(self, i: int) -> int:
+    def _stray_slice(self, i: int) -> Optional[int]:
         """A slice outside a folio that maps the folio's head frame."""
         slices = self._context.vmemmap.slices_on(int(self._folios.head_frame[i]))
         first = int(self._first_slice[i])
         inside = (slices >= first) & (slices < first + int(self._folios.slices[i]))
-        return int(slices[~inside][0])
+        return next(iter(slices[~inside].tolist()), None)
 
     def _is_owner(self, i: int) -> bool:
         """
