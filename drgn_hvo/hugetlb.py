@@ -12,6 +12,7 @@ breaks says where.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Optional
 
 from drgn import FaultError, Object
@@ -145,7 +146,15 @@ def read_hstates(kernel: Kernel, mmzone: Mmzone, notes: list[str]) -> list[HStat
     :param notes: Gets a line for each pool that cannot be read or cannot be one.
     """
     states = []
-    for hstate in for_each_hstate(kernel.prog):
+    try:
+        # A damaged count must not lead behind the array.
+        most = kernel.prog["hstates"].type_.length or 0
+    except LookupError:
+        most = 0  # CONFIG_HUGETLBFS=n
+    hstates = list(islice(for_each_hstate(kernel.prog), most + 1))
+    if len(hstates) > most:
+        notes.append(f"hugetlb_max_hstate is more than the {most} pools there can be")
+    for hstate in hstates[:most]:
         try:
             state = _read_hstate(hstate, list(mmzone.pgdats))
         except FaultError as e:

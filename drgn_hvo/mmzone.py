@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional
 
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object, Program, sizeof
+from drgn.helpers.linux.bitops import for_each_set_bit
 from drgn.helpers.linux.mmzone import NODE_DATA
-from drgn.helpers.linux.nodemask import for_each_online_node
+from drgn.helpers.linux.nodemask import nr_node_ids
 import numpy as np
 
 from drgn_hvo.kernel import Kernel
@@ -88,7 +89,12 @@ class Mmzone:
         prog: Program = self._kernel.prog
         pgdats = {}
         try:
-            for nid in for_each_online_node(prog):
+            online = prog["node_states"][prog["N_ONLINE"]].bits
+            # A damaged nr_node_ids must not lead behind the mask.
+            most = 8 * sizeof(online)
+            if nr_node_ids(prog) > most:
+                self._notes.append(f"nr_node_ids is more than {most}, MAX_NUMNODES")
+            for nid in for_each_set_bit(online, min(nr_node_ids(prog), most)):
                 pgdat = NODE_DATA(prog, nid).read_()
                 if pgdat.node_id.value_() == nid:
                     pgdats[nid] = pgdat
