@@ -174,5 +174,5 @@ def check_targets(
         done = f"{len(statuses)} of {len(targets)} targets were done"
         raise KeyboardInterrupt(done) from None
     if output_format == "ktap":
-        print_ktap(documents)
+        print_ktap(documents, strict=options.strict)
     return next(status for status in _PRECEDENCE if status in statuses)

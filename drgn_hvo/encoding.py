@@ -46,6 +46,9 @@ __all__ = (
 
 BITS_PER_LONG = 64
 
+# 16 GiB, the largest huge page of any port.
+_MAX_FOLIO_SHIFT = 34
+
 #: A struct page that page_init_poison() filled and nobody initialised, and the
 #: answer of the bulk functions for "no head here".
 ALL_ONES = (1 << BITS_PER_LONG) - 1
@@ -93,6 +96,14 @@ class Geometry:
     def pages_per_slice(self) -> int:
         """How many struct pages one page of vmemmap holds (whole ones)."""
         return self.page_size // self.struct_page_size
+
+    @property
+    def largest_order(self) -> int:
+        """
+        The largest order that any kernel has: huge pages end at 16 GiB, see
+        :func:`max_folio_order()`. A larger one is damage.
+        """
+        return _MAX_FOLIO_SHIFT - self.page_shift
 
     @property
     def vmemmap_tail_min_order(self) -> int:
@@ -150,7 +161,7 @@ def max_folio_order(
     if not sparsemem_vmemmap:
         return section_size_bits - page_shift
     if hugetlb:
-        return 34 - page_shift  # 16 GiB, the largest huge page of any port
+        return _MAX_FOLIO_SHIFT - page_shift
     return pud_shift - page_shift
 
 

@@ -30,7 +30,7 @@ from drgn_hvo.hugetlb import (
     read_hstates,
     read_lists,
 )
-from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.memory import BoolArray, Int64Array, ranges
 from drgn_hvo.mmzone import Mmzone
 from drgn_hvo.tails import SharedTail
 from drgn_hvo.vmemmap import StructPages, Vmemmap
@@ -172,10 +172,7 @@ def _expand(firsts: Int64Array, lasts: Int64Array) -> tuple[Int64Array, Int64Arr
     """All numbers of ranges (ends included), and the range of each."""
     counts = np.maximum(lasts - firsts + 1, 0)
     owner = np.repeat(np.arange(len(firsts), dtype=np.int64), counts)
-    within = np.arange(len(owner), dtype=np.int64) - np.repeat(
-        np.cumsum(counts) - counts, counts
-    )
-    return firsts[owner] + within, owner
+    return ranges(firsts, counts), owner
 
 
 class _Finder:
@@ -239,7 +236,7 @@ class _Finder:
         mask = np.uint64(self._vmemmap.kernel.PG_head_mask)
         good = heads.present & is_hugetlb & ((self._vmemmap.flags(heads) & mask) != 0)
         good &= orders >= self._vmemmap.kernel.geometry.vmemmap_tail_min_order
-        good &= orders < 32
+        good &= orders <= self._vmemmap.kernel.geometry.largest_order
         good[good] &= pfns[good] % (1 << orders[good]) == 0
         yield from zip(pfns[good].tolist(), orders[good].tolist())
 

@@ -160,7 +160,7 @@ def read_hstates(kernel: Kernel, mmzone: Mmzone, notes: list[str]) -> list[HStat
         except FaultError as e:
             notes.append(f"hstate {hstate.value_():#x} is not in this dump: {e}")
             continue
-        if not 0 < state.order < 64 - kernel.geometry.page_shift:
+        if not 0 < state.order <= kernel.geometry.largest_order:
             notes.append(f"hstate {state.address:#x} has order {state.order}: ignored")
             continue
         states.append(state)

@@ -35,9 +35,6 @@ _SAMPLES = (256, 8192)
 _MAJORITY = 0.9
 _ENOUGH_VOTES = 16
 
-# No folio is larger than 16 GiB, see MAX_FOLIO_ORDER.
-_MAX_FOLIO_SHIFT = 34
-
 
 @dataclass(frozen=True)
 class Encoding:
@@ -160,7 +157,7 @@ def _classify(vmemmap: Vmemmap, infos: U64Array) -> tuple[BoolArray, BoolArray]:
     geometry = vmemmap.kernel.geometry
     tails = ((infos & one) != 0) & (infos != np.uint64(ALL_ONES))
     span = np.uint64(0) - (infos & ~one)
-    largest = geometry.struct_page_size << (_MAX_FOLIO_SHIFT - geometry.page_shift)
+    largest = geometry.struct_page_size << geometry.largest_order
     masks = (
         tails
         & ((span & (span - one)) == 0)

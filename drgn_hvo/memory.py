@@ -16,7 +16,7 @@ from drgn import FaultError, PlatformFlags, Program
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ("FrameReader", "Frames", "column")
+__all__ = ("FrameReader", "Frames", "column", "ranges")
 
 # drgn copies what it reads once; larger chunks only cost page faults.
 _CHUNK_SIZE = 1 << 20
@@ -50,6 +50,18 @@ def column(
     """
     field = np.ascontiguousarray(data[..., offset : offset + dtype.itemsize])
     return field.view(dtype)[..., 0]
+
+
+def ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
+    """
+    All numbers of ranges, one range behind the other.
+
+    :param starts: First number of each range.
+    :param counts: How many numbers each range has.
+    """
+    within = np.arange(int(counts.sum()), dtype=np.int64)
+    within -= np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(starts, counts) + within
 
 
 class FrameReader:

@@ -157,12 +157,9 @@ class Mmzone:
         return layout if layout and self._agrees(layout) else None
 
     def _derived_flags_layout(self) -> Optional[FlagsLayout]:
-        hstate = self._kernel.type("struct hstate")
         nr_zones = self._kernel.constant("__MAX_NR_ZONES")
-        if hstate is None or nr_zones is None:
-            return None
-        max_numnodes = hstate.member("nr_huge_pages_node").type.length
-        if not max_numnodes:
+        max_numnodes = self._max_numnodes()
+        if not max_numnodes or not nr_zones:
             return None
         # With CONFIG_SPARSEMEM_VMEMMAP there are no section bits, so the node is
         # at the top: NODES_SHIFT and ZONES_SHIFT are the bits of the last index.
@@ -175,6 +172,13 @@ class Mmzone:
             node_shift - zone_bits,
             (1 << zone_bits) - 1,
         )
+
+    def _max_numnodes(self) -> Optional[int]:
+        """``MAX_NUMNODES``, from an array of that length."""
+        hstate = self._kernel.type("struct hstate")
+        if hstate is not None:
+            return hstate.member("nr_huge_pages_node").type.length
+        return self._kernel.vmcoreinfo.length("node_data")
 
     def _agrees(self, layout: FlagsLayout) -> bool:
         limit = self._kernel.max_pfn_limit

@@ -151,6 +151,14 @@ def test_ktap(bad, incomplete):
     assert any("not in this dump" in (test[3] or "") for test in missing)
 
 
+def test_ktap_with_strict_fails_on_warnings():
+    ((ok, _, _, _, subtests),) = parse_ktap(
+        run("check", "--format", "ktap", "--strict", WARNING).stdout
+    )
+    assert not ok
+    assert [test[2] for test in subtests if not test[0]] == ["shared-tail-refcount"]
+
+
 def test_text_names_the_defect_and_what_to_do():
     result = run("check", WARNING)
     assert "Known kernel defect: boot-tail-refcount" in result.stdout

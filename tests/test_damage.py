@@ -150,6 +150,38 @@ def test_only_vmcoreinfo(base, healthy, name):
     assert any("no types" in note for note in result["notes"])
 
 
+def rename_symbol(base, name):
+    """A program whose kallsyms has another name for a symbol: as if it had none."""
+    sources = core_sources(base)
+    kallsyms = sources.kallsyms()
+    (index,) = kallsyms._indices(name)
+    last = int(kallsyms._ends[index]) - 1
+    tables = sources.vmcoreinfo().addresses()
+    at = image_to_phys(base, tables["kallsyms_names"] + last)
+    old = base.read(at, 1, physical=True)[0]
+    # Any other token ends the name otherwise.
+    new = next(code for code in range(256) if kallsyms._tokens[code] == b"q")
+    assert new != old
+    return Overlay(base, patches={at: bytes([new])}).prog
+
+
+def test_kernel_without_btf(base, healthy):
+    result = show(rename_symbol(base, "__start_BTF"))
+    assert result["types_from"] == "vmcoreinfo"
+    assert result["symbols_from"] == "kallsyms"
+    assert any("built without BTF" in note for note in result["notes"])
+    assert result["encoding"]["kind"] == healthy["encoding"]["kind"]
+    assert result["hstates"] is None
+
+
+def test_kernel_without_hugetlb(base, healthy):
+    """Without pools; what the page tables say is still told."""
+    result = show(rename_symbol(base, "hstates"))
+    assert result["hstates"] == []
+    assert len(result["folios"]) == len(healthy["folios"])
+    assert all(folio["list"] is None for folio in result["folios"])
+
+
 def btf_range(base):
     sources = core_sources(base)
     start, end = (sources.address(s) for s in ("__start_BTF", "__stop_BTF"))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from drgn_hvo.audit import Finding
 from drgn_hvo.checks.context import Context
-from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.memory import BoolArray, Int64Array, ranges
 from drgn_hvo.pagetable import U64Array
 
 __all__ = ("check_folios",)
@@ -125,11 +125,8 @@ class _Folios:
         first = folios.head_pfn * context.size // context.page_size
         own = folios.slices * (context.geometry.power_of_2 and folios.shared_ptes == 0)
         counts = np.where(context.readable, np.maximum(own, 1), 0)
-        slices = np.repeat(first, counts)
+        slices = ranges(first, counts)
         owner = np.repeat(np.arange(len(folios), dtype=np.int64), counts)
-        within = np.arange(len(slices), dtype=np.int64)
-        within -= np.repeat(np.cumsum(counts) - counts, counts)
-        slices = slices + within
         for start in range(0, len(slices), _SLICES_PER_BATCH):
             batch = slice(start, start + _SLICES_PER_BATCH)
             self._check_slices(slices[batch], owner[batch])

@@ -18,7 +18,7 @@ from drgn_hvo.audit import Finding, Subject
 from drgn_hvo.checks.context import Context
 from drgn_hvo.encoding import ALL_ONES, compound_heads
 from drgn_hvo.folio import HEAD_PAGES
-from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.memory import BoolArray, Int64Array, ranges
 from drgn_hvo.pagetable import U64Array
 from drgn_hvo.vmemmap import StructPages
 
@@ -59,11 +59,11 @@ class _StrayHeads:
         shared = folios.tail_slices
         start = folios.head_pfn * self._context.size // self._context.page_size
         mine = shared.shared == shared.count
-        taken = _ranges(
+        taken = ranges(
             start[shared.folio[mine]] + shared.first[mine], shared.count[mine]
         )
         return np.setdiff1d(
-            _ranges(firsts[split], (ends - firsts)[split]), taken, assume_unique=True
+            ranges(firsts[split], (ends - firsts)[split]), taken, assume_unique=True
         )
 
     def _check_slices(self, slices: Int64Array) -> None:
@@ -105,7 +105,7 @@ class _StrayHeads:
         own = ((behind & np.uint64(1)) != 0) & (
             compound_heads(after, behind, has_mask) == addresses
         )
-        sane = (orders > 0) & (orders < 32)
+        sane = (orders > 0) & (orders <= context.geometry.largest_order)
         aligned = sane & (pfns % (1 << np.where(sane, orders, 0)) == 0)
         hugetlb = fields.are_hugetlb(rows.data)
         for i in np.flatnonzero(rows.present & ~(own & aligned)).tolist():
@@ -207,7 +207,7 @@ class _CompoundHeads:
         # Slices that share a frame hold the same words: the rules on shared tail
         # pages and on mappings decide those.
         single = self._vmemmap.runs.step == 1
-        slices = _ranges(firsts[single], (ends - firsts)[single])
+        slices = ranges(firsts[single], (ends - firsts)[single])
         for start in range(0, len(slices), _SLICES_PER_BATCH):
             self._check_slices(slices[start : start + _SLICES_PER_BATCH])
 
@@ -271,7 +271,8 @@ class _CompoundHeads:
         unseen &= pfns >= 0
         missing = int(unseen.sum())
         self._context.audit.missing("heads of tails", missing, "compound-heads")
-        sane = is_head & (orders > 0) & (orders < 32)
+        largest = self._context.geometry.largest_order
+        sane = is_head & (orders > 0) & (orders <= largest)
         covers = np.where(sane, 1 << np.where(sane, orders, 0), 0)
         return np.where(unseen, _ANY_ORDER, covers)
 
@@ -303,10 +304,3 @@ class _CompoundHeads:
                 **context.word_place(pfn, context.kernel.struct_page.offset),  # type: ignore[arg-type]
             )
         )
-
-
-def _ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
-    """All numbers of ranges."""
-    within = np.arange(int(counts.sum()), dtype=np.int64)
-    within -= np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts, counts) + within

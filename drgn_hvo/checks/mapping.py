@@ -17,7 +17,7 @@ import numpy as np
 from drgn_hvo.audit import Finding, Subject
 from drgn_hvo.checks.context import Context
 from drgn_hvo.hugetlb import NO_LIST
-from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.memory import BoolArray, Int64Array, ranges
 from drgn_hvo.tails import SharedTail
 
 __all__ = ("check_mapping",)
@@ -395,7 +395,7 @@ class _Mapping:
         )
         if int(slices.count[rightful].sum()) == tail.mapped_by:
             return
-        known = _ranges(
+        known = ranges(
             self._first_slice[slices.folio[rightful]] + slices.first[rightful],
             slices.count[rightful],
         )
@@ -436,11 +436,3 @@ class _Mapping:
                 **self._context.entry_place(slice_),  # type: ignore[arg-type]
             )
         )
-
-
-def _ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
-    """All numbers of ranges."""
-    total = int(counts.sum())
-    within = np.arange(total, dtype=np.int64)
-    within -= np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts, counts) + within

@@ -233,8 +233,12 @@ def _print_defects(findings: list[Document]) -> None:
         print(f"  leads to  {defect.leads_to}")
 
 
-def print_ktap(docs: list[Document]) -> None:
-    """Print documents as KTAP: one test a rule and target."""
+def print_ktap(docs: list[Document], *, strict: bool) -> None:
+    """
+    Print documents as KTAP: one test a rule and target.
+
+    :param strict: Whether warnings are failures.
+    """
     print("KTAP version 1")
     print(f"1..{len(docs)}")
     for number, doc in enumerate(docs, 1):
@@ -244,7 +248,10 @@ def print_ktap(docs: list[Document]) -> None:
             continue
         print("  KTAP version 1")
         print(f"  1..{len(doc['rules'])}")
-        failed = [_print_ktap_rule(i, r, doc) for i, r in enumerate(doc["rules"], 1)]
+        failed = [
+            _print_ktap_rule(i, rule, doc, strict)
+            for i, rule in enumerate(doc["rules"], 1)
+        ]
         result = "not ok" if any(failed) else "ok"
         print(f"{result} {number} {_ktap_name(doc['target'])}")
 
@@ -254,12 +261,12 @@ def _ktap_name(target: str) -> str:
     return target.replace("#", "_").replace("\n", "_")
 
 
-def _print_ktap_rule(number: int, rule: Document, doc: Document) -> bool:
+def _print_ktap_rule(number: int, rule: Document, doc: Document, strict: bool) -> bool:
     """Print one result; say whether it is a failure."""
     findings = [f for f in doc["findings"] if f["rule"] == rule["id"]]
     for finding in findings:
         print(f"  # {finding['severity']}: {finding['message']}")
-    failed = any(finding["severity"] == "error" for finding in findings)
+    failed = any(strict or finding["severity"] == "error" for finding in findings)
     skip = f" # SKIP {rule['reason']}" if rule["result"] == "skip" else ""
     print(f"  {'not ok' if failed else 'ok'} {number} {rule['id']}{skip}")
     return failed

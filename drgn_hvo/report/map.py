@@ -94,7 +94,7 @@ def print_map(hvo: Hvo, spec: PageSpec) -> None:
     head = _find_head(hvo, spec)
     assert head.order is not None, "checked by _find_head()"
     geometry = hvo.kernel.geometry
-    if head.order > 34 - geometry.page_shift:
+    if head.order > geometry.largest_order:
         raise UsageError(f"{spec.text}: PFN {head.pfn} has order {head.order}: damaged")
     count = geometry.slices(head.order)
     first = head.pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
