@@ -155,7 +155,7 @@ def test_page_missing(tmp_path):
 @pytest.mark.parametrize("name", ["list-loop", "list-bad-pointer", "two-lists"])
 def test_lists(name):
     _, hvo = hvo_with("shared-7.3", name)
-    problems = [a_list.problem for a_list in hvo.hugetlb.lists]
+    problems = [a_list.broken for a_list in hvo.hugetlb.lists]
     assert any(problems)
 
 

@@ -180,7 +180,7 @@ def check_counters(machine, hvo):
         assert state.free == sum(g.count for g in groups if g.list == "free")
         assert state.surplus == sum(g.count for g in groups if g.surplus)
         assert state.total == sum(state.total_node.values())
-    assert all(a_list.problem is None for a_list in hvo.hugetlb.lists)
+    assert all(a_list.broken is None for a_list in hvo.hugetlb.lists)
 
 
 def check_heads(machine, hvo):
