@@ -59,7 +59,7 @@ def test_known_defects_by_name(name, deep):
 
 
 def test_leaked_huge_pages():
-    """6.12-mix: 10 former heads and 70 copies, on no list (hvo-facts I.4)."""
+    """6.12-mix: 10 former heads and 70 copies, on no list."""
     doc = check(open_core("6.12-mix"))
     (finding,) = doc["findings"]
     assert finding["rule"] == "stray-head"
@@ -224,3 +224,68 @@ def phys(bound, address):
     from drgn.helpers.linux.mm import follow_phys
 
     return follow_phys(bound.kernel.prog["init_mm"].address_of_(), address).value_()
+
+
+def word(value, size=8):
+    return (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+
+
+class Target:
+    """A free folio of a real core, and what can be damaged about it."""
+
+    def __init__(self, name):
+        self.base = open_core(name)
+        self.bound = hvo(open_core(name))
+        free = [f for f in truth(name)["folios"] if f["where"] == "free"]
+        self.folio = free[5]
+        self.frame = self.folio["vmemmap_runs"][0]["pfn"] << 12
+        self.head_pte = int(self.folio["pte_phys"]["head_pte"], 0)
+        self.second_pte = int(self.folio["pte_phys"]["second_pte"], 0)
+
+    def read(self, address):
+        return self.base.read_u64(address, physical=True)
+
+    def flip(self, address, bits):
+        return {address: word(self.read(address) ^ bits)}
+
+    def counter(self, member):
+        counter = self.bound.kernel.prog["hstates"][0].member_(member)
+        at = phys(self.bound, counter.address_of_().value_())
+        return {at: word(counter.value_() + 1)}
+
+
+DAMAGE = {
+    "PG_head": ("folio-head", lambda t: t.flip(t.frame, t.bound.kernel.PG_head_mask)),
+    "order": (
+        "folio-head",
+        lambda t: {t.frame + t.bound.fields.order_place[0]: b"\x08"},
+    ),
+    "tail": ("folio-tail-info", lambda t: t.flip(t.frame + 7 * 64 + 8, 1 << 16)),
+    "head-pte": ("vmemmap-head-frame", lambda t: t.flip(t.head_pte, 2)),
+    "second-pte": ("vmemmap-tail-frame", lambda t: t.flip(t.second_pte, 1 << 13)),
+    "refcount": ("folio-list", lambda t: {t.frame + 52: word(1, 4)}),
+    "freed": ("folio-list", lambda t: t.flip(t.frame + 40, 8)),
+    "next": (
+        "hstate-lists",
+        lambda t: {t.frame + 8: word(int(t.folio["vmemmap"], 0) + 8)},
+    ),
+    "prev": ("hstate-lists", lambda t: t.flip(t.frame + 16, 64)),
+    "total": ("hstate-counters", lambda t: t.counter("nr_huge_pages")),
+    "free": ("hstate-counters", lambda t: t.counter("free_huge_pages")),
+    "surplus": ("hstate-counters", lambda t: t.counter("surplus_huge_pages")),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+@pytest.mark.parametrize(
+    "name", ["6.1-2node", "6.12-2node", "7.2-2node", "seed5-2node", "seedgh-2node"]
+)
+def test_damage_to_a_real_folio(name, what):
+    rule, damage = DAMAGE[what]
+    target = Target(name)
+    patches = damage(target)
+    doc = check(Overlay(target.base, patches=patches).prog)
+    first, *others = doc["findings"]
+    assert first["rule"] == rule
+    assert first["physical_address"] in {hex(address) for address in patches}
+    assert all(finding["caused_by"] == 0 for finding in others)

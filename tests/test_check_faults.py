@@ -74,3 +74,29 @@ def test_a_page_that_is_missing_is_not_corruption(name):
         assert doc["findings"] == []
         assert doc["not_in_dump"] != []
         assert exit_status(doc, strict=True) == 3
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_a_suspect_of_a_running_kernel_is_read_again(monkeypatch, reads):
+    """What is right again when it is read a second or third time was a race."""
+    machine, (applied,) = make_machine(describe("shared-7.3"), ["pte-writable"])
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == reads:
+            for change, old in applied.changes:
+                machine.image.write(change.address, old)
+
+    monkeypatch.setattr("drgn_hvo.checks.time.sleep", pause)
+    assert audit(program(machine, is_live=True))["findings"] == []
+    assert len(pauses) == reads
+
+
+def test_what_stays_wrong_in_a_running_kernel_is_reported(monkeypatch):
+    machine, _ = make_machine(describe("shared-7.3"), ["pte-writable"])
+    pauses: list[float] = []
+    monkeypatch.setattr("drgn_hvo.checks.time.sleep", pauses.append)
+    (finding,) = audit(program(machine, is_live=True))["findings"]
+    assert finding["rule"] == "vmemmap-tail-writable"
+    assert len(pauses) == 2

@@ -364,7 +364,7 @@ def test_text_has_what_json_has(core):
 
 
 def test_json_keys(core):
-    """As the contract has them: keys may be added, none is missing."""
+    """What scripts rely on: keys may be added, none is missing."""
     shown = json.loads(run("show", core, "--json", "--folios").stdout)
     wanted = {
         "schema", "tool", "target", "release", "arch", "page_size", "types_from",

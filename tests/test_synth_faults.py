@@ -39,7 +39,7 @@ CASES = [
     if fault.possible(entry)
 ]
 
-# The rules of the contract.
+# The rules by name, as scripts know them.
 RULES = [
     "vmemmap-alignment",
     "shared-tail-entry",

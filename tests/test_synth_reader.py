@@ -223,7 +223,7 @@ def test_gigantic_pages_from_boot(name, levels):
     assert all(tail.boot for tail in boot)
     if entry.array != "zone":
         return
-    # hvo-facts: a reference count of 1, last_cpupid all-ones, and a stale pointer.
+    # As on 7.2.13: reference count 1, last_cpupid all-ones, and a stale pointer.
     for tail in machine.vmemmap.tails:
         rows = np.frombuffer(machine.image.read(tail.pfn << 12, 4096), dtype="<u8")
         refcounts = rows.reshape(64, 8)[:, 6] >> np.uint64(32)

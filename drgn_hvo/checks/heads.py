@@ -52,13 +52,16 @@ class _StrayHeads:
         self._add_loose()
 
     def _split_slices(self) -> Int64Array:
-        """Slices with an entry of their own, but not those that folios share."""
+        """
+        Slices with an entry of their own, but not those of optimized folios behind
+        the first: the rules on mappings decide those.
+        """
         firsts, ends = self._vmemmap.run_slices
         split = self._vmemmap.runs.level == 0
         folios = self._context.hugetlb.folios
         shared = folios.tail_slices
         start = folios.head_pfn * self._context.size // self._context.page_size
-        mine = shared.shared == shared.count
+        mine = self._context.hugetlb.optimized_mapping[shared.folio]
         taken = ranges(
             start[shared.folio[mine]] + shared.first[mine], shared.count[mine]
         )

@@ -312,6 +312,14 @@ class _Mapping:
         inside = (slices >= first) & (slices < first + int(self._folios.slices[i]))
         return next(iter(slices[~inside].tolist()), None)
 
+    def _owner_of(self, slice_: int) -> tuple[Subject, ...]:
+        """The folio that a slice belongs to, as what its mapping is about."""
+        last = self._first_slice + self._folios.slices
+        inside = (self._first_slice <= slice_) & (slice_ < last)
+        return tuple(
+            ("tail-frame", head) for head in self._folios.head_pfn[inside].tolist()
+        )
+
     def _is_owner(self, i: int) -> bool:
         """
         Whether a head frame that something else maps, too, is rightly this folio's:
@@ -349,6 +357,7 @@ class _Mapping:
                 "vmemmap-head-frame",
                 f"slice 0 of the folio of PFN {head_pfn} {what}",
                 ("head-frame", head_pfn),
+                because=() if own else self._owner_of(slice_),
                 pfn=frame if mapped else None,
                 expected=expected,
                 **place,  # type: ignore[arg-type]

@@ -374,7 +374,7 @@ def _words_message(
 
 def _is_overwritten(context: Context, rows: _Rows) -> bool:
     """
-    Whether the page looks as ``__init_single_page()`` leaves it (hvo-facts J.3): lru
+    Whether the page looks as ``__init_single_page()`` leaves it: lru
     points to itself in every struct page, so the tail word does.
     """
     page = context.kernel.struct_page

@@ -216,8 +216,13 @@ def _write_used(
         file.write(np.ascontiguousarray(rows[first:last]).data)
 
 
-def program(machine: Machine) -> Program:
-    """A :class:`drgn.Program` of a machine, without a file."""
+def program(machine: Machine, *, is_live: bool = False) -> Program:
+    """
+    A :class:`drgn.Program` of a machine, without a file.
+
+    :param is_live: Whether to pass it off as a running kernel, whose memory may
+        change from one read to the next.
+    """
     prog = Program(Platform(Architecture.X86_64))
 
     def read(address: int, count: int, offset: int, physical: bool) -> bytes:
@@ -226,5 +231,5 @@ def program(machine: Machine) -> Program:
     for start, end in _dumped(machine.image):
         size = (end - start) * PAGE_SIZE
         prog.add_memory_segment(start * PAGE_SIZE, size, read, True)
-    prog.set_linux_kernel_custom(machine.vmcoreinfo, False)
+    prog.set_linux_kernel_custom(machine.vmcoreinfo, is_live)
     return prog
