@@ -137,12 +137,9 @@ def _report(document: Document, output_format: str, first: bool) -> None:
             print()
         print_check(document)
     if document["status"] == "error":
-        print(
-            f"drgn-hvo: error: {document['target']}: {document['error']}"
-            if not document["error"].startswith(document["target"])
-            else f"drgn-hvo: error: {document['error']}",
-            file=sys.stderr,
-        )
+        target, error = document["target"], document["error"]
+        named = error if error.startswith(target) else f"{target}: {error}"
+        print(f"drgn-hvo: error: {named}", file=sys.stderr)
 
 
 def check_targets(

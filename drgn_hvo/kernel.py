@@ -32,7 +32,7 @@ from drgn_hvo.memory import FrameReader
 from drgn_hvo.pagetable import PAGE_TABLE_FORMATS, PageTableFormat
 from drgn_hvo.vmcoreinfo import Vmcoreinfo
 
-__all__ = ("ASSUMPTIONS", "Kernel", "StructPage", "kernel")
+__all__ = ("ASSUMPTIONS", "TRANSLATED_BY_DRGN", "Kernel", "StructPage", "kernel")
 
 _CACHE_KEY = "drgn_hvo.kernel"
 
@@ -42,6 +42,15 @@ ASSUMPTIONS: dict[str, Optional[tuple[str, ...]]] = {
     "tail_layout": ("plain", "fake-head", "shared"),
     "vmemmap": None,
 }
+
+
+#: The architectures of 64-bit kernels that drgn can translate addresses of.
+TRANSLATED_BY_DRGN = (
+    Architecture.X86_64,
+    Architecture.AARCH64,
+    Architecture.S390X,
+    Architecture.PPC64,
+)
 
 
 @dataclass(frozen=True)
@@ -408,12 +417,3 @@ def kernel(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Kernel:
         prog.cache[_CACHE_KEY] = Kernel(prog, assume or {})
     bound: Kernel = prog.cache[_CACHE_KEY]
     return bound
-
-
-# The architectures of 64-bit kernels that drgn can translate addresses of.
-TRANSLATED_BY_DRGN = (
-    Architecture.X86_64,
-    Architecture.AARCH64,
-    Architecture.S390X,
-    Architecture.PPC64,
-)

@@ -80,7 +80,6 @@ class FrameReader:
         self.u64 = np.dtype(f"{order}u8")
         self.u32 = np.dtype(f"{order}u4")
         self.i32 = np.dtype(f"{order}i4")
-        self.u8 = np.dtype("u1")
 
     def read(self, pfns: Int64Array) -> Frames:
         """Read whole frames, neighbours together."""
@@ -113,21 +112,3 @@ class FrameReader:
             return
         data[first:last] = np.frombuffer(chunk, dtype=np.uint8).reshape(-1, size)
         present[first:last] = True
-
-    def read_prefixes(self, pfns: Int64Array, length: int) -> Frames:
-        """
-        Read the first *length* bytes of each frame.
-
-        :param length: At most the page size.
-        """
-        data = np.zeros((len(pfns), length), dtype=np.uint8)
-        present = np.zeros(len(pfns), dtype=np.bool_)
-        read = self._prog.read
-        for i, pfn in enumerate(pfns.tolist()):
-            try:
-                chunk = read(pfn * self.page_size, length, physical=True)
-            except (FaultError, ValueError, OverflowError):
-                continue
-            data[i] = np.frombuffer(chunk, dtype=np.uint8)
-            present[i] = True
-        return Frames(data, present)

@@ -16,7 +16,6 @@ from drgn import FaultError
 import numpy as np
 
 from drgn_hvo.audit import Audit, Subject
-from drgn_hvo.encoding import set_compound_head
 from drgn_hvo.folios import Hugetlb
 from drgn_hvo.hugetlb import NO_LIST
 from drgn_hvo.hvo import Hvo
@@ -162,12 +161,3 @@ class Context:
             return self.kernel.prog.read_u64(address)
         except (FaultError, OverflowError):
             return None
-
-    def tail_word(self, head_pfn: int, order: int) -> int:
-        """The word that all tails of a folio hold."""
-        return set_compound_head(
-            self.geometry,
-            self.vmemmap.page_address(head_pfn),
-            order,
-            self.layout.encoding.has_mask,
-        )

@@ -109,7 +109,7 @@ def _slot_finding(
     )
 
 
-def users(context: Context, tail: SharedTail) -> int:
+def _users(context: Context, tail: SharedTail) -> int:
     """How many optimized folios should map a shared tail page."""
     folios = context.hugetlb.folios
     mine = (folios.order == tail.order) & context.hugetlb.optimized_mapping
@@ -130,7 +130,7 @@ def _check_entry(context: Context, tail: SharedTail) -> bool:
     if why is None:
         return True
     context.audit.add(
-        _slot_finding(context, "shared-tail-entry", tail, why, users(context, tail))
+        _slot_finding(context, "shared-tail-entry", tail, why, _users(context, tail))
     )
     return False
 
@@ -148,7 +148,7 @@ def _wrong_entry(context: Context, tail: SharedTail) -> tuple[Optional[str], boo
     if not pages.present[0] or not pages.data.any():
         return None, True
     why = _wrong_own_page(context, tail, pages.data)
-    if why is None and not tail.mapped_by and _is_elsewhere(context, tail):
+    if why is None and not tail.mapped_by and _users(context, tail):
         why = "is not the page that the huge pages of this order map"
     return (None if why is None else f"names PFN {tail.pfn}, which {why}"), False
 
@@ -175,11 +175,6 @@ def _wrong_own_page(
     return None
 
 
-def _is_elsewhere(context: Context, tail: SharedTail) -> bool:
-    """Whether folios of this slot share another frame."""
-    return users(context, tail) > 0
-
-
 def _check_unique(context: Context, tails: list[SharedTail]) -> Iterator[SharedTail]:
     """Report frames that two slots name; give the slots whose content to check."""
     first: dict[Optional[int], SharedTail] = {}
@@ -197,7 +192,7 @@ def _check_unique(context: Context, tails: list[SharedTail]) -> Iterator[SharedT
             why = f"names PFN {pfn}, as does the slot of order {right[0].order}"
             context.audit.add(
                 _slot_finding(
-                    context, "shared-tail-unique", tail, why, users(context, tail)
+                    context, "shared-tail-unique", tail, why, _users(context, tail)
                 )
             )
         tails = [t for t in tails if t not in wrong]
@@ -340,7 +335,7 @@ def _check_words(
             _words_message(context, tail, expectation, where, actual),
             ("tail", expectation.rule, *_subject(context, tail)),
             defect=defect,
-            affected=users(context, tail),
+            affected=_users(context, tail),
             folded=len(where) - 1,
             address=context.direct_map(physical),
             physical_address=physical,
@@ -374,8 +369,8 @@ def _words_message(
 
 def _is_overwritten(context: Context, rows: _Rows) -> bool:
     """
-    Whether the page looks as ``__init_single_page()`` leaves it: lru
-    points to itself in every struct page, so the tail word does.
+    Whether the page looks as ``__init_single_page()`` leaves it: lru points to
+    itself in every struct page, and the tail word is the first half of lru.
     """
     page = context.kernel.struct_page
     if page.lru is None or page.offset != page.lru:

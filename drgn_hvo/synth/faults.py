@@ -40,10 +40,6 @@ def _shared(g: Generation) -> bool:
     return g.can_optimize and g.shared
 
 
-def _zone_bits(g: Generation) -> bool:
-    return _shared(g) and g.tail_has_zone
-
-
 def _fake(g: Generation) -> bool:
     return g.can_optimize and g.fake_heads
 

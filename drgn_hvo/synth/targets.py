@@ -145,12 +145,6 @@ class Targets:
         base = self.machine.kernel.physical("hstates") + index * c_type.size
         return base + c_type.offset(path)
 
-    def hstate_virtual(self, order: int, path: str) -> int:
-        """Virtual address of a member of the pool of an order."""
-        kernel = self.machine.kernel
-        shift = kernel.address("hstates") - kernel.physical("hstates")
-        return self.hstate(order, path) + shift
-
     def lru(self, pfn: int) -> int:
         """Virtual address of ``lru`` of a page."""
         return self.plan.space.page_address(pfn) + self.page.offset("lru")
