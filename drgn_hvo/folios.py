@@ -302,10 +302,11 @@ class _FolioSlices:
         return totals
 
 
-def _links(vmemmap: Vmemmap, pfns: Int64Array, heads: StructPages) -> Links:
+def _links(
+    vmemmap: Vmemmap, fields: FolioFields, pfns: Int64Array, heads: StructPages
+) -> Links:
     """``lru`` of folios, by its address."""
     lru = vmemmap.kernel.struct_page.require("lru")
-    fields = folio_fields(vmemmap.kernel)
     addresses = vmemmap.base + lru + vmemmap.size * pfns[heads.present].astype(object)
     following = fields.words(heads.data[heads.present], lru, 8)
     previous = fields.words(heads.data[heads.present], lru + 8, 8)
@@ -329,7 +330,7 @@ def hugetlb(
     finder = _Finder(vmemmap, tails, fields)
     orders = finder.mapped()
     mapped_pfns = np.array(sorted(orders), dtype=np.int64)
-    links = _links(vmemmap, mapped_pfns, _read_heads(vmemmap, mapped_pfns))
+    links = _links(vmemmap, fields, mapped_pfns, _read_heads(vmemmap, mapped_pfns))
     hstates = read_hstates(kernel, mmzone, notes)
     lists: list[HugePageList] = []
     for hstate in hstates:

@@ -10,17 +10,20 @@ is first asked for, and only once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Optional
 
 from drgn import Program
+import numpy as np
 
 from drgn_hvo.folio import FolioFields, folio_fields
 from drgn_hvo.folios import Hugetlb, hugetlb
 from drgn_hvo.kernel import Kernel, kernel
 from drgn_hvo.layout import Layout, detect_layout
+from drgn_hvo.memory import Int64Array
 from drgn_hvo.mmzone import Mmzone
+from drgn_hvo.pagetable import U64Array
 from drgn_hvo.tails import SharedTail, shared_tails
 from drgn_hvo.vmemmap import Vmemmap
 
@@ -76,6 +79,24 @@ class Hvo:
     def hugetlb(self) -> Hugetlb:
         """Pools, lists and folios."""
         return hugetlb(self.vmemmap, self.mmzone, self.shared_tails, self.problems)
+
+    @cached_property
+    def folio_nids(self) -> Int64Array:
+        """The node of each folio, from its head's flags; -1 if not known."""
+        layout = self.mmzone.flags_layout
+        return self._known(None if layout is None else layout.nids)
+
+    @cached_property
+    def folio_zones(self) -> Int64Array:
+        """The zone index of each folio, from its head's flags; -1 if not known."""
+        layout = self.mmzone.flags_layout
+        return self._known(None if layout is None else layout.zonenums)
+
+    def _known(self, decode: Optional[Callable[[U64Array], Int64Array]]) -> Int64Array:
+        folios = self.hugetlb.folios
+        if decode is None:
+            return np.full(len(folios), -1, dtype=np.int64)
+        return np.where(folios.present, decode(folios.flags), -1)
 
 
 def hvo(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Hvo:

@@ -19,7 +19,7 @@ from drgn_hvo.audit import Audit, Subject
 from drgn_hvo.folios import Hugetlb
 from drgn_hvo.hugetlb import NO_LIST
 from drgn_hvo.hvo import Hvo
-from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.memory import BoolArray
 from drgn_hvo.pagetable import Entry, find_entry, walk
 
 __all__ = ("Context",)
@@ -38,23 +38,8 @@ class Context:
         self.page_size = self.geometry.page_size
         self.size = self.geometry.struct_page_size
         self.hugetlb: Hugetlb = hvo.hugetlb
-
-    @cached_property
-    def nids(self) -> Int64Array:
-        """The node of each folio, -1 if not known."""
-        return self._position("nids")
-
-    @cached_property
-    def zones(self) -> Int64Array:
-        """The zone index of each folio, -1 if not known."""
-        return self._position("zonenums")
-
-    def _position(self, what: str) -> Int64Array:
-        folios = self.hugetlb.folios
-        layout = self.hvo.mmzone.flags_layout
-        if layout is None:
-            return np.full(len(folios), -1, dtype=np.int64)
-        return np.where(folios.present, getattr(layout, what)(folios.flags), -1)
+        self.nids = hvo.folio_nids
+        self.zones = hvo.folio_zones
 
     @cached_property
     def in_transition(self) -> BoolArray:
@@ -101,6 +86,23 @@ class Context:
     def slot_subject(self, nid: int, zone: Optional[int], order: int) -> Subject:
         """A slot of ``vmemmap_tails[]``."""
         return ("slot", nid, zone, order)
+
+    def of_slot(self, nid: int, zone: Optional[int], order: int) -> BoolArray:
+        """Folios whose tails a slot is for; *zone* is ``None`` for one of a node."""
+        mine = (self.hugetlb.folios.order == order) & (self.nids == nid)
+        return mine if zone is None else mine & (self.zones == zone)
+
+    def slot_users(self, nid: int, zone: Optional[int], order: int) -> int:
+        """How many optimized folios a slot is for."""
+        mine = self.of_slot(nid, zone, order) & self.hugetlb.optimized_mapping
+        return int(mine.sum())
+
+    def folio_of(self, pfn: int) -> Optional[int]:
+        """The index of the folio that a page belongs to."""
+        folios = self.hugetlb.folios
+        end = folios.head_pfn + (1 << folios.order)
+        inside = np.flatnonzero((folios.head_pfn <= pfn) & (pfn < end))
+        return int(inside[0]) if len(inside) else None
 
     def slice_address(self, slice_: int) -> int:
         """Virtual address of a page of vmemmap."""

@@ -118,10 +118,8 @@ class _StrayHeads:
     def _found(self, pfn: int, is_hugetlb: bool) -> None:
         context = self._context
         folios = context.hugetlb.folios
-        owner = np.flatnonzero(
-            (folios.head_pfn <= pfn) & (pfn < folios.head_pfn + (1 << folios.order))
-        ).tolist()
-        head_pfn = int(folios.head_pfn[owner[0]]) if owner else None
+        owner = context.folio_of(pfn)
+        head_pfn = None if owner is None else int(folios.head_pfn[owner])
         if head_pfn == pfn:
             return  # folio-head has said what is wrong with it
         if head_pfn is None:
@@ -282,10 +280,8 @@ class _CompoundHeads:
     def _add(self, pfn: int, actual: int, head_pfn: int) -> None:
         context = self._context
         folios = context.hugetlb.folios
-        owner = np.flatnonzero(
-            (folios.head_pfn <= pfn) & (pfn < folios.head_pfn + (1 << folios.order))
-        ).tolist()
-        folio = int(folios.head_pfn[owner[0]]) if owner else head_pfn
+        owner = context.folio_of(pfn)
+        folio = head_pfn if owner is None else int(folios.head_pfn[owner])
         where = f"PFN {head_pfn}" if head_pfn >= 0 else "outside of vmemmap"
         context.audit.add(
             Finding(
@@ -300,7 +296,7 @@ class _CompoundHeads:
                     ("stray-head", folio),
                     ("restored",),
                 ),
-                affected=len(owner),
+                affected=int(owner is not None),
                 pfn=pfn,
                 head_pfn=None if head_pfn < 0 else head_pfn,
                 actual=actual,

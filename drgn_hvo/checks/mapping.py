@@ -54,11 +54,15 @@ class _Mapping:
             self._check_strays(tail)
         self._audit.in_transition += int(self._irregular.sum())
 
+    @property
+    def _has_zones(self) -> bool:
+        """Whether slots belong to zones, not to nodes."""
+        array = self._context.layout.tails.array
+        return array is None or array.where != "pglist_data"
+
     def _slot_of(self, i: int) -> Subject:
         context = self._context
-        array = context.layout.tails.array
-        per_node = array is not None and array.where == "pglist_data"
-        zone = None if per_node else int(context.zones[i])
+        zone = int(context.zones[i]) if self._has_zones else None
         return context.slot_subject(
             int(context.nids[i]), zone, int(self._folios.order[i])
         )
@@ -67,13 +71,12 @@ class _Mapping:
         """The frame that tail slices of each folio should map, -1 if none."""
         if self._context.layout.tails.kind != "shared":
             return self._folios.head_frame
-        frames = {
-            self._context.slot_subject(t.nid, t.zone_index, t.order): t.pfn
-            for t in self._context.hvo.shared_tails
-            if t.pfn is not None
-        }
-        found = [frames.get(self._slot_of(i), -1) for i in range(len(self._folios))]
-        return np.array(found, dtype=np.int64)
+        frames = np.full(len(self._folios), -1, dtype=np.int64)
+        for tail in self._context.hvo.shared_tails:
+            if tail.pfn is not None:
+                mine = self._context.of_slot(tail.nid, tail.zone_index, tail.order)
+                frames[mine] = tail.pfn
+        return frames
 
     def _is_excused(self, i: int) -> bool:
         """Whether what is irregular about a folio is that it is in transition."""
@@ -194,16 +197,19 @@ class _Mapping:
                 ("users", *slot) if users else ("tail-frame", head_pfn),
                 because=(slot, ("head-frame", head_pfn)),
                 pfn=int(slices.pfn[pair]),
-                affected=self._users_of(slot) if users else 1,
+                affected=self._users_of(i) if users else 1,
                 expected=self._with_frame(place["actual"], expected),
                 **place,  # type: ignore[arg-type]
                 **self._context.place(i),  # type: ignore[arg-type]
             )
         )
 
-    def _users_of(self, slot: Subject) -> int:
-        mine = np.flatnonzero(self._optimized()).tolist()
-        return sum(self._slot_of(i) == slot for i in mine)
+    def _users_of(self, i: int) -> int:
+        context = self._context
+        zone = int(context.zones[i]) if self._has_zones else None
+        return context.slot_users(
+            int(context.nids[i]), zone, int(self._folios.order[i])
+        )
 
     def _with_frame(self, entry: Optional[int], pfn: int) -> Optional[int]:
         page_table = self._context.kernel.page_table_format
@@ -415,13 +421,10 @@ class _Mapping:
     def _add_stray(self, tail: SharedTail, slice_: int, count: int) -> None:
         pfn = slice_ * self._context.page_size // self._context.size
         head_pfn = pfn >> tail.order << tail.order
-        owner = np.flatnonzero(
-            (self._folios.head_pfn <= pfn)
-            & (pfn < self._folios.head_pfn + (1 << self._folios.order))
-        ).tolist()
-        if owner:
-            head_pfn = int(self._folios.head_pfn[owner[0]])
-            if self._is_excused(owner[0]):
+        owner = self._context.folio_of(pfn)
+        if owner is not None:
+            head_pfn = int(self._folios.head_pfn[owner])
+            if self._is_excused(owner):
                 return
         zone = self._context.zone_name(tail.nid, tail.zone_index)
         self._audit.add(
@@ -436,12 +439,12 @@ class _Mapping:
                     ("folio", head_pfn),
                     ("list-of", head_pfn),
                 ),
-                affected=len(owner),
+                affected=int(owner is not None),
                 nid=tail.nid,
                 zone=zone,
                 order=tail.order,
                 pfn=tail.pfn,
-                head_pfn=head_pfn if owner else None,
+                head_pfn=None if owner is None else head_pfn,
                 **self._context.entry_place(slice_),  # type: ignore[arg-type]
             )
         )

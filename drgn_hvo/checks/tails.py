@@ -79,7 +79,11 @@ def _check_alignment(context: Context) -> None:
 
 
 def _subject(context: Context, tail: SharedTail) -> Subject:
-    return context.slot_subject(tail.nid, tail.zone_index, tail.order)
+    return context.slot_subject(*_slot(tail))
+
+
+def _slot(tail: SharedTail) -> tuple[int, Optional[int], int]:
+    return tail.nid, tail.zone_index, tail.order
 
 
 def _place(context: Context, tail: SharedTail) -> dict[str, object]:
@@ -91,9 +95,7 @@ def _place(context: Context, tail: SharedTail) -> dict[str, object]:
     }
 
 
-def _slot_finding(
-    context: Context, rule: str, tail: SharedTail, why: str, affected: int
-) -> Finding:
+def _slot_finding(context: Context, rule: str, tail: SharedTail, why: str) -> Finding:
     where = f"vmemmap_tails[{tail.index}] of node {tail.nid}"
     if tail.zone_index is not None:
         where += f" zone {context.zone_name(tail.nid, tail.zone_index)}"
@@ -101,22 +103,12 @@ def _slot_finding(
         rule,
         f"{where} {why}",
         _subject(context, tail),
-        affected=affected,
+        affected=context.slot_users(*_slot(tail)),
         address=tail.slot,
         physical_address=context.translate(tail.slot),
         actual=tail.value,
         **_place(context, tail),  # type: ignore[arg-type]
     )
-
-
-def _users(context: Context, tail: SharedTail) -> int:
-    """How many optimized folios should map a shared tail page."""
-    folios = context.hugetlb.folios
-    mine = (folios.order == tail.order) & context.hugetlb.optimized_mapping
-    mine &= context.nids == tail.nid
-    if tail.zone_index is not None:
-        mine &= context.zones == tail.zone_index
-    return int(mine.sum())
 
 
 def _check_entry(context: Context, tail: SharedTail) -> bool:
@@ -129,9 +121,7 @@ def _check_entry(context: Context, tail: SharedTail) -> bool:
         return True
     if why is None:
         return True
-    context.audit.add(
-        _slot_finding(context, "shared-tail-entry", tail, why, _users(context, tail))
-    )
+    context.audit.add(_slot_finding(context, "shared-tail-entry", tail, why))
     return False
 
 
@@ -148,7 +138,7 @@ def _wrong_entry(context: Context, tail: SharedTail) -> tuple[Optional[str], boo
     if not pages.present[0] or not pages.data.any():
         return None, True
     why = _wrong_own_page(context, tail, pages.data)
-    if why is None and not tail.mapped_by and _users(context, tail):
+    if why is None and not tail.mapped_by and context.slot_users(*_slot(tail)):
         why = "is not the page that the huge pages of this order map"
     return (None if why is None else f"names PFN {tail.pfn}, which {why}"), False
 
@@ -190,11 +180,7 @@ def _check_unique(context: Context, tails: list[SharedTail]) -> Iterator[SharedT
         wrong = [t for t in named if t is not right[0]]
         for tail in wrong:
             why = f"names PFN {pfn}, as does the slot of order {right[0].order}"
-            context.audit.add(
-                _slot_finding(
-                    context, "shared-tail-unique", tail, why, _users(context, tail)
-                )
-            )
+            context.audit.add(_slot_finding(context, "shared-tail-unique", tail, why))
         tails = [t for t in tails if t not in wrong]
     yield from tails
 
@@ -335,7 +321,7 @@ def _check_words(
             _words_message(context, tail, expectation, where, actual),
             ("tail", expectation.rule, *_subject(context, tail)),
             defect=defect,
-            affected=_users(context, tail),
+            affected=context.slot_users(*_slot(tail)),
             folded=len(where) - 1,
             address=context.direct_map(physical),
             physical_address=physical,

@@ -11,7 +11,7 @@ HVO saved.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Optional
 
 from drgn.helpers.common.format import CellFormat, escape_ascii_string, print_table
 import numpy as np
@@ -120,17 +120,9 @@ def _shared_tail(hvo: Hvo, tail: SharedTail) -> Document:
     }
 
 
-def _nids(hvo: Hvo, folios: Folios) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The node of each folio, -1 if not known."""
-    layout = hvo.mmzone.flags_layout
-    if layout is None:
-        return np.full(len(folios), -1, dtype=np.int64)
-    return np.where(folios.present, layout.nids(folios.flags), -1)
-
-
 def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> Document:
     of_order = found.folios.order == hstate.order
-    nids = _nids(hvo, found.folios)
+    nids = hvo.folio_nids
     nodes = []
     for nid, total in hstate.total_node.items():
         here = of_order & (nids == nid)
@@ -157,7 +149,7 @@ def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> Document:
 
 def _saved(hvo: Hvo, found: Hugetlb) -> Document:
     folios = found.folios
-    nids = _nids(hvo, folios)
+    nids = hvo.folio_nids
     keys = zip(nids.tolist(), folios.order.tolist(), folios.shared_ptes.tolist())
     by_node_order: dict[tuple[int, int], int] = {}
     for nid, order, pages in keys:
@@ -182,9 +174,8 @@ def _saved(hvo: Hvo, found: Hugetlb) -> Document:
 def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[Document]:
     """One document a folio, by head PFN."""
     folios = found.folios
-    layout = hvo.mmzone.flags_layout
-    nids = _nids(hvo, folios).tolist()
-    zones = layout.zonenums(folios.flags).tolist() if layout else None
+    nids = hvo.folio_nids.tolist()
+    zones = hvo.folio_zones.tolist()
     optimized = found.has_hpg_flag("vmemmap_optimized")
     mapping = found.optimized_mapping.tolist()
     in_transition = found.in_transition.tolist()
@@ -195,7 +186,7 @@ def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[Document]:
         private = int(folios.private[i])
         flags = [n for n in flag_names if private >> found.hpg_flags[n] & 1]
         zone = None
-        if zones is not None and nids[i] >= 0:
+        if nids[i] >= 0:
             zone = hvo.mmzone.zone_name(nids[i], zones[i])
         head_frame = int(folios.head_frame[i])
         yield {
