@@ -15,7 +15,7 @@ import sys
 
 from drgn_hvo.errors import UsageError
 from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import check_document
+from drgn_hvo.report.check import CheckScope, check_document
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.description import Description
 from drgn_hvo.synth.description_file import load_description
@@ -31,7 +31,7 @@ def cell(fault: Fault, description: Description) -> str:
         machine, _ = make_machine(description, [fault.name])
     except UsageError:
         return "(nothing to damage in this machine)"
-    doc = check_document(hvo(program(machine)), "core")
+    doc = check_document(hvo(program(machine)), "core", CheckScope())
     rules = [finding["rule"] for finding in doc["findings"]]
     if not rules:
         text = "clean" if doc["complete"] else "incomplete"

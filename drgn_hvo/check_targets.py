@@ -15,7 +15,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-import json
 import logging
 import signal
 import sys
@@ -28,11 +27,12 @@ from drgn_hvo.errors import HvoError
 from drgn_hvo.hvo import hvo
 from drgn_hvo.report import Document
 from drgn_hvo.report.check import (
+    CheckScope,
     check_document,
     error_document,
     exit_status,
-    print_check,
     print_ktap,
+    print_result,
 )
 from drgn_hvo.target import open_target
 
@@ -49,14 +49,11 @@ _PRECEDENCE = (1, _EXIT_BUG, _EXIT_USAGE, 3, 0)
 class CheckOptions:
     """What to do with every target."""
 
+    scope: CheckScope
     symbols: tuple[str, ...] = ()
     vmcoreinfo: Optional[str] = None
     assume: tuple[tuple[str, str], ...] = ()
     debug: bool = False
-    deep: bool = False
-    only: Optional[frozenset[str]] = None
-    ignore: frozenset[str] = frozenset()
-    strict: bool = False
 
 
 _Result = tuple[int, Document]
@@ -68,13 +65,8 @@ def _check(target: str, options: CheckOptions) -> _Result:
         logging.getLogger("drgn").setLevel(logging.ERROR)
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
-        document = check_document(
-            hvo(prog, dict(options.assume)),
-            target,
-            deep=options.deep,
-            only=options.only,
-            ignore=options.ignore,
-        )
+        found = hvo(prog, dict(options.assume))
+        document = check_document(found, target, options.scope)
     except HvoError as e:
         return _EXIT_USAGE, error_document(target, str(e))
     except FaultError as e:
@@ -86,7 +78,7 @@ def _check(target: str, options: CheckOptions) -> _Result:
             raise
         message = f"internal error: {type(e).__name__}: {e} (a bug in drgn-hvo)"
         return _EXIT_BUG, error_document(target, " ".join(message.split()))
-    return exit_status(document, strict=options.strict), document
+    return exit_status(document, strict=options.scope.strict), document
 
 
 def _ignore_interrupts() -> None:
@@ -128,14 +120,13 @@ def _results(
             yield _result(target, future)
 
 
-def _report(document: Document, output_format: str, first: bool) -> None:
-    if output_format == "json":
-        json.dump(document, sys.stdout)
-        sys.stdout.write("\n")
-    elif output_format == "text":
-        if not first:
-            print()
-        print_check(document)
+def _print_next(document: Document, output_format: str, first: bool) -> None:
+    if output_format == "text" and not first:
+        print()
+    print_result(document, output_format)
+
+
+def _report_error(document: Document) -> None:
     if document["status"] == "error":
         target, error = document["target"], document["error"]
         named = error if error.startswith(target) else f"{target}: {error}"
@@ -163,13 +154,16 @@ def check_targets(
             for status, document in _results(targets, options, jobs):
                 statuses.append(status)
                 if output_format == "ktap":
+                    # Begins with the number of its tests.
                     documents.append(document)
-                _report(document, output_format, len(statuses) == 1)
+                else:
+                    _print_next(document, output_format, len(statuses) == 1)
+                _report_error(document)
                 sys.stdout.flush()
                 progress.update()
     except KeyboardInterrupt:
         done = f"{len(statuses)} of {len(targets)} targets were done"
         raise KeyboardInterrupt(done) from None
     if output_format == "ktap":
-        print_ktap(documents, strict=options.strict)
+        print_ktap(documents, strict=options.scope.strict)
     return next(status for status in _PRECEDENCE if status in statuses)

@@ -4,22 +4,29 @@
 Command line
 ------------
 
-``drgn-hvo``: options, exit statuses, and nothing else. See
-:data:`EXIT_STATUSES`.
+``drgn-hvo``: targets, exit statuses, and what needs no kernel. The commands on a
+kernel are those of :mod:`drgn_hvo.commands`.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-import json
 import logging
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn, Optional
 
 from drgn_hvo import __version__
-from drgn_hvo.errors import HvoError, UsageError
+from drgn_hvo.commands import (
+    VERBS,
+    Session,
+    Verb,
+    add_assume_option,
+    check_scope,
+)
+from drgn_hvo.errors import HvoError
+from drgn_hvo.report import print_json
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
@@ -51,13 +58,6 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help shows usage)\n")
 
 
-def _assumption(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value
-
-
 def _common_options() -> _Parser:
     common = _Parser(add_help=False)
     common.add_argument(
@@ -73,15 +73,7 @@ def _common_options() -> _Parser:
         metavar="PATH",
         help="read VMCOREINFO from this file, for a core that has none",
     )
-    common.add_argument(
-        "--assume",
-        metavar="KEY=VALUE",
-        type=_assumption,
-        action="append",
-        default=[],
-        help="override a detected property: encoding=pointer|mask, "
-        "tail_layout=plain|fake-head|shared, vmemmap=ADDRESS",
-    )
+    add_assume_option(common)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     return common
 
@@ -89,24 +81,22 @@ def _common_options() -> _Parser:
 _TARGET_HELP = "a core, 'live', or 'qemu:ADDRESS' (QMP socket)"
 
 
-def _add_command(
-    commands: argparse._SubParsersAction[_Parser],
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    text: str,
-    nargs: Optional[str] = None,
-) -> _Parser:
-    """A command on a target, or on several."""
-    parser = commands.add_parser(name, parents=[_common_options()], help=text)
+def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None:
+    """A verb on a target, or, for ``check``, on several."""
+    parser = commands.add_parser(verb.name, parents=[_common_options()], help=verb.help)
+    nargs = "+" if verb.name == "check" else None
     parser.add_argument("target", metavar="TARGET", nargs=nargs, help=_TARGET_HELP)
-    parser.set_defaults(run=run)
-    return parser
-
-
-_PAGE_HELP = (
-    "pfn:N, page:0xADDR (a struct page), virt:0xADDR (kernel virtual), phys:0xADDR, "
-    "task:PID:0xVADDR, or just a PFN"
-)
+    verb.add_options(parser)
+    parser.set_defaults(run=_run_check if verb.name == "check" else _run_verb(verb))
+    if verb.name == "check":
+        parser.add_argument(
+            "-j",
+            dest="jobs",
+            metavar="N",
+            type=_jobs,
+            default=1,
+            help="so many processes",
+        )
 
 
 def _parser() -> _Parser:
@@ -116,33 +106,8 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    show = _add_command(
-        commands, "show", _run_show, "kernel, layout, shared tails, pools, savings"
-    )
-    show.add_argument("--folios", action="store_true", help="list every folio, too")
-    show.add_argument("--json", action="store_true", help="print JSON")
-    _add_check(commands)
-    page = _add_command(commands, "page", _run_page, "explain struct pages")
-    page.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
-    page.add_argument("--json", action="store_true", help="print JSON")
-    a_map = _add_command(
-        commands, "map", _run_map, "draw how a folio's struct pages are mapped"
-    )
-    a_map.add_argument("page", metavar="PAGE", help=_PAGE_HELP)
-    heads = _add_command(
-        commands, "heads", _run_heads, "resolve the heads of all pages into a file"
-    )
-    heads.add_argument(
-        "--pfns", metavar="A-B", help="only these PFNs, both included (default: all)"
-    )
-    heads.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE.npy",
-        required=True,
-        help="uint64 head PFNs, one a PFN; all ones where no struct page was "
-        "initialised",
-    )
+    for verb in VERBS:
+        _add_verb(commands, verb)
     _add_synth(commands)
     for name, run, text in (
         ("rules", _run_rules, "what check checks"),
@@ -153,22 +118,6 @@ def _parser() -> _Parser:
         catalogue.add_argument("--json", action="store_true", help="print JSON")
         catalogue.set_defaults(run=run, debug=False)
     return parser
-
-
-def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
-    check = _add_command(commands, "check", _run_check, "integrity audit", nargs="+")
-    check.add_argument("--format", choices=("text", "json", "ktap"), default="text")
-    check.add_argument(
-        "--deep",
-        action="store_true",
-        help="read all of vmemmap, not just what HVO used",
-    )
-    check.add_argument("--rules", metavar="ID,…", help="check only these rules")
-    check.add_argument("--ignore", metavar="ID,…", help="leave these rules out")
-    check.add_argument("--strict", action="store_true", help="warnings are errors")
-    check.add_argument(
-        "-j", dest="jobs", metavar="N", type=_jobs, default=1, help="so many processes"
-    )
 
 
 def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -206,82 +155,35 @@ def _jobs(text: str) -> int:
     return jobs
 
 
-def _open(args: argparse.Namespace, target: Optional[str] = None) -> Hvo:
+def _open(args: argparse.Namespace) -> Hvo:
     from drgn_hvo.hvo import hvo
     from drgn_hvo.target import open_target
 
     if not args.debug:
         # drgn warns about what we say ourselves, as an error.
         logging.getLogger("drgn").setLevel(logging.ERROR)
-    prog = open_target(target or args.target, args.symbols, args.vmcoreinfo)
+    prog = open_target(args.target, args.symbols, args.vmcoreinfo)
     return hvo(prog, dict(args.assume))
 
 
-def _print_json(document: object) -> None:
-    json.dump(document, sys.stdout)
-    sys.stdout.write("\n")
+def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        return verb.run(Session(args.target, lambda: _open(args)), args)
 
-
-def _run_show(args: argparse.Namespace) -> int:
-    from drgn_hvo.report.show import print_show, show_document
-
-    document = show_document(_open(args), args.target, folios=args.folios)
-    if args.json:
-        _print_json(document)
-    else:
-        print_show(document)
-    return 0
+    return run
 
 
 def _run_check(args: argparse.Namespace) -> int:
     from drgn_hvo.check_targets import CheckOptions, check_targets
-    from drgn_hvo.report.check import parse_rules
 
-    only = None if args.rules is None else parse_rules(args.rules)
-    ignore = None if args.ignore is None else parse_rules(args.ignore)
     options = CheckOptions(
         symbols=tuple(args.symbols),
         vmcoreinfo=args.vmcoreinfo,
         assume=tuple(args.assume),
         debug=args.debug,
-        deep=args.deep,
-        only=only,
-        ignore=ignore or frozenset(),
-        strict=args.strict,
+        scope=check_scope(args),
     )
     return check_targets(args.target, options, args.format, args.jobs)
-
-
-def _run_page(args: argparse.Namespace) -> int:
-    from drgn_hvo.pages import parse_page_spec
-    from drgn_hvo.report.page import page_document, print_pages
-
-    specs = [parse_page_spec(text) for text in args.pages]
-    document = page_document(_open(args), args.target, specs)
-    if args.json:
-        _print_json(document)
-    else:
-        print_pages(document)
-    return 0
-
-
-def _run_map(args: argparse.Namespace) -> int:
-    from drgn_hvo.pages import parse_page_spec
-    from drgn_hvo.report.map import print_map
-
-    spec = parse_page_spec(args.page)
-    print_map(_open(args), spec)
-    return 0
-
-
-def _run_heads(args: argparse.Namespace) -> int:
-    from drgn_hvo.report.heads import parse_pfn_range, write_heads
-
-    pfns = None if args.pfns is None else parse_pfn_range(args.pfns)
-    if os.path.realpath(args.output) == os.path.realpath(args.target):
-        raise UsageError(f"{args.output}: is the target itself")
-    write_heads(_open(args), args.output, pfns)
-    return 0
 
 
 def _run_synth(args: argparse.Namespace) -> int:
@@ -300,7 +202,7 @@ def _run_rules(args: argparse.Namespace) -> int:
     from drgn_hvo.report.catalogue import print_rules, rules_document
 
     if args.json:
-        _print_json(rules_document())
+        print_json(rules_document())
     else:
         print_rules()
     return 0
@@ -310,7 +212,7 @@ def _run_defects(args: argparse.Namespace) -> int:
     from drgn_hvo.report.catalogue import defects_document, print_defects
 
     if args.json:
-        _print_json(defects_document())
+        print_json(defects_document())
     else:
         print_defects()
     return 0

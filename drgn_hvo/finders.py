@@ -19,6 +19,9 @@ is first asked.
 
 from __future__ import annotations
 
+import logging
+import sys
+from types import FrameType
 from typing import TYPE_CHECKING, Callable, Generic, Optional, TypeVar
 
 from drgn import (
@@ -44,7 +47,14 @@ if TYPE_CHECKING:
     from drgn_hvo.variables import LengthSource, Variable
     from drgn_hvo.vmcoreinfo import Vmcoreinfo
 
-__all__ = ("FINDER_NAME", "CoreSources", "core_sources", "has_debuginfo", "install")
+__all__ = (
+    "FINDER_NAME",
+    "CoreSources",
+    "are_finders_enabled",
+    "core_sources",
+    "has_debuginfo",
+    "install",
+)
 
 #: The name under which the finders are registered.
 FINDER_NAME = "hvo"
@@ -56,6 +66,9 @@ _MAX_BTF_SIZE = 256 << 20
 
 # MAX_NUMNODES is at most 1024, and no array that we know of is longer.
 _MAX_LENGTH = 1 << 16
+
+# drgn's own, so that its settings hold.
+_logger = logging.getLogger("drgn")
 
 T = TypeVar("T")
 
@@ -145,7 +158,12 @@ class CoreSources:
             data = self.prog.read(start, stop - start)
         except FaultError as e:
             raise UnavailableError(f"BTF is not in this dump: {e}") from None
-        return BtfTypes(self.prog, Btf(data))
+        types = BtfTypes(self.prog, Btf(data))
+        _logger.warning(
+            "no debuginfo of this kernel: drgn-hvo takes types from its BTF and symbols "
+            "from its kallsyms"
+        )
+        return types
 
     def has_data_symbols(self) -> bool:
         """
@@ -224,11 +242,28 @@ _NAMED_KINDS = TypeKindSet(
 _DEFAULT_TYPEDEFS = ("size_t", "ptrdiff_t")
 
 
+# When drgn looks for debuginfo, it asks for this type to list the loaded modules, so
+# as to look for theirs.
+_TYPE_OF_MODULES = "module"
+_LOADERS = frozenset({"load_debug_info", "load_default_debug_info"})
+
+
+def _loads_debuginfo(caller: FrameType) -> bool:
+    """
+    Whether drgn asks on its own account. Where there is no debuginfo of the kernel,
+    that of its modules is of no use, and a session that needs no types must not wait
+    for BTF, nor for a search over hundreds of modules.
+    """
+    return not _LOADERS.isdisjoint(caller.f_code.co_names)
+
+
 def _find_type(
     prog: Program, kinds: TypeKindSet, name: str, filename: Optional[str]
 ) -> Optional[Type]:
     sources = core_sources(prog)
     if _is_silent(sources, filename):
+        return None
+    if name == _TYPE_OF_MODULES and _loads_debuginfo(sys._getframe(1)):
         return None
     try:
         types = sources.types()
@@ -415,6 +450,14 @@ def _find_symbol(
     if one:
         entries = entries[:1]
     return [_symbol(entry, kallsyms.extent(entry.address) or 0) for entry in entries]
+
+
+def are_finders_enabled(prog: Program) -> bool:
+    """Whether nobody has turned off what :func:`install()` registered."""
+    return (
+        FINDER_NAME in prog.enabled_type_finders()
+        and FINDER_NAME in prog.enabled_object_finders()
+    )
 
 
 def install(prog: Program) -> CoreSources:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Optional
 
-from drgn import Program
+from drgn import Program, ProgramFlags
 import numpy as np
 
 from drgn_hvo.folio import FolioFields, folio_fields
@@ -34,20 +34,25 @@ _CACHE_KEY = "drgn_hvo.hvo"
 
 class Hvo:
     """
-    All that is known about HVO in one kernel.
+    All that is known about HVO in one kernel, as it was when it was first asked.
 
+    :param like: Another one of the same kernel, whose layout is taken over: a running
+        kernel does not change it.
     :raises HvoError: from here or from any attribute, if it cannot be found out.
     """
 
-    def __init__(self, prog: Program, assume: Optional[Mapping[str, str]]) -> None:
-        self.kernel: Kernel = kernel(prog, assume)
-        self.vmemmap = Vmemmap(self.kernel)
+    def __init__(self, kernel: Kernel, like: Optional[Hvo] = None) -> None:
+        self.kernel = kernel
+        self._like = like
+        self.vmemmap = Vmemmap(kernel)
         #: What could not be read, one line each; grows as parts are read.
         self.problems: list[str] = []
 
     @cached_property
     def layout(self) -> Layout:
         """The detected layout."""
+        if self._like is not None:
+            return self._like.layout
         return detect_layout(self.kernel, self.vmemmap)
 
     @cached_property
@@ -101,12 +106,15 @@ class Hvo:
 
 def hvo(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Hvo:
     """
-    The :class:`Hvo` of a program, made once.
+    The :class:`Hvo` of a program: of a core always the same one, of a running kernel
+    a new one each time.
 
     :param assume: Properties to override, see
-        :data:`~drgn_hvo.kernel.ASSUMPTIONS`; only before the first use.
+        :data:`~drgn_hvo.kernel.ASSUMPTIONS`; nobody else sees what comes of that.
     """
+    if assume:
+        return Hvo(Kernel(prog, assume))
     if _CACHE_KEY not in prog.cache:
-        prog.cache[_CACHE_KEY] = Hvo(prog, assume)
+        prog.cache[_CACHE_KEY] = Hvo(kernel(prog))
     found: Hvo = prog.cache[_CACHE_KEY]
-    return found
+    return Hvo(found.kernel, found) if prog.flags & ProgramFlags.IS_LIVE else found

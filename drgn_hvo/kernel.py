@@ -27,7 +27,12 @@ from drgn_hvo.errors import (
     UnavailableError,
     UsageError,
 )
-from drgn_hvo.finders import has_debuginfo, install
+from drgn_hvo.finders import (
+    FINDER_NAME,
+    are_finders_enabled,
+    has_debuginfo,
+    install,
+)
 from drgn_hvo.memory import FrameReader
 from drgn_hvo.pagetable import PAGE_TABLE_FORMATS, PageTableFormat
 from drgn_hvo.vmcoreinfo import Vmcoreinfo
@@ -96,7 +101,8 @@ _TAIL_WORD_MEMBERS = ("compound_info", "compound_head")
 
 class Kernel:
     """
-    A Linux kernel in a :class:`drgn.Program`. Use :func:`kernel()` to get it.
+    A Linux kernel in a :class:`drgn.Program`; without assumptions, use
+    :func:`kernel()` to get it.
 
     :param assume: Detected properties to override, see :data:`ASSUMPTIONS`.
     :raises TargetError: if *prog* is no kernel, or one that is not supported.
@@ -147,6 +153,9 @@ class Kernel:
     def _types_from(self) -> str:
         if has_debuginfo(self.prog):
             return "dwarf"
+        if not are_finders_enabled(self.prog):
+            self.no_types_reason = f"the finders named {FINDER_NAME!r} are turned off"
+            return "vmcoreinfo"
         try:
             self.sources.types()
         except UnavailableError as e:
@@ -406,14 +415,13 @@ def _vmemmap_from_mem_section(kernel: Kernel) -> Optional[int]:
     return None
 
 
-def kernel(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Kernel:
+def kernel(prog: Program) -> Kernel:
     """
     The kernel of a program, bound once.
 
-    :param assume: Properties to override; only before the first use.
     :raises HvoError: if it cannot be understood.
     """
     if _CACHE_KEY not in prog.cache:
-        prog.cache[_CACHE_KEY] = Kernel(prog, assume or {})
+        prog.cache[_CACHE_KEY] = Kernel(prog, {})
     bound: Kernel = prog.cache[_CACHE_KEY]
     return bound

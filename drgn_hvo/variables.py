@@ -122,4 +122,6 @@ VARIABLES: dict[str, Variable] = {
     "memstart_addr": Variable("s64", "arch/arm64/mm/init.c"),
     "saved_command_line": Variable("char *", "init/main.c"),
     "jiffies_64": Variable("u64", "kernel/time/timer.c"),
+    # Loaded modules.
+    "modules": Variable("struct list_head", "kernel/module/main.c"),
 }

@@ -15,7 +15,7 @@ import pytest
 
 from drgn_hvo.defects import DEFECTS
 from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import check_document, exit_status
+from drgn_hvo.report.check import CheckScope, check_document, exit_status
 from drgn_hvo.rules import RULES
 from tests.cores import CORES, open_core, truth
 from tests.overlay import Overlay
@@ -29,7 +29,7 @@ HEALTHY = [name for name in CORES if name not in DEFECT_OF]
 
 
 def check(prog, **options):
-    return check_document(hvo(prog), "core", **options)
+    return check_document(hvo(prog), "core", CheckScope(**options))
 
 
 @pytest.mark.parametrize("deep", [False, True])

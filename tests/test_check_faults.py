@@ -12,7 +12,7 @@ was changed, and nothing else.
 import pytest
 
 from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import check_document, exit_status
+from drgn_hvo.report.check import CheckScope, check_document, exit_status
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.faults import FAULTS, make_machine
 from drgn_hvo.synth.generations import GENERATIONS
@@ -27,7 +27,7 @@ CASES = [
 
 
 def audit(prog, *, deep=False):
-    return check_document(hvo(prog), "core", deep=deep)
+    return check_document(hvo(prog), "core", CheckScope(deep=deep))
 
 
 @pytest.mark.parametrize("deep", [False, True])

@@ -21,7 +21,7 @@ import pytest
 
 from drgn_hvo.errors import HvoError
 from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import check_document
+from drgn_hvo.report.check import CheckScope, check_document
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.machine import build_machine
 from tests.synth_support import ALL, describe
@@ -39,7 +39,7 @@ _TOO_LONG = 20.0
 @given(data=st.data())
 def test_nothing_in_a_random_healthy_machine(name, data):
     machine = data.draw(machines(name))
-    doc = check_document(hvo(program(machine)), "core", deep=True)
+    doc = check_document(hvo(program(machine)), "core", CheckScope(deep=True))
     # Boot-time tails have the defect of the kernels that they imitate.
     assert {f["defect"] for f in doc["findings"]} <= {"boot-tail-refcount"}
     assert doc["complete"] is True
@@ -50,7 +50,7 @@ def outcome(machine, **options):
     started = time.monotonic()
     result: Any
     try:
-        result = check_document(hvo(program(machine)), "core", **options)
+        result = check_document(hvo(program(machine)), "core", CheckScope(**options))
     except HvoError as e:
         result = e
     assert not isinstance(result, HvoError) or re.fullmatch(".+", str(result))

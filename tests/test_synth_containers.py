@@ -21,7 +21,7 @@ import drgn
 import pytest
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo
 from drgn_hvo.report.show import show_document
 from drgn_hvo.synth.btf_writer import write_btf
 from drgn_hvo.synth.containers import program
@@ -40,7 +40,7 @@ def opened(path):
 
 
 def shown(prog):
-    return show_document(Hvo(prog, None), "x", folios=True)
+    return show_document(hvo(prog), "x", folios=True)
 
 
 def needs(tool):

@@ -19,7 +19,7 @@ import pytest
 from drgn_hvo.cli import main
 from drgn_hvo.errors import UsageError
 from drgn_hvo.finders import install
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.description import HugePages
 from drgn_hvo.synth.faults import FAULTS, catalogue, make_machine
@@ -128,7 +128,7 @@ def test_nothing_to_damage():
 
 def hvo_with(name, *faults):
     machine, _ = make_machine(describe(name), faults)
-    return machine, Hvo(program(machine), None)
+    return machine, hvo(program(machine))
 
 
 def test_misaligned_vmemmap():
@@ -148,7 +148,7 @@ def test_page_missing(tmp_path):
         prog = opened(path)
         with pytest.raises(drgn.FaultError):
             prog.read(pfn << 12, 8, True)
-        folios = Hvo(prog, None).hugetlb.folios
+        folios = hvo(prog).hugetlb.folios
         assert (~folios.present).sum() == 1
 
 
@@ -209,7 +209,7 @@ def test_command(tmp_path: Path, capsys):
     core = tmp_path / "core"
     assert command(description, "-o", core) == 0
     assert capsys.readouterr() == ("", "")
-    assert len(Hvo(opened(core), None).hugetlb.folios) == 3
+    assert len(hvo(opened(core)).hugetlb.folios) == 3
     assert command(description, "-o", core) == 2
     assert "exists" in capsys.readouterr().err
     names = ["tail-mapping", "pte-writable"]
@@ -220,7 +220,7 @@ def test_command(tmp_path: Path, capsys):
     assert re.fullmatch("0x[0-9a-f]+", change["physical_address"])
     assert change["old"] == "000400000000adde"
     assert change["new"] == "00" * 8
-    folios = Hvo(opened(core), None).hugetlb.folios
+    folios = hvo(opened(core)).hugetlb.folios
     assert folios.writable_shared_ptes.sum() == 1
 
 

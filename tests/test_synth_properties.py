@@ -18,7 +18,7 @@ import pytest
 from drgn_hvo.btf import Btf, BtfKind
 from drgn_hvo.encoding import ALL_ONES
 from drgn_hvo.errors import UsageError
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo
 from drgn_hvo.kallsyms import Kallsyms, KallsymsTables
 from drgn_hvo.synth.btf_writer import write_btf
 from drgn_hvo.synth.containers import program
@@ -134,10 +134,10 @@ def machines(draw, name):
 @given(data=st.data())
 def test_what_is_described_is_reported(name, data):
     machine = data.draw(machines(name))
-    hvo = Hvo(program(machine), None)
-    check_folios(machine, hvo)
-    check_counters(machine, hvo)
-    check_heads(machine, hvo)
+    found = hvo(program(machine))
+    check_folios(machine, found)
+    check_counters(machine, found)
+    check_heads(machine, found)
 
 
 def check_folios(machine, hvo):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from drgn_hvo.encoding import ALL_ONES
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo
 from drgn_hvo.report.show import show_document
 from drgn_hvo.synth.description import HugePages, Node
 from drgn_hvo.synth.generations import generation
@@ -41,7 +41,7 @@ TAILS = [name for name in ALL if generation(name).can_optimize]
 
 def look(description):
     machine, prog = machine_and_program(description)
-    return machine, Hvo(prog, None)
+    return machine, hvo(prog)
 
 
 def reported_folios(hvo):

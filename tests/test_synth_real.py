@@ -13,7 +13,7 @@ import struct
 
 import pytest
 
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo
 from drgn_hvo.report.show import show_document
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.machine import build_machine
@@ -44,7 +44,7 @@ ONLY_SYNTHETIC = {"NUMBER(PG_hwpoison)", "SYMBOL(kallsyms_addresses)"}
 def pair(request):
     real, synthetic = request.param
     machine = build_machine(describe(synthetic))
-    return Hvo(open_core(real), None), Hvo(program(machine), None)
+    return hvo(open_core(real)), hvo(program(machine))
 
 
 def vmcoreinfo_keys(hvo):

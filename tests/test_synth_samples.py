@@ -14,7 +14,7 @@ import sys
 
 import pytest
 
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo
 from drgn_hvo.synth.description_file import load_description, load_toml
 from drgn_hvo.synth.faults import make_machine
 from drgn_hvo.synth.generations import GENERATIONS
@@ -56,14 +56,14 @@ def test_sample(name):
     sample = TABLE[name]
     description = load_description(SAMPLES / sample["description"])
     machine, applied = make_machine(description, sample.get("faults", ()))
-    hvo = Hvo(opened(SAMPLES / f"{name}.kdump"), None)
-    assert hvo.kernel.release == description.release_string
+    known = hvo(opened(SAMPLES / f"{name}.kdump"))
+    assert known.kernel.release == description.release_string
     for fault in applied:
         for change, _ in fault.changes:
-            data = hvo.kernel.prog.read(change.address, len(change.new), True)
+            data = known.kernel.prog.read(change.address, len(change.new), True)
             assert data == change.new
-    found = set(hvo.hugetlb.folios.head_pfn.tolist())
+    found = set(known.hugetlb.folios.head_pfn.tolist())
     assert found <= set(expected_folios(machine))
     if not applied:
         assert found == set(expected_folios(machine))
-        assert hvo.problems == []
+        assert known.problems == []

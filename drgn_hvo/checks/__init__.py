@@ -54,7 +54,7 @@ def confirmed_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
         if not audit.findings:
             break
         time.sleep(_LIVE_PAUSE)
-        again = run_audit(Hvo(hvo.kernel.prog, None), deep=deep)
+        again = run_audit(Hvo(hvo.kernel, hvo), deep=deep)
         seen = {(finding.rule, finding.about) for finding in audit.findings}
         again.findings = [f for f in again.findings if (f.rule, f.about) in seen]
         audit = again

@@ -10,11 +10,13 @@ prints; the text for people is made from that document alone.
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any, Optional
 
 from drgn_hvo import __version__
 
-__all__ = ("Document", "document", "human_size")
+__all__ = ("Document", "document", "human_size", "print_json")
 
 Document = dict[str, Any]
 
@@ -36,3 +38,9 @@ def human_size(size: int) -> str:
             return f"{size} {unit}"
         size //= 1024
     return f"{size} TiB"
+
+
+def print_json(doc: Document) -> None:
+    """Print a document on one line."""
+    json.dump(doc, sys.stdout)
+    sys.stdout.write("\n")

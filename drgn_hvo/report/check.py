@@ -9,7 +9,8 @@ The integrity audit, for people (text), scripts (JSON) and test harnesses (KTAP)
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Optional
 
 from drgn.helpers.common.format import print_table
@@ -19,19 +20,20 @@ from drgn_hvo.checks import confirmed_audit
 from drgn_hvo.defects import DEFECTS
 from drgn_hvo.errors import UsageError
 from drgn_hvo.hvo import Hvo
-from drgn_hvo.report import Document, document
+from drgn_hvo.report import Document, document, print_json
 from drgn_hvo.rules import RULES, rule_by_id
 
 __all__ = (
     "EXIT_CLEAN",
     "EXIT_FINDINGS",
     "EXIT_INCOMPLETE",
+    "CheckScope",
     "check_document",
     "error_document",
     "exit_status",
     "parse_rules",
-    "print_check",
     "print_ktap",
+    "print_result",
 )
 
 EXIT_CLEAN = 0
@@ -54,25 +56,30 @@ def parse_rules(text: str) -> frozenset[str]:
     return names
 
 
-def check_document(
-    hvo: Hvo,
-    target: str,
-    *,
-    deep: bool = False,
-    only: Optional[Collection[str]] = None,
-    ignore: Collection[str] = (),
-) -> Document:
+@dataclass(frozen=True)
+class CheckScope:
     """
-    Audit a kernel: what ``check --format json`` prints.
+    What an audit is asked for.
 
+    :param deep: Read all of vmemmap.
     :param only: The rules to check; all if ``None``.
     :param ignore: Rules to leave out.
+    :param strict: Warnings count as errors.
     """
-    audit = confirmed_audit(hvo, deep=deep)
+
+    deep: bool = False
+    only: Optional[Collection[str]] = None
+    ignore: Collection[str] = ()
+    strict: bool = False
+
+
+def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
+    """Audit a kernel: what ``check --format json`` prints."""
+    audit = confirmed_audit(hvo, deep=scope.deep)
     for rule in RULES:
-        if only is not None and rule.id not in only:
+        if scope.only is not None and rule.id not in scope.only:
             audit.skipped[rule.id] = "not asked for"
-        elif rule.id in ignore:
+        elif rule.id in scope.ignore:
             audit.skipped[rule.id] = "ignored"
     audit.findings = [f for f in audit.findings if f.rule not in audit.skipped]
     audit.undecided = {
@@ -156,8 +163,15 @@ def exit_status(doc: Document, *, strict: bool) -> int:
     return EXIT_CLEAN if doc["complete"] else EXIT_INCOMPLETE
 
 
-def print_check(doc: Document) -> None:
-    """Print a document of :func:`check_document()` for people."""
+def print_result(doc: Document, output_format: str) -> None:
+    """Print a document of :func:`check_document()`, as ``"text"`` or ``"json"``."""
+    if output_format == "json":
+        print_json(doc)
+    else:
+        _print_check(doc)
+
+
+def _print_check(doc: Document) -> None:
     print(f"{doc['target']}: {_summary(doc)}")
     if doc["status"] == "error":
         return
@@ -233,7 +247,7 @@ def _print_defects(findings: list[Document]) -> None:
         print(f"  leads to  {defect.leads_to}")
 
 
-def print_ktap(docs: list[Document], *, strict: bool) -> None:
+def print_ktap(docs: Sequence[Document], *, strict: bool) -> None:
     """
     Print documents as KTAP: one test a rule and target.
 

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``%hvo``
+--------
+
+The verbs of :mod:`drgn_hvo.commands` in a drgn session: ``%hvo show``. drgn's
+commands have no subcommands, so the first word is looked up here. Importing this
+module registers the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import traceback
+from typing import Any, NoReturn, Optional
+
+from drgn import FaultError, Program, ProgramFlags
+from drgn.commands import CommandArgumentError, CommandError, parse_shell_command
+from drgn.commands.linux import linux_kernel_custom_command
+
+from drgn_hvo.commands import VERBS, Session, Verb, add_assume_option
+from drgn_hvo.errors import HvoError
+
+__all__ = ()
+
+
+class _HelpPrintedError(Exception):
+    """Help was asked for and printed."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would end the process."""
+
+    def exit(self, status: int = 0, message: Optional[str] = None) -> NoReturn:
+        if not status:
+            raise _HelpPrintedError
+        raise CommandArgumentError((message or "").rstrip())
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandArgumentError(
+            f"{self.prog}: error: {message} (--help shows usage)"
+        )
+
+
+def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None:
+    parser = commands.add_parser(verb.name, help=verb.help, description=verb.help)
+    verb.add_options(parser)
+    add_assume_option(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(verb=verb)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="hvo", description=_DESCRIPTION)
+    commands = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        _add_verb(commands, verb)
+    return parser
+
+
+def _target_name(prog: Program) -> str:
+    path = prog.core_dump_path
+    if path is not None:
+        return path
+    if not prog.flags & ProgramFlags.IS_LIVE:
+        return "this program"
+    return "live" if prog.flags & ProgramFlags.IS_LOCAL else "qemu"
+
+
+def _run(prog: Program, args: argparse.Namespace) -> int:
+    from drgn_hvo.hvo import hvo
+
+    verb: Verb = args.verb
+    session = Session(_target_name(prog), lambda: hvo(prog, dict(args.assume)))
+    try:
+        return verb.run(session, args)
+    except HvoError as e:
+        raise CommandError(str(e)) from None
+    except FaultError as e:
+        raise CommandError(f"not in this dump: {e}") from None
+    except MemoryError:
+        raise CommandError("not enough memory for this target") from None
+    except (BrokenPipeError, CommandError):
+        raise
+    except OSError as e:
+        raise CommandError(f"{e.filename or 'output'}: {e.strerror or e}") from None
+    except Exception as e:
+        if args.debug:
+            traceback.print_exc()
+        message = f"internal error: {type(e).__name__}: {e}"
+        raise CommandError(
+            f"{' '.join(message.split())} (a bug in drgn-hvo; --debug shows where)"
+        ) from e
+
+
+_DESCRIPTION = "Explain HugeTLB Vmemmap Optimization (HVO) in this kernel."
+
+
+@linux_kernel_custom_command(  # type: ignore[untyped-decorator]
+    name="hvo",
+    description="explain HugeTLB Vmemmap Optimization (HVO)",
+    usage=f"**hvo** [**--help**] {{{','.join(verb.name for verb in VERBS)}}} ...",
+    long_description=_DESCRIPTION,
+    epilog="\n".join(
+        [
+            "verbs:",
+            *(f"  {verb.name:<8} {verb.help}" for verb in VERBS),
+            "",
+            "%hvo VERB --help shows the options of a verb.",
+        ]
+    ),
+    parse=parse_shell_command,
+)
+def _cmd_hvo(
+    prog: Program, name: str, args: Sequence[str], **kwargs: Any
+) -> Optional[int]:
+    try:
+        parsed = _parser().parse_args(args)
+    except _HelpPrintedError:
+        return None
+    # drgn's commands return None; check's status is for scripts.
+    return _run(prog, parsed) or None
