@@ -160,8 +160,8 @@ class CoreSources:
             raise UnavailableError(f"BTF is not in this dump: {e}") from None
         types = BtfTypes(self.prog, Btf(data))
         _logger.warning(
-            "no debuginfo of this kernel: drgn-hvo takes types from its BTF and symbols "
-            "from its kallsyms"
+            "no debuginfo of this kernel: drgn-hvo takes types from its BTF and "
+            "symbols from its kallsyms"
         )
         return types
 
