@@ -10,7 +10,6 @@ prints; the text for people is made from that document alone.
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any, Optional
 
@@ -42,5 +41,8 @@ def human_size(size: int) -> str:
 
 def print_json(doc: Document) -> None:
     """Print a document on one line."""
+    # Not at the top: every drgn session imports this module.
+    import json
+
     json.dump(doc, sys.stdout)
     sys.stdout.write("\n")
