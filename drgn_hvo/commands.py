@@ -84,18 +84,28 @@ def add_assume_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_json_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument(
+        "--drgn",
+        action="store_true",
+        help="print drgn code that finds out the same",
+    )
 
 
 def _add_show_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folios", action="store_true", help="list every folio, too")
-    _add_json_option(parser)
+    _add_output_options(parser)
 
 
 def _run_show(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.report.drgn_code import show_code
     from drgn_hvo.report.show import print_show, show_document
 
+    if args.drgn:
+        print(show_code(session.open(), folios=args.folios), end="")
+        return 0
     document = show_document(session.open(), session.target, folios=args.folios)
     if args.json:
         print_json(document)
@@ -158,14 +168,18 @@ _PAGE_HELP = (
 
 def _add_page_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
-    _add_json_option(parser)
+    _add_output_options(parser)
 
 
 def _run_page(session: Session, args: argparse.Namespace) -> int:
     from drgn_hvo.pages import parse_page_spec
+    from drgn_hvo.report.drgn_code import page_code
     from drgn_hvo.report.page import page_document, print_pages
 
     specs = [parse_page_spec(text) for text in args.pages]
+    if args.drgn:
+        print(page_code(specs), end="")
+        return 0
     document = page_document(session.open(), session.target, specs)
     if args.json:
         print_json(document)
