@@ -123,7 +123,12 @@ def _parser() -> _Parser:
     show.add_argument("--json", action="store_true", help="print JSON")
     _add_check(commands)
     page = _add_command(commands, "page", _run_page, "explain struct pages")
-    page.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
+    page.add_argument("pages", metavar="PAGE", nargs="*", help=_PAGE_HELP)
+    page.add_argument(
+        "--oops",
+        metavar="FILE",
+        help="instead of PAGE: explain the page faults in this log ('-': stdin)",
+    )
     page.add_argument("--json", action="store_true", help="print JSON")
     a_map = _add_command(
         commands, "map", _run_map, "draw how a folio's struct pages are mapped"
@@ -253,6 +258,10 @@ def _run_check(args: argparse.Namespace) -> int:
 
 
 def _run_page(args: argparse.Namespace) -> int:
+    if bool(args.pages) == (args.oops is not None):
+        raise UsageError("page takes PAGE, or --oops FILE (--help shows usage)")
+    if args.oops is not None:
+        return _run_oops(args)
     from drgn_hvo.pages import parse_page_spec
     from drgn_hvo.report.page import page_document, print_pages
 
@@ -262,6 +271,19 @@ def _run_page(args: argparse.Namespace) -> int:
         _print_json(document)
     else:
         print_pages(document)
+    return 0
+
+
+def _run_oops(args: argparse.Namespace) -> int:
+    from drgn_hvo.oops import read_log
+    from drgn_hvo.report.oops import oops_document, print_oopses
+
+    log = read_log(args.oops)
+    document = oops_document(_open(args), args.target, log)
+    if args.json:
+        _print_json(document)
+    else:
+        print_oopses(document)
     return 0
 
 
