@@ -12,6 +12,7 @@ import io
 import json
 import os
 from pathlib import Path
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ from drgn_hvo.vmemmap import Mapping
 from tests.cores import CORES, core_path, open_core, truth
 from tests.overlay import Overlay, vmcoreinfo_text
 from tests.synth_support import ALL, describe
+
+ROOT = Path(__file__).resolve().parents[1]
 
 PROT, WRITE, USER, RSVD, FETCH = 1, 2, 4, 8, 16
 
@@ -117,6 +120,54 @@ def test_what_is_read():
     assert (oops.pid, oops.comm, oops.release) == (412, "memhog", RELEASE)
     assert oops.kernel_offset is None
     assert not oops.is_garbled
+
+
+# Of a stock Debian kernel in QEMU, whose getpid() a debugger had changed to write to a
+# tail: the parts of the serial log that concern us, to the letter.
+REAL = """\
+[   24.533631] BUG: unable to handle page fault for address: ffffea0000152174\r
+[   24.537000] #PF: supervisor write access in kernel mode\r
+[   24.537209] #PF: error_code(0x0003) - permissions violation\r
+[   24.537464] PGD 1ff4e067 P4D 1ff4e067 PUD 1ff4d067 PMD 477e067 PTE 800000000477f121\r
+[   24.538432] Oops: Oops: 0003 [#1] SMP NOPTI\r
+[   24.539026] CPU: 0 UID: 0 PID: 94 Comm: init Not tainted \
+7.2.13+deb14-cloud-amd64 #1 PREEMPT(lazy)  Debian 7.2.13-1 \r
+[   24.539807] RIP: 0010:__do_sys_getpid+0x0/0x30\r
+[   24.541032] RSP: 0018:ffffc900005e3c60 EFLAGS: 00000202\r
+[   24.541146] RAX: ffffffffffffffff RBX: ffff888007924600 RCX: 00000000539f5af8\r
+[   24.542162] CR2: ffffea0000152174 CR3: 0000000007b52000 CR4: 0000000000750ef0\r
+[   24.542540] Call Trace:\r
+[   24.543158]  <TASK>\r
+[   24.543334]  do_syscall_64+0xe1/0x610\r
+[   24.545956] RIP: 0033:0x444149\r
+[   24.547429]  </TASK>\r
+[   24.547545] Modules linked in: qemu_fw_cfg\r
+[   24.547828] CR2: ffffea0000152174\r
+[   24.548088] ---[ end trace 0000000000000000 ]---\r
+[   24.548330] RIP: 0010:__do_sys_getpid+0x0/0x30\r
+[   24.550049] note: init[94] exited with irqs disabled\r
+"""
+
+
+def test_real_text():
+    (oops,) = parse(REAL).oopses
+    assert oops == Oops(
+        line=1,
+        address=0xFFFFEA0000152174,
+        error_code=3,
+        access=WRITE,
+        entries=(
+            ("PGD", 0x1FF4E067),
+            ("P4D", 0x1FF4E067),
+            ("PUD", 0x1FF4D067),
+            ("PMD", 0x477E067),
+            ("PTE", 0x800000000477F121),
+        ),
+        ip="__do_sys_getpid+0x0/0x30",
+        pid=94,
+        comm="init",
+        release=RELEASE,
+    )
 
 
 PREFIXES = [
@@ -563,6 +614,13 @@ def test_words_are_those_of_the_types(name):
     assert oopses[refcount][0] == core.address(head + 1) + refcount
 
 
+def test_every_verdict_is_in_the_guide():
+    guide = (ROOT / "docs" / "oops.md").read_text()
+    told = re.findall(r"^\| `([a-z-]+)` \| (yes|no|\?) \|", guide, re.MULTILINE)
+    words = {True: "yes", False: "no", None: "?"}
+    assert dict(told) == {v.name: words[v.signature] for v in VERDICTS}
+
+
 def test_every_verdict_is_in_the_schema():
     schema = load_schema("page")
     known = schema["properties"]["oopses"]["items"]["properties"]["verdict"]["enum"]
@@ -669,7 +727,7 @@ def run(*args, **kwargs):
     )
 
 
-SAMPLE = Path(__file__).resolve().parents[1] / "sample_vmcores" / "shared-7.3.kdump"
+SAMPLE = ROOT / "sample_vmcores" / "shared-7.3.kdump"
 
 
 def sample_log():
