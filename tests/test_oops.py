@@ -18,6 +18,7 @@ import sys
 from types import SimpleNamespace
 
 import drgn
+from drgn.helpers.linux.printk import get_dmesg
 from hypothesis import given
 from hypothesis import strategies as st
 import jsonschema
@@ -776,3 +777,10 @@ def test_refused(args, words):
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_log_of_the_core(name):
+    """Without debuginfo, drgn's helper finds the log to read an oops from."""
+    log = get_dmesg(open_target(str(core_path(name))))
+    assert truth(name)["release"].encode() in log
