@@ -58,6 +58,9 @@ _BEGIN = re.compile(
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)")
 _BOOT = re.compile(r"Linux version \d")
 
+# Logs are long: outside of a report, other lines are not looked at any further.
+_INTERESTING = re.compile(r"BUG: |nable to handle|Linux version|Kernel Offset")
+
 # What other architectures print: die_kernel_fault() of arm64 and riscv, and what
 # x86 itself printed before v5.2.
 _FOREIGN = re.compile(r"Unable to handle kernel|unable to handle kernel")
@@ -208,6 +211,11 @@ class _Parser:
         self.not_understood: list[str] = []
         self._boot = 0
 
+    @property
+    def is_reading(self) -> bool:
+        """Whether the next line can belong to a report."""
+        return bool(self.reports) and self.reports[-1].is_open
+
     def _begin(self, number: int, rest: str) -> None:
         self._close()
         address = re.match(_ADDRESS, rest)
@@ -235,7 +243,7 @@ class _Parser:
         elif _BOOT.search(text):
             self._close()
             self._boot = len(self.reports)
-        elif self.reports and self.reports[-1].is_open:
+        elif self.is_reading:
             self.reports[-1].take(text)
         self._take_offset(text)
 
@@ -257,6 +265,8 @@ def parse_log(lines: Iterable[str]) -> Log:
     """
     parser = _Parser()
     for number, text in enumerate(lines, 1):
+        if not parser.is_reading and not _INTERESTING.search(text):
+            continue
         parser.take(number, _UNPRINTABLE.sub("?", text.rstrip("\r\n")))
     if not parser.reports:
         reason = "no 'BUG: unable to handle page fault for address' in it"
@@ -283,12 +293,13 @@ def read_log(path: str) -> Log:
     :raises UsageError: if it cannot be read.
     :raises FormatError: if there is no report in it that can be read.
     """
+    name = "standard input" if path == "-" else path
     try:
         if path == "-":
             return parse_log(_lines(sys.stdin.buffer))
         with open(path, "rb") as file:
             return parse_log(_lines(file))
     except OSError as e:
-        raise UsageError(f"{path}: {e.strerror or e}") from None
+        raise UsageError(f"{name}: {e.strerror or e}") from None
     except FormatError as e:
-        raise FormatError(f"{path}: {e}") from None
+        raise FormatError(f"{name}: {e}") from None
