@@ -123,7 +123,9 @@ def _parser() -> _Parser:
     show.add_argument("--json", action="store_true", help="print JSON")
     _add_check(commands)
     page = _add_command(commands, "page", _run_page, "explain struct pages")
-    page.add_argument("pages", metavar="PAGE", nargs="*", help=_PAGE_HELP)
+    pages = page.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
+    # "*" would match nothing in front of an option, and refuse a PAGE behind it.
+    pages.required = False
     page.add_argument(
         "--oops",
         metavar="FILE",

@@ -761,9 +761,26 @@ def test_pages_json_is_what_the_schema_says():
 
 
 @pytest.mark.parametrize(
+    "args",
+    [
+        [SAMPLE, "5", "--json"],
+        [SAMPLE, "--json", "5"],
+        ["--json", SAMPLE, "5"],
+        [SAMPLE, "5", "6", "--json"],
+        [SAMPLE, "--json", "5", "6"],
+    ],
+)
+def test_options_may_stand_anywhere(args):
+    pages = json.loads(run("page", *args).stdout)["pages"]
+    expected = [int(arg) for arg in args if arg in ("5", "6")]
+    assert [page["pfn"] for page in pages] == expected
+
+
+@pytest.mark.parametrize(
     ("args", "words"),
     [
         ([], "--help"),
+        (["--json"], "--help"),
         (["5", "--oops", "x"], "--help"),
         (["--oops", "no-such-log"], "No such file"),
         (["--oops", "/"], "directory"),
