@@ -12,10 +12,12 @@ kernel is imported when a verb runs.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
+
+from drgn import Program, ProgramFlags
 
 from drgn_hvo.errors import UsageError
 from drgn_hvo.report import print_json
@@ -31,6 +33,7 @@ __all__ = (
     "add_assume_option",
     "add_check_options",
     "check_scope",
+    "session_of",
 )
 
 
@@ -46,6 +49,30 @@ class Session:
 
     target: str
     open: Callable[[], Hvo]
+
+
+def _target_name(prog: Program) -> str:
+    path = prog.core_dump_path
+    if path is not None:
+        return path
+    if not prog.flags & ProgramFlags.IS_LIVE:
+        return "this program"
+    return "live" if prog.flags & ProgramFlags.IS_LOCAL else "qemu"
+
+
+def session_of(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Session:
+    """
+    A session on a program that is open already.
+
+    :param assume: Properties to override, see :data:`~drgn_hvo.kernel.ASSUMPTIONS`.
+    """
+
+    def opened() -> Hvo:
+        from drgn_hvo.hvo import hvo
+
+        return hvo(prog, assume)
+
+    return Session(_target_name(prog), opened)
 
 
 @dataclass(frozen=True)
@@ -167,11 +194,22 @@ _PAGE_HELP = (
 
 
 def _add_page_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
+    pages = parser.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
+    # "*" would match nothing in front of an option, and refuse a PAGE behind it.
+    pages.required = False
+    parser.add_argument(
+        "--oops",
+        metavar="FILE",
+        help="instead of PAGE: explain the page faults in this log ('-': stdin)",
+    )
     _add_output_options(parser)
 
 
 def _run_page(session: Session, args: argparse.Namespace) -> int:
+    if bool(args.pages) == (args.oops is not None):
+        raise UsageError("page takes PAGE, or --oops FILE (--help shows usage)")
+    if args.oops is not None:
+        return _run_oops(session, args)
     from drgn_hvo.pages import parse_page_spec
     from drgn_hvo.report.drgn_code import page_code
     from drgn_hvo.report.page import page_document, print_pages
@@ -185,6 +223,21 @@ def _run_page(session: Session, args: argparse.Namespace) -> int:
         print_json(document)
     else:
         print_pages(document)
+    return 0
+
+
+def _run_oops(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.oops import read_log
+    from drgn_hvo.report.oops import oops_document, print_oopses
+
+    if args.drgn:
+        raise UsageError("--drgn needs PAGE: a log has no equivalent in drgn")
+    log = read_log(args.oops)
+    document = oops_document(session.open(), session.target, log)
+    if args.json:
+        print_json(document)
+    else:
+        print_oopses(document)
     return 0
 
 

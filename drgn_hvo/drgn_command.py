@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import traceback
 from typing import Any, NoReturn, Optional
 
-from drgn import FaultError, Program, ProgramFlags
+from drgn import FaultError, Program
 from drgn.commands import CommandArgumentError, CommandError, parse_shell_command
 from drgn.commands.linux import linux_kernel_custom_command
 
-from drgn_hvo.commands import VERBS, Session, Verb, add_assume_option
+from drgn_hvo.commands import VERBS, Verb, add_assume_option, session_of
 from drgn_hvo.errors import HvoError
 
 __all__ = ()
@@ -60,22 +60,10 @@ def _parser() -> _Parser:
     return parser
 
 
-def _target_name(prog: Program) -> str:
-    path = prog.core_dump_path
-    if path is not None:
-        return path
-    if not prog.flags & ProgramFlags.IS_LIVE:
-        return "this program"
-    return "live" if prog.flags & ProgramFlags.IS_LOCAL else "qemu"
-
-
 def _run(prog: Program, args: argparse.Namespace) -> int:
-    from drgn_hvo.hvo import hvo
-
     verb: Verb = args.verb
-    session = Session(_target_name(prog), lambda: hvo(prog, dict(args.assume)))
     try:
-        return verb.run(session, args)
+        return verb.run(session_of(prog, dict(args.assume)), args)
     except HvoError as e:
         raise CommandError(str(e)) from None
     except FaultError as e:

@@ -114,6 +114,8 @@ VARIABLES: dict[str, Variable] = {
     "init_task": Variable("struct task_struct", "init/init_task.c"),
     "init_pid_ns": Variable("struct pid_namespace", "kernel/pid.c"),
     "init_uts_ns": Variable("struct uts_namespace", "init/version.c"),
+    # The log; a static pointer, prb_dynamic or prb_static.
+    "prb": Variable("struct printk_ringbuffer *", "kernel/printk/printk.c"),
     "pgdir_shift": Variable("unsigned int", "arch/x86/kernel/head64.c"),
     "ptrs_per_p4d": Variable("unsigned int", "arch/x86/kernel/head64.c"),
     "__pgtable_l5_enabled": Variable("unsigned int", "arch/x86/kernel/head64.c"),

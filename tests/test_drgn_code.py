@@ -11,9 +11,9 @@ import pytest
 import drgn_hvo.drgn_command  # noqa: F401
 from drgn_hvo.finders import install
 from drgn_hvo.hvo import hvo
+from drgn_hvo.pages import parse_page_spec
 from drgn_hvo.report.page import page_document
 from drgn_hvo.report.show import show_document
-from drgn_hvo.pages import parse_page_spec
 
 from .cores import open_core
 from .synth_support import ALL, describe, machine_and_program
@@ -66,9 +66,7 @@ def test_show(make, name):
     saved = [
         text(s["nid"], s["order"], s["pages"]) for s in doc["saved"]["by_node_order"]
     ]
-    folios = [
-        text(f["head_pfn"], f["nid"], f["optimized_flag"]) for f in doc["folios"]
-    ]
+    folios = [text(f["head_pfn"], f["nid"], f["optimized_flag"]) for f in doc["folios"]]
     found = lines_of(prog, "hvo show --folios")
     assert found[: len(expected)] == expected
     rest = found[len(expected) :]

@@ -243,7 +243,7 @@ def test_pipes_and_redirection(prog, tmp_path, capfd):
     [
         ("hvo", CommandArgumentError, "VERB"),
         ("hvo bogus", CommandArgumentError, "bogus"),
-        ("hvo page", CommandArgumentError, "PAGE"),
+        ("hvo page", CommandError, "takes PAGE"),
         ("hvo show --assume x", CommandArgumentError, "KEY=VALUE"),
         ("hvo show --assume x=y", CommandError, "cannot assume"),
         ("hvo page nothing", CommandError, "names no page"),

@@ -29,7 +29,7 @@ from drgn_hvo.hvo import Hvo
 from drgn_hvo.pages import PageSpec, resolve_page
 from drgn_hvo.report import Document, document, human_size
 
-__all__ = ("Head", "page_document", "print_pages", "read_head")
+__all__ = ("Head", "page_document", "page_lines", "print_pages", "read_head")
 
 
 def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> Document:
@@ -50,6 +50,7 @@ class _Words:
     info: int
     flags: int
     next_info: Optional[int]
+    all_zero: bool
 
 
 def _read_words(hvo: Hvo, pfn: int) -> Optional[_Words]:
@@ -59,12 +60,7 @@ def _read_words(hvo: Hvo, pfn: int) -> Optional[_Words]:
         return None
     infos, flags = vmemmap.tail_words(pages), vmemmap.flags(pages)
     following = int(infos[1]) if pages.present[1] else None
-    return _Words(int(infos[0]), int(flags[0]), following)
-
-
-def _is_all_zero(hvo: Hvo, pfn: int) -> bool:
-    pages = hvo.vmemmap.read_pages(np.array([pfn], dtype=np.int64))
-    return not bool(pages.data.any())
+    return _Words(int(infos[0]), int(flags[0]), following, not pages.data[0].any())
 
 
 def _head_address(hvo: Hvo, pfn: int, words: _Words) -> int:
@@ -83,7 +79,7 @@ def _head_address(hvo: Hvo, pfn: int, words: _Words) -> int:
 def _kind(hvo: Hvo, pfn: int, words: _Words, head: int) -> str:
     if is_poisoned(words.info):
         return "uninitialised"
-    if _is_all_zero(hvo, pfn):
+    if words.all_zero:
         return "all zeros: uninitialised, or left out of this dump"
     if is_tail(words.info):
         return "tail"
@@ -249,11 +245,12 @@ def print_pages(doc: Document) -> None:
     for i, page in enumerate(doc["pages"]):
         if i:
             print()
-        for name, value in _lines(page):
+        for name, value in page_lines(page):
             print(f"{name:<12} {value}")
 
 
-def _lines(page: Document) -> list[tuple[str, str]]:
+def page_lines(page: Document) -> list[tuple[str, str]]:
+    """What is printed of one page: names and values."""
     lines = [
         ("PFN", f"{page['pfn']} ({page['pfn']:#x})"),
         ("struct page", f"{page['page']}, {page['kind']}"),

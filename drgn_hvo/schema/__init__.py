@@ -4,8 +4,8 @@
 JSON schemas
 ------------
 
-What scripts can rely on in the output of ``show --json`` and ``check --format json``,
-as JSON Schema. Keys may be added to later versions.
+What scripts can rely on in the output of ``show --json``, ``page --json`` and
+``check --format json``, as JSON Schema. Keys may be added to later versions.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ def load_schema(name: str) -> Any:
     """
     A schema, parsed.
 
-    :param name: ``"show"`` or ``"check"``.
+    :param name: ``"show"``, ``"page"`` or ``"check"``.
     """
     return json.loads(Path(__file__).with_name(f"{name}.json").read_text())

@@ -1,0 +1,50 @@
+#!/usr/bin/env drgn
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Audit HVO in whatever kernel drgn has opened::
+
+    drgn -c vmcore contrib/hvo_check.py --deep
+
+Options and exit statuses are those of ``drgn-hvo check``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from drgn import FaultError, NoDefaultProgramError, get_default_prog
+
+from drgn_hvo.commands import VERBS, session_of
+from drgn_hvo.errors import HvoError
+
+EXIT_USAGE = 2
+EXIT_BUG = 70
+
+
+def _fail(status: int, message: str) -> int:
+    print(f"hvo_check: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def main() -> int:
+    """Audit, print, and return the exit status."""
+    check = next(verb for verb in VERBS if verb.name == "check")
+    parser = argparse.ArgumentParser(description="Audit HVO in the kernel at hand.")
+    check.add_options(parser)
+    args = parser.parse_args()
+    try:
+        return check.run(session_of(get_default_prog()), args)
+    except NoDefaultProgramError:
+        return _fail(EXIT_USAGE, "run this with drgn: drgn -c CORE hvo_check.py")
+    except HvoError as e:
+        return _fail(EXIT_USAGE, str(e))
+    except FaultError as e:
+        return _fail(EXIT_USAGE, f"not in this dump: {e}")
+    except Exception as e:
+        return _fail(EXIT_BUG, f"a bug in drgn-hvo: {type(e).__name__}: {e}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

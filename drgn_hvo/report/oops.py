@@ -1,0 +1,622 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``page --oops``
+---------------
+
+The page faults of a log, explained by a core: which struct page was accessed, how
+its page of vmemmap is mapped, and whether such a fault is the signature of an
+illegal write to the tails of an optimized huge page.
+
+Such a write is one of the kernel to a present page that is read-only, at a page of
+vmemmap behind the first of a folio: HVO maps those with ``PAGE_KERNEL_RO``, see
+``vmemmap_remap_pte()``, and nothing else in vmemmap is read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+import textwrap
+from typing import Optional
+
+from drgn import Type, TypeKind, sizeof
+import numpy as np
+
+from drgn_hvo.errors import UnavailableError
+from drgn_hvo.hvo import Hvo
+from drgn_hvo.oops import PF_INSTR, PF_PROT, PF_RSVD, PF_USER, PF_WRITE, Log, Oops
+from drgn_hvo.pages import PageSpec
+from drgn_hvo.pagetable import Entry, PageTableFormat, find_entry
+from drgn_hvo.report import Document
+from drgn_hvo.report.page import page_document, page_lines, read_head
+from drgn_hvo.tails import SharedTail
+from drgn_hvo.vmemmap import Mapping
+
+__all__ = ("VERDICTS", "Facts", "Place", "Verdict", "oops_document", "print_oopses")
+
+# _PAGE_ACCESSED and _PAGE_DIRTY: the processor sets them at any time.
+_VOLATILE = 1 << 5 | 1 << 6
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a page of vmemmap lies in a folio."""
+
+    head_pfn: int
+    order: int
+    index: int
+
+
+@dataclass(frozen=True)
+class _Printed:
+    """The last page table entry that the kernel printed, and that of the dump."""
+
+    name: str
+    value: int
+    is_mapping: bool
+    writable: bool
+    frame: Optional[int]
+    in_dump: Optional[int]
+    same: Optional[bool]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """
+    What a verdict rests on.
+
+    :param not_this_boot: Why the oops cannot be of the boot of this core, if so.
+    :param mapped: Whether the dump maps the address; ``None`` if it lacks the table.
+    :param mapping: How.
+    :param printed: The entry in the text of the oops.
+    :param tail: The shared tail page that the faulting page of vmemmap maps.
+    :param place: Its place in a folio, if it maps a shared tail or a copy of a head.
+    """
+
+    oops: Oops
+    not_this_boot: Optional[str]
+    in_vmemmap: bool
+    mapped: Optional[bool] = None
+    mapping: Optional[Mapping] = None
+    printed: Optional[_Printed] = None
+    tail: Optional[SharedTail] = None
+    place: Optional[Place] = None
+
+    def code(self, bit: int) -> bool:
+        """Whether the error code has a bit."""
+        return bool((self.oops.error_code or 0) & bit)
+
+    @property
+    def writable(self) -> Optional[bool]:
+        """Whether the page was writable, or else is in the dump."""
+        if self.printed is not None and self.printed.is_mapping:
+            return self.printed.writable
+        return None if self.mapping is None else self.mapping.writable
+
+    @property
+    def remapped(self) -> bool:
+        """Whether the oops names another frame than the dump."""
+        if self.printed is None or self.mapping is None:
+            return False
+        return self.printed.frame not in (None, self.mapping.pfn)
+
+    @property
+    def behind_first(self) -> bool:
+        """Whether this is a page of tails that HVO put there."""
+        return self.place is not None and self.place.index >= 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """
+    What a fault means.
+
+    :param signature: Whether it is that of an illegal write to tails; ``None`` if that
+        cannot be told.
+    """
+
+    name: str
+    holds: Callable[[Facts], bool]
+    signature: Optional[bool]
+    text: str
+
+
+#: The first that holds is the verdict.
+VERDICTS = (
+    Verdict(
+        "garbled",
+        lambda f: f.oops.is_garbled,
+        None,
+        "the words and the error code of this report contradict each other: the log "
+        "is damaged, nothing is concluded",
+    ),
+    Verdict(
+        "other-boot",
+        lambda f: f.not_this_boot is not None,
+        None,
+        "not of the boot that this core is of: its addresses mean nothing here",
+    ),
+    Verdict(
+        "not-vmemmap",
+        lambda f: not f.in_vmemmap,
+        None,
+        "the address is not in this core's vmemmap: the oops is not of this boot, or "
+        "the fault is not about a struct page",
+    ),
+    Verdict(
+        "no-error-code",
+        lambda f: f.oops.error_code is None,
+        None,
+        "the text has no error code: what was attempted is not known",
+    ),
+    Verdict(
+        "user-access",
+        lambda f: f.code(PF_USER),
+        False,
+        "an access with the rights of user space, which the kernel's memory refuses "
+        "always",
+    ),
+    Verdict(
+        "reserved-bit",
+        lambda f: f.code(PF_RSVD),
+        False,
+        "a page table entry on the way had a reserved bit set: the page tables are "
+        "damaged",
+    ),
+    Verdict(
+        "instruction-fetch",
+        lambda f: f.code(PF_INSTR),
+        False,
+        "a jump into the array of struct pages, which is never executable: a damaged "
+        "function pointer or return address, not a wrong use of a page",
+    ),
+    Verdict(
+        "no-struct-page",
+        lambda f: not f.code(PF_PROT) and f.mapped is False,
+        False,
+        "there is no struct page here: a wrong PFN or pointer led to it, its memory "
+        "was removed, or the oops is of another boot",
+    ),
+    Verdict(
+        "mapped-since",
+        lambda f: not f.code(PF_PROT) and f.mapped is True,
+        False,
+        "nothing was mapped here, and this dump has a mapping: memory was added since, "
+        "or the oops is of another boot",
+    ),
+    Verdict(
+        "table-not-in-dump",
+        lambda f: not f.code(PF_PROT),
+        False,
+        "nothing was mapped here; the dump lacks the page table that would say whether "
+        "there should be",
+    ),
+    Verdict(
+        "read-refused",
+        lambda f: not f.code(PF_WRITE),
+        False,
+        "a read of a page that is there was refused: HVO only takes the right to "
+        "write, so that this is something else",
+    ),
+    Verdict(
+        "shared-tail-write",
+        lambda f: f.behind_first and f.tail is not None and f.writable is False,
+        True,
+        "an illegal write to a shared tail page: all folios that share it have the "
+        "same struct pages there, and nobody may write to a tail (get_page(), flags, "
+        "list heads); whoever wrote took it for a page of its own",
+    ),
+    Verdict(
+        "head-copy-write",
+        lambda f: f.behind_first and f.tail is None and f.writable is False,
+        True,
+        "an illegal write to a copy of the head, which HVO maps where the tails of "
+        "this folio were: nobody may write to a tail (get_page(), flags, list heads)",
+    ),
+    # spurious_kernel_fault() lets a write through that only a stale TLB entry refuses.
+    Verdict(
+        "writable-now",
+        lambda f: f.mapping is not None and f.mapping.writable,
+        None,
+        "the page is writable in this dump. It was not when the kernel looked (it lets "
+        "a write pass that only a stale TLB entry refused): the huge page was restored "
+        "since, the entry is damaged, or the oops is of another boot",
+    ),
+    Verdict(
+        "unmapped-since",
+        lambda f: f.mapped is False,
+        None,
+        "a page was mapped here, and none is in this dump: its memory was removed "
+        "since, or the oops is of another boot",
+    ),
+    Verdict(
+        "entry-changed",
+        lambda f: f.remapped,
+        None,
+        "the oops printed another frame than this dump maps, and no known one of HVO: "
+        "the page was remapped since, or the oops is of another boot",
+    ),
+    Verdict(
+        "read-only",
+        lambda f: f.mapping is not None,
+        None,
+        "the page is read-only, as only HVO makes pages of vmemmap, but what it maps "
+        "is not known as tails of an optimized folio: 'check' says what is wrong, if "
+        "there are types",
+    ),
+    Verdict(
+        "unknown",
+        lambda f: True,
+        None,
+        "the dump lacks the page table that maps the address",
+    ),
+)
+
+
+def _not_this_boot(hvo: Hvo, oops: Oops) -> Optional[str]:
+    release = hvo.kernel.release
+    if None not in (oops.release, release) and oops.release != release:
+        return f"the oops is of kernel {oops.release}, this core of {release}"
+    offset = hvo.kernel.vmcoreinfo.integer("KERNELOFFSET", 16)
+    if None not in (oops.kernel_offset, offset) and oops.kernel_offset != offset:
+        return (
+            f"the kernel was at offset {oops.kernel_offset:#x}, and is at {offset:#x} "
+            "in this core"
+        )
+    return None
+
+
+def _page_table(hvo: Hvo) -> PageTableFormat:
+    page_table = hvo.kernel.page_table_format
+    if page_table is None:
+        raise UnavailableError(
+            f"an oops can be explained on x86_64 only, not on {hvo.kernel.arch}"
+        )
+    return page_table
+
+
+def _printed(hvo: Hvo, oops: Oops, in_dump: Optional[Entry]) -> Optional[_Printed]:
+    if not oops.entries:
+        return None
+    page_table = _page_table(hvo)
+    vmcoreinfo = hvo.kernel.vmcoreinfo
+    # dump_pagetable() prints a folded level, too: P4D is PGD then.
+    top = page_table.levels(vmcoreinfo) - 1
+    level_of = {"PTE": 0, "PMD": 1, "PUD": 2, "P4D": 3, "PGD": top}
+    name, value = min(oops.entries, key=lambda entry: level_of[entry[0]])
+    level = level_of[name]
+    present = bool(value & page_table.present)
+    is_mapping = present and (not level or bool(value & page_table.leaf))
+    mask = page_table.address & ~page_table.not_address(vmcoreinfo)
+    frame = (value & mask) >> page_table.page_shift if is_mapping else None
+    if frame is not None and level:
+        offset = oops.address >> page_table.page_shift
+        within = (1 << page_table.index_bits * level) - 1
+        frame = frame & ~within | offset & within
+    same = None
+    if in_dump is not None:
+        same = in_dump.level == level and not (in_dump.value ^ value) & ~_VOLATILE
+    return _Printed(
+        name=name,
+        value=value,
+        is_mapping=is_mapping,
+        writable=bool(value & page_table.writable),
+        frame=frame,
+        in_dump=None if in_dump is None else in_dump.value,
+        same=same,
+    )
+
+
+def _find_tail(hvo: Hvo, frame: int) -> Optional[SharedTail]:
+    if not hvo.has_hugetlb:
+        return None
+    return next((tail for tail in hvo.shared_tails if tail.pfn == frame), None)
+
+
+def _place_on_tail(hvo: Hvo, tail: SharedTail, slice_: int) -> Place:
+    """A folio is aligned: its order says where it begins, whatever its words hold."""
+    slices = hvo.kernel.geometry.slices(tail.order)
+    return Place(slice_ // slices << tail.order, tail.order, slice_ % slices)
+
+
+def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[Place]:
+    """The folio whose own frame stands behind its tails, too."""
+    slices = hvo.vmemmap.slices_on(frame) if hvo.has_fake_heads else np.zeros(0)
+    if not len(slices):
+        return None
+    first = int(slices[0])
+    geometry = hvo.kernel.geometry
+    head_pfn = first * geometry.pages_per_slice
+    head = read_head(hvo, head_pfn)
+    if head is None or head.order is None or head.order > geometry.largest_order:
+        return None
+    index = slice_ - first
+    if not 0 <= index < geometry.slices(head.order):
+        return None
+    return Place(head_pfn, head.order, index)
+
+
+def _facts(hvo: Hvo, oops: Oops) -> Facts:
+    vmemmap, kernel = hvo.vmemmap, hvo.kernel
+    not_this_boot = _not_this_boot(hvo, oops)
+    offset = oops.address - vmemmap.base
+    if not 0 <= offset < kernel.max_pfn_limit * vmemmap.size:
+        return Facts(oops, not_this_boot, False)
+    slice_ = offset // vmemmap.page_size
+    mapping = vmemmap.mapping(slice_)
+    missing = any(t.start <= oops.address < t.end for t in vmemmap.walk.missing)
+    entry = find_entry(kernel.reader, _page_table(hvo), kernel.vmcoreinfo, oops.address)
+    printed = _printed(hvo, oops, entry)
+    frame = None if mapping is None else mapping.pfn
+    if printed is not None and printed.frame is not None:
+        frame = printed.frame
+    tail = None if frame is None else _find_tail(hvo, frame)
+    place: Optional[Place] = None
+    if tail is not None:
+        place = _place_on_tail(hvo, tail, slice_)
+    elif frame is not None:
+        place = _place_on_head(hvo, frame, slice_)
+    return Facts(
+        oops=oops,
+        not_this_boot=not_this_boot,
+        in_vmemmap=True,
+        mapped=None if mapping is None and missing else mapping is not None,
+        mapping=mapping,
+        printed=printed,
+        tail=tail,
+        place=place,
+    )
+
+
+def _members(type_: Type, offset: int) -> list[str]:
+    """Names of the members at a byte of a structure, whatever union they are in."""
+    names = []
+    for member in type_.members or ():
+        first = member.bit_offset // 8
+        size = sizeof(member.type)
+        if not first <= offset < first + size:
+            continue
+        if member.name is not None:
+            names.append(member.name)
+        elif member.type.kind in (TypeKind.STRUCT, TypeKind.UNION):
+            names += _members(member.type, offset - first)
+    return names
+
+
+def _words(hvo: Hvo, offset: int) -> list[str]:
+    """What lies at a byte of ``struct page``; the word that makes tails comes first."""
+    struct_page = hvo.kernel.struct_page
+    page = hvo.kernel.type("struct page")
+    if page is not None:
+        names = list(dict.fromkeys(_members(page, offset)))
+    else:
+        known = {
+            "flags": (struct_page.flags, 8),
+            "_refcount": (struct_page.refcount, 4),
+            "_mapcount": (struct_page.mapcount, 4),
+            "mapping": (struct_page.mapping, 8),
+            "private": (struct_page.private, 8),
+            struct_page.member: (struct_page.offset, 8),
+        }
+        names = [
+            name
+            for name, (first, size) in known.items()
+            if first is not None and first <= offset < first + size
+        ]
+    return sorted(names, key=lambda name: name != struct_page.member)
+
+
+def _access(oops: Oops) -> Optional[str]:
+    if oops.error_code is None:
+        return None
+    if oops.error_code & PF_INSTR:
+        return "fetch"
+    return "write" if oops.error_code & PF_WRITE else "read"
+
+
+def _explain(hvo: Hvo, oops: Oops) -> Document:
+    facts = _facts(hvo, oops)
+    verdict = next(verdict for verdict in VERDICTS if verdict.holds(facts))
+    code = oops.error_code
+    result: Document = {
+        "line": oops.line,
+        "address": f"{oops.address:#x}",
+        "access": _access(oops),
+        "error_code": None if code is None else f"{code:#06x}",
+        "supervisor": None if code is None else not code & PF_USER,
+        "protection": None if code is None else bool(code & PF_PROT),
+        "ip": oops.ip,
+        "pid": oops.pid,
+        "comm": oops.comm,
+        "in_vmemmap": facts.in_vmemmap,
+        "not_this_boot": facts.not_this_boot,
+        "entry": None,
+        "pfn": None,
+        "offset": None,
+        "words": [],
+        "slice": None,
+        "head_pfn": None,
+        "order": None,
+        "tail": None,
+        "verdict": verdict.name,
+        "signature": verdict.signature,
+        "explanation": verdict.text,
+        "page": None,
+    }
+    if facts.in_vmemmap and facts.not_this_boot is None:
+        result.update(_struct_page(hvo, facts))
+    return result
+
+
+def _struct_page(hvo: Hvo, facts: Facts) -> Document:
+    vmemmap = hvo.vmemmap
+    pfn, offset = divmod(facts.oops.address - vmemmap.base, vmemmap.size)
+    address = facts.oops.address & -vmemmap.page_size
+    place, mapping, tail = facts.place, facts.mapping, facts.tail
+    return {
+        "entry": _entry(facts.printed),
+        "pfn": pfn,
+        "offset": offset,
+        "words": _words(hvo, offset),
+        "slice": {
+            "address": f"{address:#x}",
+            "index_in_folio": None if place is None else place.index,
+            "frame": None if mapping is None else mapping.pfn,
+            "writable": None if mapping is None else mapping.writable,
+            "mapped": facts.mapped,
+        },
+        "head_pfn": None if place is None else place.head_pfn,
+        "order": None if place is None else place.order,
+        "tail": None if tail is None else _tail(hvo, tail),
+    }
+
+
+def _entry(printed: Optional[_Printed]) -> Optional[Document]:
+    if printed is None:
+        return None
+    in_dump = printed.in_dump
+    return {
+        "level": printed.name,
+        "value": f"{printed.value:#x}",
+        "frame": printed.frame,
+        "writable": printed.writable if printed.is_mapping else None,
+        "in_dump": None if in_dump is None else f"{in_dump:#x}",
+        "same": printed.same,
+    }
+
+
+def _tail(hvo: Hvo, tail: SharedTail) -> Document:
+    index = tail.zone_index
+    return {
+        "pfn": tail.pfn,
+        "order": tail.order,
+        "nid": tail.nid,
+        "zone": None if index is None else hvo.mmzone.zone_name(tail.nid, index),
+    }
+
+
+def oops_document(hvo: Hvo, target: str, log: Log) -> Document:
+    """
+    What ``page --oops --json`` prints: ``pages`` as for the pages that the faults
+    were about, and ``oopses``, whose ``page`` is an index of it.
+
+    :raises UnavailableError: if this is no x86-64 kernel.
+    """
+    _page_table(hvo)
+    oopses = [_explain(hvo, oops) for oops in log.oopses]
+    specs: list[PageSpec] = []
+    for oops in oopses:
+        # Beyond the end of vmemmap there is no page to explain.
+        if oops["pfn"] is not None and oops["pfn"] < hvo.vmemmap.end_pfn:
+            oops["page"] = len(specs)
+            address = hvo.vmemmap.page_address(oops["pfn"])
+            specs.append(PageSpec(f"page:{address:#x}", "page", address))
+    result = page_document(hvo, target, specs)
+    result["oopses"] = oopses
+    result["not_understood"] = list(log.not_understood)
+    return result
+
+
+def print_oopses(doc: Document) -> None:
+    """Print a document of :func:`oops_document()` for people."""
+    for i, oops in enumerate(doc["oopses"]):
+        if i:
+            print()
+        lines = _oops_lines(oops, f"{i + 1} of {len(doc['oopses'])}")
+        for name, value in lines:
+            print(f"{name:<12} {value}")
+        if oops["page"] is not None:
+            print()
+            for name, value in page_lines(doc["pages"][oops["page"]]):
+                print(f"{name:<12} {value}")
+    if doc["not_understood"]:
+        print()
+    for line in doc["not_understood"]:
+        print(f"Not understood: {line}")
+
+
+# Of the text of a verdict.
+_WIDTH = 75
+
+_ACCESS_NAMES = {"fetch": "instruction fetch", "write": "write", "read": "read"}
+_SIGNATURE_NAMES = {True: "yes", False: "no", None: "cannot be told"}
+
+
+def _oops_lines(oops: Document, number: str) -> list[tuple[str, str]]:
+    lines = [
+        ("Oops", f"{number}, line {oops['line']}"),
+        ("Fault", _fault(oops)),
+        ("Address", _address(oops)),
+    ]
+    if oops["ip"] is not None:
+        task = "" if oops["pid"] is None else f", PID {oops['pid']} ({oops['comm']})"
+        lines.append(("At", oops["ip"] + task))
+    if oops["slice"] is not None:
+        lines.append(("Slice", _slice(oops)))
+    if oops["tail"] is not None:
+        tail = oops["tail"]
+        zone = "" if tail["zone"] is None else f" zone {tail['zone']}"
+        lines.append(
+            (
+                "Tail",
+                f"shared tail page of node {tail['nid']}{zone} order {tail['order']}, "
+                f"PFN {tail['pfn']}",
+            )
+        )
+    if oops["entry"] is not None:
+        lines.append(("Entry", _entry_text(oops["entry"])))
+    if oops["not_this_boot"] is not None:
+        lines.append(("Boot", oops["not_this_boot"]))
+    signature = _SIGNATURE_NAMES[oops["signature"]]
+    verdict = textwrap.wrap(f"{oops['verdict']}: {oops['explanation']}", _WIDTH)
+    lines.append(("Signature", f"of an illegal write to tails: {signature}"))
+    lines += zip(("Verdict", *("",) * len(verdict)), verdict)
+    return lines
+
+
+def _fault(oops: Document) -> str:
+    if oops["error_code"] is None:
+        return "no error code"
+    mode = "supervisor" if oops["supervisor"] else "user"
+    why = "protection violation" if oops["protection"] else "nothing mapped"
+    access = _ACCESS_NAMES[oops["access"]]
+    return f"{mode} {access}, {why} (error code {oops['error_code']})"
+
+
+def _address(oops: Document) -> str:
+    if oops["pfn"] is None:
+        return str(oops["address"])
+    where = f"byte {oops['offset']} of the struct page of PFN {oops['pfn']}"
+    if not oops["words"]:
+        return f"{oops['address']}, {where}"
+    first, *others = oops["words"]
+    also = f" (or {', '.join(others)})" if others else ""
+    return f"{oops['address']}, {where}: {first}{also}"
+
+
+def _slice(oops: Document) -> str:
+    slice_ = oops["slice"]
+    text = slice_["address"]
+    if oops["head_pfn"] is not None:
+        text = (
+            f"{slice_['index_in_folio']} of the folio of PFN {oops['head_pfn']}, order "
+            f"{oops['order']}: {text}"
+        )
+    if slice_["frame"] is None:
+        unknown = slice_["mapped"] is None
+        return f"{text}, {'mapping not in this dump' if unknown else 'not mapped'}"
+    access = "writable" if slice_["writable"] else "read-only"
+    return f"{text}, {access} on PFN {slice_['frame']} in this dump"
+
+
+def _entry_text(entry: Document) -> str:
+    text = f"{entry['level']} {entry['value']} in the oops"
+    if entry["frame"] is not None:
+        access = "writable" if entry["writable"] else "read-only"
+        text += f" (PFN {entry['frame']}, {access})"
+    if entry["same"] is None:
+        return f"{text}, not in this dump"
+    if entry["same"]:
+        return f"{text}, the same in this dump"
+    return f"{text}, but {entry['in_dump']} in this dump"

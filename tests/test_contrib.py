@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Scripts in contrib/
+-------------------
+
+Each is run as a user runs it, ``drgn -c CORE SCRIPT``, and what it prints is compared
+with the ground truth, with the description of a synthetic core, or with what drgn's own
+helpers say.
+"""
+
+import argparse
+from collections import Counter
+import importlib
+import json
+import os
+from pathlib import Path
+import re
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import drgn
+from drgn.helpers.linux.list import list_for_each_entry
+from drgn.helpers.linux.mm import follow_pfn, for_each_vma
+import jsonschema
+import pytest
+
+from drgn_hvo.schema import load_schema
+from drgn_hvo.synth.description_file import load_description
+from drgn_hvo.synth.faults import make_machine
+from drgn_hvo.target import open_target
+from tests.cores import CORES, core_path, truth
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTRIB = ROOT / "contrib"
+EXAMPLES = CONTRIB / "examples"
+SAMPLES = ROOT / "sample_vmcores"
+COMMAND = [sys.executable, "-m", "drgn_hvo.cli"]
+DRGN = [sys.executable, "-m", "drgn"]
+
+VM_HUGETLB = 0x400000
+
+
+def run(script, *args, core=None, target=()):
+    where = ["-c", str(core)] if core is not None else list(target)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        # What drgn says of debugging symbols is not ours.
+        [*DRGN, "-q", "--log-level", "none", *where, str(script), *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=environment,
+    )
+
+
+def rows(output, first):
+    """Of the table whose first column is *first*: dictionaries by column."""
+    lines = iter([line.split() for line in output.splitlines()])
+    header: list[str] = next((words for words in lines if words[:1] == [first]), [])
+    table: list[dict[str, str]] = []
+    for words in lines:
+        if len(words) != len(header) or not words[0].isdigit():
+            break
+        table.append(dict(zip(header, words)))
+    return table
+
+
+def check_refused(result, *words):
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    for word in words:
+        assert word in result.stderr
+
+
+# hvo_check.py
+
+CHECK = CONTRIB / "hvo_check.py"
+
+
+@pytest.mark.parametrize(
+    ("sample", "args", "status"),
+    [
+        ("shared-7.3", [], 0),
+        ("shared-7.3", ["--deep"], 0),
+        ("fake-head-6.12", ["--deep"], 0),
+        ("shared-7.3-tail-bit-cleared", [], 1),
+        ("shared-7.3-tail-bit-cleared", ["--ignore", "shared-tail-info"], 0),
+        ("shared-7.3-tail-bit-cleared", ["--rules", "shared-tail-info"], 1),
+        ("shared-7.3-pte-writable", [], 1),
+        ("shared-7.3-boot-1g", [], 0),
+        ("shared-7.3-boot-1g", ["--strict"], 1),
+    ],
+)
+def test_check_is_the_command(sample, args, status):
+    core = SAMPLES / f"{sample}.kdump"
+    result = run(CHECK, "--format", "json", *args, core=core)
+    command = subprocess.run(
+        [*COMMAND, "check", str(core), "--format", "json", *args],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == command.returncode == status
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, load_schema("check"))
+    assert document == json.loads(command.stdout)
+
+
+@pytest.mark.parametrize(
+    ("output_format", "words"), [("text", "1 error"), ("ktap", "not ok")]
+)
+def test_check_formats(output_format, words):
+    core = SAMPLES / "shared-7.3-tail-bit-cleared.kdump"
+    result = run(CHECK, "--format", output_format, core=core)
+    assert result.returncode == 1
+    assert words in result.stdout
+    assert result.stderr == ""
+
+
+def test_check_refuses_what_is_no_kernel():
+    check_refused(run(CHECK, target=["-p", str(os.getpid())]), "hvo_check: error")
+
+
+def test_check_outside_of_drgn():
+    result = subprocess.run(
+        [sys.executable, str(CHECK)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    check_refused(result, "drgn -c CORE")
+
+
+def test_check_refuses_a_rule_that_does_not_exist():
+    core = SAMPLES / "shared-7.3.kdump"
+    check_refused(run(CHECK, "--rules", "no-such-rule", core=core), "no-such-rule")
+
+
+# corelens_hvo.py
+
+
+class StubModule:
+    """The parts of drgn_tools.corelens.CorelensModule that concern a module."""
+
+    need_dwarf = False
+    live_ok = True
+    run_when = "always"
+    default_args = ()
+
+
+def parse(module, *args):
+    """As CorelensModule._parse_args() does it."""
+    parser = argparse.ArgumentParser(prog=module.name, description=module.__doc__)
+    module.add_args(parser)
+    return parser.parse_args(args)
+
+
+@pytest.fixture
+def corelens(monkeypatch):
+    """corelens_hvo beside a drgn-tools that is none."""
+    package, module = ModuleType("drgn_tools"), ModuleType("drgn_tools.corelens")
+    monkeypatch.setattr(module, "CorelensModule", StubModule, raising=False)
+    monkeypatch.setitem(sys.modules, "drgn_tools", package)
+    monkeypatch.setitem(sys.modules, "drgn_tools.corelens", module)
+    monkeypatch.syspath_prepend(str(CONTRIB))
+    monkeypatch.delitem(sys.modules, "corelens_hvo", raising=False)
+    yield importlib.import_module("corelens_hvo")
+    sys.modules.pop("corelens_hvo", None)
+
+
+def test_corelens_finds_the_module(corelens):
+    """all_corelens_modules() makes one of each leaf of the tree of subclasses."""
+    (found,) = (c for c in StubModule.__subclasses__() if c is corelens.Hvo)
+    module = found()
+    assert module.name == "hvo"
+    assert not found.__subclasses__()
+    assert module.need_dwarf is False
+    assert module.run_when in ("always", "verbose", "never")
+
+
+@pytest.mark.parametrize(
+    ("sample", "args", "words"),
+    [
+        ("shared-7.3", [], ["Shared tail pages", "clean"]),
+        ("shared-7.3", ["--folios"], ["REFCOUNT", "HEAD"]),
+        ("shared-7.3-tail-bit-cleared", [], ["shared-tail-info", "1 error"]),
+        ("fake-head-6.12", ["--deep"], ["fake-head", "clean"]),
+    ],
+)
+def test_corelens_report(corelens, capsys, sample, args, words):
+    module = corelens.Hvo()
+    prog = open_target(str(SAMPLES / f"{sample}.kdump"))
+    module.run(prog, parse(module, *args))
+    output = capsys.readouterr().out
+    for word in words:
+        assert word in output
+
+
+def test_corelens_with_what_is_no_kernel(corelens, capsys):
+    module = corelens.Hvo()
+    prog = drgn.Program()
+    prog.set_pid(os.getpid())
+    module.run(prog, parse(module))
+    output = capsys.readouterr().out
+    assert output.startswith("hvo: ")
+    assert output.count("\n") == 1
+
+
+def test_corelens_without_drgn_tools(monkeypatch):
+    monkeypatch.setitem(sys.modules, "drgn_tools", None)
+    monkeypatch.syspath_prepend(str(CONTRIB))
+    monkeypatch.delitem(sys.modules, "corelens_hvo", raising=False)
+    module = importlib.import_module("corelens_hvo")
+    sys.modules.pop("corelens_hvo")
+    assert module.Hvo.name == "hvo"
+
+
+# saved_per_node.py
+
+SAVED = EXAMPLES / "saved_per_node.py"
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_saved_of_real_cores(name):
+    known = truth(name)
+    result = run(SAVED, core=core_path(name))
+    assert result.returncode == 0, result.stderr
+    table = rows(result.stdout, "NODE")
+    saved: Counter[int] = Counter()
+    count: Counter[int] = Counter()
+    for folio in known["folios"]:
+        if folio["optimized_mapping"]:
+            saved[folio["nid"]] += folio["saved"]
+            count[folio["nid"]] += 1
+    assert [int(row["NODE"]) for row in table] == [n["nid"] for n in known["nodes"]]
+    for row in table:
+        nid = int(row["NODE"])
+        assert int(row["OPTIMIZED"]) == count[nid]
+        assert int(row["SAVED"]) == saved[nid]
+    total = sum(int(row["SAVED"]) for row in table)
+    assert total == known["totals"]["saved_vmemmap_pages"]
+    tails = sum(int(row["TAILS"]) for row in table)
+    assert tails == known["totals"].get("shared_tail_frames", 0)
+
+
+@pytest.mark.parametrize("sample", ["shared-7.3", "fake-head-6.12", "plain-7.2"])
+def test_saved_of_samples(sample):
+    description = load_description(SAMPLES / f"{sample}.toml")
+    machine, _ = make_machine(description)
+    saved: Counter[int] = Counter()
+    for placed in machine.plan.huge:
+        if placed.optimized:
+            slices = (64 << placed.group.order) // 4096
+            saved[placed.group.node] += (slices - 1) * placed.group.count
+    table = rows(run(SAVED, core=SAMPLES / f"{sample}.kdump").stdout, "NODE")
+    assert {int(row["NODE"]): int(row["SAVED"]) for row in table} == {
+        node.id: saved[node.id] for node in description.nodes
+    }
+
+
+# sharers.py
+
+SHARERS = EXAMPLES / "sharers.py"
+
+
+@pytest.mark.parametrize("name", CORES)
+def test_sharers_on_real_cores(name):
+    """Every frame of tails of the ground truth, by its PFN and by a struct page."""
+    known = truth(name)
+    sharing: dict[int, list[Any]] = {}
+    for folio in known["folios"]:
+        for vmemmap_run in folio["vmemmap_runs"]:
+            if vmemmap_run["first"]:
+                sharing.setdefault(vmemmap_run["pfn"], []).append(folio)
+    frame, folios = max(sharing.items(), key=lambda item: len(item[1]))
+    by_pfn = run(SHARERS, frame, core=core_path(name))
+    assert by_pfn.returncode == 0, by_pfn.stderr
+    listed = {
+        int(row["PFN"]): int(row["REFCOUNT"]) for row in rows(by_pfn.stdout, "PFN")
+    }
+    assert listed == {folio["pfn"]: folio["refcount"] for folio in folios}
+    address = int(folios[0]["vmemmap"], 0) + 4096
+    by_page = run(SHARERS, f"page:{address:#x}", core=core_path(name))
+    assert by_page.stdout == by_pfn.stdout
+
+
+@pytest.mark.parametrize("arg", ["0", "nonsense", "page:0x8"])
+def test_sharers_refuses(arg):
+    result = run(SHARERS, arg, core=SAMPLES / "shared-7.3.kdump")
+    check_refused(result, "error: ")
+
+
+# who_maps.py
+
+WHO = EXAMPLES / "who_maps.py"
+
+#: Cores that hold all of their processes.
+WHOLE = ["6.12-mix", "seedgh-2node"]
+#: Cores in which makedumpfile left out the memory of some.
+HOLES = ["7.2-kdump", "7.2-mix", "seed5-2node"]
+
+
+def users(output):
+    return {
+        (int(row["PID"]), row["COMM"], int(row["START"], 16), row["ACCESS"])
+        for row in rows(output, "PID")
+    }
+
+
+def hugetlb_mappings(prog):
+    """By VMAs and drgn's translation: users of each PFN that begins a huge page."""
+    found: dict[int, set[tuple[int, str, int]]] = {}
+    tasks = prog["init_task"].tasks.address_of_()
+    for task in list_for_each_entry("struct task_struct", tasks, "tasks"):
+        mm = task.mm.read_()
+        for vma in for_each_vma(mm) if mm else ():
+            if not vma.vm_flags & VM_HUGETLB:
+                continue
+            start, end = vma.vm_start.value_(), vma.vm_end.value_()
+            for address in range(start, end, 2 << 20):
+                try:
+                    pfn = follow_pfn(mm, address).value_()
+                except drgn.FaultError:
+                    continue
+                comm = task.comm.string_().decode()
+                found.setdefault(pfn, set()).add((task.pid.value_(), comm, address))
+    return found
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_who_maps(name):
+    prog = open_target(str(core_path(name)))
+    expected = hugetlb_mappings(prog)
+    assert expected
+    active = [f for f in truth(name)["folios"] if f["refcount"] > 0]
+    for folio in (active[0], active[-2], active[-1]):
+        # A page whose struct page is on the tail.
+        result = run(WHO, folio["pfn"] + 300, core=core_path(name))
+        assert result.returncode == 0, result.stderr
+        assert "Note:" not in result.stdout
+        known = expected.get(folio["pfn"], set())
+        assert {user[:3] for user in users(result.stdout)} == known
+
+
+@pytest.mark.parametrize("name", HOLES)
+def test_who_maps_with_holes(name):
+    """As many as the kernel counts, or the script says that it counts more."""
+    prog = open_target(str(core_path(name)))
+    base = int(truth(name)["vmemmap_base"], 0)
+    active = [f for f in truth(name)["folios"] if f["refcount"] > 0]
+    for folio in (active[0], active[-1]):
+        head = drgn.Object(prog, "struct folio *", base + 64 * folio["pfn"])
+        counted = head._entire_mapcount.counter.value_() + 1
+        result = run(WHO, folio["pfn"], core=core_path(name))
+        assert result.returncode == 0, result.stderr
+        listed = len(users(result.stdout))
+        assert listed <= counted
+        said = re.search(r"the kernel counts (\d+) mappings", result.stdout)
+        assert (said is None) == (listed == counted)
+        assert said is None or int(said[1]) == counted
+
+
+@pytest.mark.parametrize("pfn", ["head", "0"])
+def test_who_maps_on_a_sample(pfn):
+    """A synthetic kernel has no processes; page 0 is not huge."""
+    machine, _ = make_machine(load_description(SAMPLES / "shared-7.3.toml"))
+    head = machine.plan.huge[0].first_pfn
+    result = run(WHO, head if pfn == "head" else pfn, core=SAMPLES / "shared-7.3.kdump")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("script", [SAVED, SHARERS, WHO])
+def test_examples_refuse_what_is_no_kernel(script):
+    args = [] if script is SAVED else ["5"]
+    result = run(script, *args, target=["-p", str(os.getpid())])
+    check_refused(result, "error: ")
+
+
+@pytest.mark.parametrize("script", [SHARERS, WHO])
+def test_examples_say_how_to_use_them(script):
+    result = run(script, core=SAMPLES / "shared-7.3.kdump")
+    assert result.returncode != 0
+    assert "usage: drgn -c CORE" in result.stderr

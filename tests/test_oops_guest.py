@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+A real oops
+-----------
+
+A stock kernel with HVO runs in QEMU. Through QEMU's debugger stub its ``getpid()`` is
+made to raise the reference count of a tail of a huge page, as get_page() would. What
+the kernel prints then, and a dump of it, go through the command; the huge page is the
+one that the guest itself names.
+"""
+
+from collections.abc import Iterator
+import gzip
+import json
+import os
+from pathlib import Path
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+
+_ROOT = Path(__file__).resolve().parents[1]
+_KERNEL = _ROOT.parent / "shared" / "kernels" / "7.2.13"
+
+# lock incl (%rdi); ret
+_INSTRUCTIONS = bytes.fromhex("f0ff07c3")
+_RDI = 5
+_REFCOUNT = 52
+_SLICE = 2
+
+_INIT = r"""
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+int main(void)
+{
+    char line[512], *huge;
+    uint64_t entry;
+    FILE *kallsyms;
+
+    mount("proc", "/proc", "proc", 0, 0);
+    /* Without its driver, QEMU's dump has no VMCOREINFO. */
+    syscall(SYS_finit_module, open("/qemu_fw_cfg.ko", O_RDONLY), "", 0);
+    kallsyms = fopen("/proc/kallsyms", "r");
+    while (kallsyms && fgets(line, sizeof(line), kallsyms))
+        if (strstr(line, " __x64_sys_getpid\n") ||
+            strstr(line, " vmemmap_base\n"))
+            printf("GUEST %s", line);
+    huge = mmap(0, 2 << 20, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+    memset(huge, 1, 2 << 20);
+    pread(open("/proc/self/pagemap", O_RDONLY), &entry, 8,
+          (uintptr_t)huge / 4096 * 8);
+    printf("GUEST %llx pfn\nGUEST %lx user\nGUEST 0 ready\n",
+           (unsigned long long)(entry & ((1ULL << 55) - 1)), (long)huge);
+    fflush(stdout);
+    if (!fork())
+        for (;;) {
+            syscall(SYS_getpid);
+            usleep(50000);
+        }
+    wait(0);
+    printf("GUEST 0 died\n");
+    fflush(stdout);
+    for (;;)
+        pause();
+}
+"""
+
+
+def _newc(name: str, mode: int, data: bytes = b"") -> bytes:
+    """A member of an initramfs, Documentation/driver-api/early-userspace."""
+    path = name.encode() + b"\0"
+    fields = (1, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(path), 0)
+    header = b"070701" + b"".join(b"%08X" % field for field in fields) + path
+    return b"".join(part + bytes(-len(part) % 4) for part in (header, data))
+
+
+def _initramfs(directory: Path) -> Path:
+    source, init = directory / "init.c", directory / "init"
+    source.write_text(_INIT)
+    subprocess.run(
+        ["gcc", "-static", "-w", "-O1", "-o", str(init), str(source)], check=True
+    )
+    module = subprocess.run(
+        ["xz", "-dc", str(_KERNEL / "qemu_fw_cfg.ko.xz")],
+        check=True,
+        capture_output=True,
+    ).stdout
+    path = directory / "initramfs"
+    path.write_bytes(
+        gzip.compress(
+            _newc("proc", stat.S_IFDIR | 0o755)
+            + _newc("dev", stat.S_IFDIR | 0o755)
+            + _newc("init", stat.S_IFREG | 0o755, init.read_bytes())
+            + _newc("qemu_fw_cfg.ko", stat.S_IFREG | 0o644, module)
+            + _newc("TRAILER!!!", 0)
+        )
+    )
+    return path
+
+
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(60)
+    connection.connect(str(path))
+    return connection
+
+
+class Debugger:
+    """The little of GDB's remote protocol that this needs."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = _connect(path).makefile("rwb", buffering=0)
+
+    def _answer(self) -> str:
+        while self._file.read(1) != b"$":
+            pass
+        answer = b""
+        while not answer.endswith(b"#"):
+            byte = self._file.read(1)
+            assert byte, "QEMU closed the connection"
+            answer += byte
+        self._file.read(2)
+        self._file.write(b"+")
+        return answer[:-1].decode()
+
+    def ask(self, command: str, expected: str) -> str:
+        """Send a command; QEMU may tell of a stop before it answers."""
+        data = command.encode()
+        self._file.write(b"$%s#%02x" % (data, sum(data) & 0xFF))
+        answer = self._answer()
+        if answer.startswith("T") and expected != "T05":
+            answer = self._answer()
+        assert re.match(expected, answer), f"QEMU answers {answer!r} to {command!r}"
+        return answer
+
+
+class Guest:
+    """A machine that runs; its paths are short enough for sockets."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.serial = directory / "serial"
+        self.serial.touch()
+        initramfs = _initramfs(directory)
+        self.process = subprocess.Popen(
+            ["qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", "max",
+             "-m", "512", "-display", "none", "-monitor", "none", "-nodefaults",
+             "-device", "vmcoreinfo", "-serial", f"file:{self.serial}",
+             "-kernel", str(_KERNEL / "vmlinuz"), "-initrd", str(initramfs),
+             "-append", "console=ttyS0 hugetlb_free_vmemmap=on hugepages=4",
+             "-qmp", f"unix:{directory}/qmp,server,nowait",
+             "-gdb", f"unix:{directory}/gdb,server,nowait"],
+        )  # fmt: skip
+
+    def wait_for(self, word: str) -> dict[str, int]:
+        """What the guest has told, once it has told *word*."""
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            text = self.serial.read_text("ascii", "replace")
+            found = re.findall(r"^GUEST ([0-9a-f]+) (?:\w )?(\w+)", text, re.MULTILINE)
+            told = {name: int(value, 16) for value, name in found}
+            if word in told:
+                return told
+            assert self.process.poll() is None, "QEMU ended"
+            time.sleep(0.5)
+        raise AssertionError(f"the guest did not get as far as {word}: {text[-500:]}")
+
+    def dump(self) -> Path:
+        core = self.directory / "core"
+        file = _connect(self.directory / "qmp").makefile("rw")
+        file.readline()
+        for command, arguments in (
+            ("qmp_capabilities", {}),
+            ("dump-guest-memory", {"paging": False, "protocol": f"file:{core}"}),
+        ):
+            file.write(json.dumps({"execute": command, "arguments": arguments}))
+            file.flush()
+            answer: dict[str, object] = {}
+            while "return" not in answer:
+                answer = json.loads(file.readline())
+                assert "error" not in answer, answer
+        return core
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    for command in ("qemu-system-x86_64", "gcc", "xz"):
+        if shutil.which(command) is None:
+            pytest.skip(f"no {command}")
+    if not _KERNEL.is_dir():
+        pytest.skip("no kernels/7.2.13 in ../shared")
+    running = Guest(tmp_path)
+    yield running
+    running.process.kill()
+    running.process.wait()
+    # As large as the guest's memory; pytest would keep three of them.
+    (tmp_path / "core").unlink(missing_ok=True)
+
+
+def run(*args: object) -> str:
+    result = subprocess.run(
+        [sys.executable, "-m", *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(_ROOT)},
+    )
+    return result.stdout
+
+
+def command(*args: object) -> str:
+    return run("drgn_hvo.cli", *args)
+
+
+def test_write_to_a_tail(guest: Guest) -> None:
+    told = guest.wait_for("ready")
+    getpid = told["__x64_sys_getpid"]
+    debugger = Debugger(guest.directory / "gdb")
+    # QEMU takes single registers only from those who know its description of them.
+    debugger.ask("qXfer:features:read:target.xml:0,ffb", "[lm]")
+    debugger.ask(f"Z1,{getpid:x},1", "OK")
+    debugger.ask("c", "T05")
+    memory = bytes.fromhex(
+        debugger.ask(f"m{told['vmemmap_base']:x},8", "[0-9a-f]{16}$")
+    )
+    tail = told["pfn"] + 64 * _SLICE + 5
+    address = int.from_bytes(memory, "little") + 64 * tail + _REFCOUNT
+    debugger.ask(f"P{_RDI}={address.to_bytes(8, 'little').hex()}", "OK")
+    code = _INSTRUCTIONS
+    debugger.ask(f"M{getpid:x},{len(code):x}:{code.hex()}", "OK")
+    debugger.ask(f"z1,{getpid:x},1", "OK")
+    debugger.ask("D", "OK")
+    guest.wait_for("died")
+
+    core = guest.dump()
+    document = json.loads(command("page", core, "--oops", guest.serial, "--json"))
+    (oops,) = document["oopses"]
+    assert oops["verdict"] == "shared-tail-write"
+    assert oops["signature"] is True
+    assert oops["address"] == f"{address:#x}"
+    assert oops["pfn"] == tail
+    assert oops["words"] == ["_refcount"]
+    assert oops["head_pfn"] == told["pfn"]
+    assert oops["slice"]["index_in_folio"] == _SLICE
+    assert oops["entry"]["same"] is True
+    assert oops["entry"]["level"] == "PTE"
+    assert "getpid" in oops["ip"]
+    assert document["pages"][0]["folio"]["refcount"] == 1
+    # The write was refused, so that nothing is wrong.
+    assert json.loads(command("check", core, "--format", "json"))["findings"] == []
+    who_maps = _ROOT / "contrib" / "examples" / "who_maps.py"
+    users = run("drgn", "-q", "--log-level", "none", "-c", core, who_maps, tail)
+    assert re.search(rf"^ *1 +init +{told['user']:x} ", users, re.MULTILINE)
