@@ -119,17 +119,19 @@ _HELPERS = {
 __all__ = ("__version__", *_HELPERS)
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HELPERS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # which would take any name for one of ours
 
-    helper: object = getattr(
-        import_module(f"{__name__}.helpers.{_HELPERS[name]}"), name
-    )
-    # Found here from now on.
-    globals()[name] = helper
-    return helper
+    def __getattr__(name: str) -> object:
+        if name not in _HELPERS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        helper: object = getattr(
+            import_module(f"{__name__}.helpers.{_HELPERS[name]}"), name
+        )
+        # Found here from now on.
+        globals()[name] = helper
+        return helper
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 import time
+from typing import Optional
 
 from drgn import FaultError, Program, ProgramFlags, Type
 from drgn.helpers import ValidationError
@@ -33,10 +34,13 @@ __all__ = (
     "attempts",
     "current_hvo",
     "decide",
-    "folio_pointer_type",
+    "folio_type",
+    "named_type",
     "require_hugetlb",
     "struct_page",
 )
+
+_CACHE_KEY = "drgn_hvo.helpers"
 
 # On a live kernel, what looks wrong is looked at so often, with a pause.
 _LIVE_ATTEMPTS = 3
@@ -69,20 +73,35 @@ def require_hugetlb(bound: Hvo) -> None:
         )
 
 
-def folio_pointer_type(prog: Program) -> Type:
+def named_type(prog: Program, name: str) -> Optional[Type]:
+    """
+    A type, looked up once: a finder takes longer than all else that a helper does.
+
+    :return: ``None`` if the kernel has none of that name.
+    """
+    known: dict[str, Optional[Type]] = prog.cache.setdefault(_CACHE_KEY, {})
+    if name not in known:
+        try:
+            known[name] = prog.type(name)
+        except LookupError:
+            known[name] = None
+    return known[name]
+
+
+def folio_type(prog: Program) -> Type:
     """
     ``struct folio *``. Since Linux kernel commit 7b230db3b8d3 ("mm: Introduce struct
     folio") (in v5.16).
 
     :raises UnavailableError: if the kernel has no such type.
     """
-    try:
-        return prog.type("struct folio *")
-    except LookupError:
+    found = named_type(prog, "struct folio *")
+    if found is None:
         raise UnavailableError(
             "this kernel has no struct folio, which came with Linux 5.16; "
             "compound_head() gives the head as a struct page"
-        ) from None
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ the masks for pointers.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from dataclasses import dataclass
+from typing import NamedTuple, Optional, Union
 
-from drgn import FaultError, Object, Program
+from drgn import FaultError, Object, Program, Type, sizeof
 from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ from drgn_hvo.errors import UnavailableError, UsageError
 from drgn_hvo.helpers._bound import (
     StructPage,
     current_hvo,
-    folio_pointer_type,
+    folio_type,
     struct_page,
 )
 from drgn_hvo.hvo import Hvo, hvo
@@ -191,8 +192,8 @@ def page_folio(page: Object) -> Object:
     :raises FaultError: if the struct page cannot be read.
     :raises HvoError: if the kernel has no ``struct folio``.
     """
-    folio = folio_pointer_type(page.prog_)
-    return Object(page.prog_, folio, _page(page).head_address())
+    prog = page.prog_
+    return Object(prog, folio_type(prog), _page(page).head_address())
 
 
 def PageHead(page: Object) -> bool:
@@ -304,27 +305,49 @@ def snapshot_page(page: Object) -> PageSnapshot:
         folio``.
     """
     bound = hvo(page.prog_)
-    folio_pointer_type(page.prog_)
+    types = _SnapshotTypes(page.type_.type, folio_type(page.prog_).type)
     address = page.value_()
     pfn = bound.vmemmap.page_pfn(address)
     if pfn is None:
         raise UsageError(f"{address:#x} is not the address of a struct page")
     for _ in range(1 + _SNAPSHOT_LOOPS):
         copy = struct_page(bound, address)
-        folio = _folio_of(copy)
-        if folio is not None:
-            head, data = folio
+        found = _folio_of(copy, types.whole_folio(len(copy.data)))
+        if found is not None:
+            head, folio = found
             idx = (address - head) // len(copy.data)
-            return _snapshot(bound, pfn, copy.data, data, idx, True)
+            return PageSnapshot(*types.copies(bound, folio, copy.data), pfn, idx, True)
     at = bound.kernel.struct_page.offset
     single = copy.data[:at] + bytes(8) + copy.data[at + 8 :]
-    return _snapshot(bound, pfn, single, single, 0, False)
+    return PageSnapshot(*types.copies(bound, single, single), pfn, 0, False)
 
 
-def _folio_of(page: StructPage) -> Union[tuple[int, bytes], None]:
+@dataclass(frozen=True)
+class _SnapshotTypes:
+    """``struct page`` and ``struct folio``."""
+
+    page: Type
+    folio: Type
+
+    def whole_folio(self, page_size: int) -> int:
+        """How many struct pages ``struct folio`` lies over."""
+        return -(-sizeof(self.folio) // page_size)
+
+    def copies(self, bound: Hvo, folio: bytes, page: bytes) -> tuple[Object, Object]:
+        """Objects of the bytes; of a folio, what there is, and zeros behind it."""
+        size, prog = sizeof(self.folio), bound.kernel.prog
+        return (
+            Object.from_bytes_(prog, self.folio, folio[:size].ljust(size, bytes(1))),
+            Object.from_bytes_(prog, self.page, page),
+        )
+
+
+def _folio_of(page: StructPage, most: int) -> Optional[tuple[int, bytes]]:
     """
-    Address and bytes of the folio that a copy of a page belongs to, ``None`` if that
-    is not so.
+    Address and bytes of the folio that a copy of a page belongs to, ``None`` if they
+    do not fit.
+
+    :param most: How many struct pages to copy of a folio that has so many.
     """
     size = len(page.data)
     try:
@@ -336,28 +359,7 @@ def _folio_of(page: StructPage) -> Union[tuple[int, bytes], None]:
         inside = 0 <= page.address - address < nr_pages * size
         if nr_pages == 1 or not inside:
             return None
-        count = min(nr_pages, _folio_size(page.bound) // size)
+        count = min(nr_pages, most)
         return address, page.bound.kernel.prog.read(address, count * size)
     except FaultError:
         return None
-
-
-def _folio_size(bound: Hvo) -> int:
-    size: int = bound.kernel.prog.type("struct folio").size
-    # Room for whole struct pages, as in the kernel's static assertions.
-    return -(-size // bound.kernel.struct_page.size) * bound.kernel.struct_page.size
-
-
-def _snapshot(
-    bound: Hvo, pfn: int, page: bytes, folio: bytes, idx: int, faithful: bool
-) -> PageSnapshot:
-    prog = bound.kernel.prog
-    folio_type = prog.type("struct folio")
-    whole = folio + bytes(_folio_size(bound) - len(folio))
-    return PageSnapshot(
-        Object.from_bytes_(prog, folio_type, whole[: folio_type.size]),
-        Object.from_bytes_(prog, "struct page", page),
-        pfn,
-        idx,
-        faithful,
-    )

@@ -34,7 +34,7 @@ from drgn_hvo.helpers._bound import (
     attempts,
     current_hvo,
     decide,
-    folio_pointer_type,
+    folio_type,
     require_hugetlb,
     struct_page,
 )
@@ -51,6 +51,8 @@ __all__ = (
     "validate_hugetlb_folio",
     "vmemmap_saved",
 )
+
+_CACHE_KEY = "drgn_hvo.hpg_flags"
 
 
 @takes_program_or_default
@@ -77,13 +79,13 @@ def for_each_hugetlb_folio(
     """
     bound = current_hvo(prog)
     require_hugetlb(bound)
-    folio_type = folio_pointer_type(prog)
+    pointer = folio_type(prog)
     folios = bound.hugetlb.folios
     pfns = folios.head_pfn
     if hstate is not None:
         pfns = pfns[folios.order == hstate.order.value_()]
     for pfn in pfns.tolist():
-        yield Object(prog, folio_type, bound.vmemmap.page_address(pfn))
+        yield Object(prog, pointer, bound.vmemmap.page_address(pfn))
 
 
 def _head(folio: Object) -> StructPage:
@@ -113,8 +115,10 @@ def hugetlb_vmemmap_optimized(folio: Object) -> bool:
         flag is.
     """
     head = _head(folio)
-    kernel = head.bound.kernel
-    bit = hpg_flags(kernel).get("vmemmap_optimized")
+    kernel, cache = head.bound.kernel, folio.prog_.cache
+    if _CACHE_KEY not in cache:
+        cache[_CACHE_KEY] = hpg_flags(kernel)
+    bit = cache[_CACHE_KEY].get("vmemmap_optimized")
     if bit is None:
         raise UnavailableError("nothing says which bit HPG_vmemmap_optimized is")
     if not PageHuge(folio):
@@ -210,6 +214,11 @@ def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
     """
     bound = current_hvo(prog)
     require_hugetlb(bound)
+    return saved_by_node_order(bound)
+
+
+def saved_by_node_order(bound: Hvo) -> dict[tuple[Optional[int], int], int]:
+    """What :func:`vmemmap_saved()` answers, in ascending order."""
     folios = bound.hugetlb.folios
     keys = np.stack((bound.folio_nids, folios.order), axis=1)
     pairs, index = np.unique(keys, axis=0, return_inverse=True)
@@ -322,6 +331,8 @@ def _with_one_folio(bound: Hvo, i: int) -> Hvo:
     """The same kernel with a single folio, on the lists that it is on."""
     whole = bound.hugetlb
     pfn = int(whole.folios.head_pfn[i])
+    only = _only(whole.folios, i)
+    slices = only.tail_slices
     one = copy(bound)
     # What cached_property has kept of all folios.
     for name in ("hugetlb", "folio_nids", "folio_zones"):
@@ -332,7 +343,12 @@ def _with_one_folio(bound: Hvo, i: int) -> Hvo:
             replace(a_list, heads=(pfn,) * (pfn in a_list.heads))
             for a_list in whole.lists
         ),
-        folios=_only(whole.folios, i),
+        folios=only,
         hpg_flags=whole.hpg_flags,
     )
+    # As if it alone used them: that others do is not its fault.
+    vars(one)["shared_tails"] = [
+        replace(tail, mapped_by=int(slices.count[slices.pfn == tail.pfn].sum()))
+        for tail in bound.shared_tails
+    ]
     return one

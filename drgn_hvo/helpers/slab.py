@@ -10,19 +10,13 @@ public helper for: the slab of a page.
 
 from __future__ import annotations
 
-from drgn import NULL, Object, Program, Type
+from drgn import NULL, Object
 from drgn.helpers.linux.mm import PageSlab
 
-from drgn_hvo.helpers.compound import compound_head
+from drgn_hvo.helpers._bound import named_type, struct_page
+from drgn_hvo.hvo import hvo
 
 __all__ = ("page_slab",)
-
-
-def _slab_type(prog: Program) -> Type:
-    try:
-        return prog.type("struct slab *")
-    except LookupError:
-        return prog.type("struct page *")
 
 
 def page_slab(page: Object) -> Object:
@@ -40,8 +34,11 @@ def page_slab(page: Object) -> Object:
     :raises FaultError: if the struct page or its head cannot be read.
     """
     prog = page.prog_
-    head = compound_head(page)
-    slab_type = _slab_type(prog)
-    if not PageSlab(head):
+    slab_type = named_type(prog, "struct slab *") or named_type(prog, "struct page *")
+    assert slab_type is not None, "page has a type"
+    read = struct_page(hvo(prog), page.value_())
+    head = Object(prog, page.type_, read.head_address())
+    # A struct page of all ones has PG_slab, too.
+    if read.is_poisoned or not PageSlab(head):
         return NULL(prog, slab_type)
     return Object(prog, slab_type, head.value_())
