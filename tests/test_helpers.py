@@ -264,8 +264,6 @@ def test_for_each_hugetlb_folio(case):
         mine = [case.pfn(folio) for folio in for_each_hugetlb_folio(hstate)]
         order = hstate.order.value_()
         assert mine == sorted(p for p, f in case.found.items() if f.order == order)
-    with_default = drgn.get_default_prog
-    assert with_default is not None
     drgn.set_default_prog(case.prog)
     try:
         assert len(list(for_each_hugetlb_folio())) == len(folios)
@@ -326,6 +324,13 @@ def test_vmemmap_saved(case):
             saved[key] = saved.get(key, 0) + slices - 1
     assert vmemmap_saved(case.prog) == saved
     assert bool(saved) == case.generation.can_optimize
+
+
+def test_without_huge_pages():
+    _, prog = machine_and_program(describe("shared-7.3", huge_pages=(), reserved={}))
+    assert list(for_each_hugetlb_folio(prog)) == []
+    assert list(for_each_vmemmap_tail(prog)) == []
+    assert vmemmap_saved(prog) == {}
 
 
 def test_vmemmap_tails(case):
