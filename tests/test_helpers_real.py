@@ -54,7 +54,7 @@ from tests.test_real_cores import DRGN_IS_WRONG, layout_of
 SIZE = 64
 
 # Their shared tails are overwritten: tails behind the first slice look like single
-# pages (hvo-facts calls it a defect of the fifth version of the series).
+# pages, a defect of the fifth version of the series.
 OVERWRITTEN = {("seed5-1g-hit", 18)}
 
 
