@@ -7,6 +7,132 @@ HugeTLB Vmemmap Optimization for drgn
 ``drgn_hvo`` explains what HugeTLB Vmemmap Optimization (HVO) did to the struct
 page array of a kernel: on a live system, or in the vmcore of one that died,
 with or without debuginfo.
+
+It exports the helpers of :mod:`drgn_hvo.helpers`. A drgn session that has the plugin
+imports this package and may need none of them, so each comes when it is first used.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from drgn_hvo.helpers.compound import (
+        PageHead as PageHead,
+    )
+    from drgn_hvo.helpers.compound import (
+        PageHuge as PageHuge,
+    )
+    from drgn_hvo.helpers.compound import (
+        PageSnapshot as PageSnapshot,
+    )
+    from drgn_hvo.helpers.compound import (
+        PageTail as PageTail,
+    )
+    from drgn_hvo.helpers.compound import (
+        compound_head as compound_head,
+    )
+    from drgn_hvo.helpers.compound import (
+        compound_heads as compound_heads,
+    )
+    from drgn_hvo.helpers.compound import (
+        compound_info_has_mask as compound_info_has_mask,
+    )
+    from drgn_hvo.helpers.compound import (
+        compound_order as compound_order,
+    )
+    from drgn_hvo.helpers.compound import (
+        page_folio as page_folio,
+    )
+    from drgn_hvo.helpers.compound import (
+        snapshot_page as snapshot_page,
+    )
+    from drgn_hvo.helpers.hugetlb import (
+        VmemmapFrames as VmemmapFrames,
+    )
+    from drgn_hvo.helpers.hugetlb import (
+        folio_vmemmap_frames as folio_vmemmap_frames,
+    )
+    from drgn_hvo.helpers.hugetlb import (
+        for_each_hugetlb_folio as for_each_hugetlb_folio,
+    )
+    from drgn_hvo.helpers.hugetlb import (
+        hugetlb_vmemmap_optimized as hugetlb_vmemmap_optimized,
+    )
+    from drgn_hvo.helpers.hugetlb import (
+        validate_hugetlb_folio as validate_hugetlb_folio,
+    )
+    from drgn_hvo.helpers.hugetlb import (
+        vmemmap_saved as vmemmap_saved,
+    )
+    from drgn_hvo.helpers.mmzone import (
+        page_to_nid as page_to_nid,
+    )
+    from drgn_hvo.helpers.mmzone import (
+        page_zone as page_zone,
+    )
+    from drgn_hvo.helpers.mmzone import (
+        page_zonenum as page_zonenum,
+    )
+    from drgn_hvo.helpers.slab import page_slab as page_slab
+    from drgn_hvo.helpers.vmemmap import (
+        VmemmapTail as VmemmapTail,
+    )
+    from drgn_hvo.helpers.vmemmap import (
+        for_each_vmemmap_tail as for_each_vmemmap_tail,
+    )
+    from drgn_hvo.helpers.vmemmap import (
+        validate_shared_tail as validate_shared_tail,
+    )
+    from drgn_hvo.helpers.vmemmap import (
+        vmemmap_tails as vmemmap_tails,
+    )
+
 __version__ = "0.1.0"
+
+# The module of drgn_hvo.helpers that each helper is in.
+_HELPERS = {
+    "PageHead": "compound",
+    "PageHuge": "compound",
+    "PageSnapshot": "compound",
+    "PageTail": "compound",
+    "VmemmapFrames": "hugetlb",
+    "VmemmapTail": "vmemmap",
+    "compound_head": "compound",
+    "compound_heads": "compound",
+    "compound_info_has_mask": "compound",
+    "compound_order": "compound",
+    "folio_vmemmap_frames": "hugetlb",
+    "for_each_hugetlb_folio": "hugetlb",
+    "for_each_vmemmap_tail": "vmemmap",
+    "hugetlb_vmemmap_optimized": "hugetlb",
+    "page_folio": "compound",
+    "page_slab": "slab",
+    "page_to_nid": "mmzone",
+    "page_zone": "mmzone",
+    "page_zonenum": "mmzone",
+    "snapshot_page": "compound",
+    "validate_hugetlb_folio": "hugetlb",
+    "validate_shared_tail": "vmemmap",
+    "vmemmap_saved": "hugetlb",
+    "vmemmap_tails": "vmemmap",
+}
+
+__all__ = ("__version__", *_HELPERS)
+
+
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        if name not in _HELPERS:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        helper: object = getattr(
+            import_module(f"{__name__}.helpers.{_HELPERS[name]}"), name
+        )
+        # Found here from now on.
+        globals()[name] = helper
+        return helper
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HELPERS})

@@ -36,8 +36,8 @@ class Hvo:
     """
     All that is known about HVO in one kernel, as it was when it was first asked.
 
-    :param like: Another one of the same kernel, whose layout is taken over: a running
-        kernel does not change it.
+    :param like: Another one of the same kernel. What a running kernel does not change,
+        layout and fields, is taken over.
     :raises HvoError: from here or from any attribute, if it cannot be found out.
     """
 
@@ -58,6 +58,8 @@ class Hvo:
     @cached_property
     def fields(self) -> FolioFields:
         """Where folios keep their fields."""
+        if self._like is not None:
+            return self._like.fields
         return folio_fields(self.kernel)
 
     @property

@@ -17,6 +17,7 @@ from drgn.helpers.common.format import CellFormat, escape_ascii_string, print_ta
 import numpy as np
 
 from drgn_hvo.folios import Folios, Hugetlb
+from drgn_hvo.helpers.hugetlb import saved_by_node_order
 from drgn_hvo.hugetlb import LIST_NAMES, HState
 from drgn_hvo.hvo import Hvo
 from drgn_hvo.report import Document, document, human_size
@@ -148,15 +149,7 @@ def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> Document:
 
 
 def _saved(hvo: Hvo, found: Hugetlb) -> Document:
-    folios = found.folios
-    nids = hvo.folio_nids
-    keys = zip(nids.tolist(), folios.order.tolist(), folios.shared_ptes.tolist())
-    by_node_order: dict[tuple[int, int], int] = {}
-    for nid, order, pages in keys:
-        if pages:
-            key = (nid, order)
-            by_node_order[key] = by_node_order.get(key, 0) + pages
-    pages = int(folios.shared_ptes.sum())
+    pages = int(found.folios.shared_ptes.sum())
     # A frame that two slots name is one frame.
     shared = len({tail.pfn for tail in hvo.shared_tails if tail.pfn is not None})
     return {
@@ -165,8 +158,8 @@ def _saved(hvo: Hvo, found: Hugetlb) -> Document:
         "net_pages": pages - shared,
         "net_bytes": (pages - shared) * hvo.kernel.geometry.page_size,
         "by_node_order": [
-            {"nid": None if nid < 0 else nid, "order": order, "pages": count}
-            for (nid, order), count in sorted(by_node_order.items())
+            {"nid": nid, "order": order, "pages": count}
+            for (nid, order), count in saved_by_node_order(hvo).items()
         ],
     }
 

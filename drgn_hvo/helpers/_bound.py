@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What helpers share
+------------------
+
+The kernel behind a program, and one struct page of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+import time
+from typing import Optional
+
+from drgn import FaultError, Program, ProgramFlags, Type
+from drgn.helpers import ValidationError
+import numpy as np
+
+from drgn_hvo.audit import Audit, Finding
+from drgn_hvo.encoding import (
+    ALL_ONES,
+    compound_head,
+    is_poisoned,
+    page_fixed_fake_head,
+)
+from drgn_hvo.errors import UnavailableError
+from drgn_hvo.hvo import Hvo
+from drgn_hvo.memory import ByteArray
+
+__all__ = (
+    "StructPage",
+    "attempts",
+    "decide",
+    "folio_type",
+    "named_type",
+    "require_hugetlb",
+    "struct_page",
+)
+
+_CACHE_KEY = "drgn_hvo.helpers"
+
+# On a live kernel, what looks wrong is looked at so often, with a pause.
+_LIVE_ATTEMPTS = 3
+_LIVE_PAUSE = 0.1  # seconds; HVO remaps a folio in milliseconds
+
+
+def require_hugetlb(bound: Hvo) -> None:
+    """
+    :raises UnavailableError: if the pools and folios of a kernel cannot be read.
+    """
+    if not bound.kernel.has_types:
+        raise UnavailableError(
+            f"huge pages cannot be read without types: {bound.kernel.no_types_reason}; "
+            "debuginfo would do"
+        )
+    if not bound.vmemmap.has_mappings:
+        raise UnavailableError(
+            f"the page tables of {bound.kernel.arch} cannot be walked, so nothing "
+            "tells what HVO did"
+        )
+
+
+def named_type(prog: Program, name: str) -> Optional[Type]:
+    """
+    A type, looked up once: a finder takes longer than all else that a helper does.
+
+    :return: ``None`` if the kernel has none of that name.
+    """
+    known: dict[str, Optional[Type]] = prog.cache.setdefault(_CACHE_KEY, {})
+    if name not in known:
+        try:
+            known[name] = prog.type(name)
+        except LookupError:
+            known[name] = None
+    return known[name]
+
+
+def folio_type(prog: Program) -> Type:
+    """
+    ``struct folio *``. Since Linux kernel commit 7b230db3b8d3 ("mm: Introduce struct
+    folio") (in v5.16).
+
+    :raises UnavailableError: if the kernel has no such type.
+    """
+    found = named_type(prog, "struct folio *")
+    if found is None:
+        raise UnavailableError(
+            "this kernel has no struct folio, which came with Linux 5.16; "
+            "compound_head() gives the head as a struct page"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class StructPage:
+    """
+    One struct page, copied.
+
+    :param address: Where it is.
+    :param data: Its bytes.
+    """
+
+    bound: Hvo
+    address: int
+    data: bytes
+
+    def word(self, offset: int) -> int:
+        """The word at an offset in bytes."""
+        byteorder = self.bound.kernel.sources.byteorder
+        return int.from_bytes(
+            self.data[offset : offset + 8],
+            "little" if byteorder == "little" else "big",
+        )
+
+    @property
+    def info(self) -> int:
+        """``compound_info``, or ``compound_head`` before v7.1."""
+        return self.word(self.bound.kernel.struct_page.offset)
+
+    @property
+    def flags(self) -> int:
+        """``flags``."""
+        return self.word(self.bound.kernel.struct_page.flags)
+
+    @property
+    def has_PG_head(self) -> bool:
+        """Whether ``PG_head`` is set: of heads, and of fake ones."""
+        return bool(self.flags & self.bound.kernel.PG_head_mask)
+
+    @property
+    def is_poisoned(self) -> bool:
+        """Whether it was never initialised."""
+        return is_poisoned(self.info)
+
+    def head_address(self) -> int:
+        """
+        Mirror of ``_compound_head()``, with ``page_fixed_fake_head()`` where heads
+        can be fake.
+
+        :raises FaultError: if it may be a fake head and the struct page behind it
+            cannot be read.
+        """
+        if self.is_poisoned:
+            return self.address
+        has_mask = self.bound.layout.encoding.has_mask
+        geometry = self.bound.kernel.geometry
+        if (
+            self.bound.has_fake_heads
+            and geometry.power_of_2
+            and self.address % geometry.page_size == 0
+            and self.has_PG_head
+        ):
+            behind = struct_page(self.bound, self.address + len(self.data))
+            return page_fixed_fake_head(
+                self.address, self.info, True, behind.info, has_mask
+            )
+        return compound_head(self.address, self.info, has_mask)
+
+    @property
+    def is_head(self) -> bool:
+        """Mirror of ``PageHead()``."""
+        return (
+            not self.is_poisoned
+            and self.has_PG_head
+            and self.head_address() == self.address
+        )
+
+    def row(self) -> ByteArray:
+        """
+        It and the struct page behind it, as :class:`~drgn_hvo.folio.FolioFields`
+        wants it; zeros if it is no head, as then the next one is not its own.
+        """
+        behind = bytes(len(self.data))
+        if self.is_head:
+            behind = struct_page(self.bound, self.address + len(self.data)).data
+        return np.frombuffer(self.data + behind, dtype=np.uint8).reshape(1, -1)
+
+    def order(self) -> int:
+        """
+        Mirror of ``compound_order()``.
+
+        :raises UnavailableError: if nothing says where folios keep their order.
+        """
+        if not self.is_head:
+            return 0
+        orders = self.bound.fields.orders(self.row())
+        if orders is None:
+            raise UnavailableError("nothing says where folios keep their order")
+        return int(orders[0])
+
+
+def struct_page(bound: Hvo, address: int) -> StructPage:
+    """
+    Read a struct page.
+
+    :raises FaultError: if it cannot be read.
+    """
+    size = bound.kernel.struct_page.size
+    address &= ALL_ONES
+    if address > ALL_ONES - size:
+        raise FaultError("address is out of range", address)
+    return StructPage(bound, address, bound.kernel.prog.read(address, size))
+
+
+def attempts(prog: Program) -> Iterator[bool]:
+    """
+    How often a validator looks, with the pauses: once at what cannot change.
+
+    :return: Whether it is the last time.
+    """
+    if prog.flags & ProgramFlags.IS_LIVE:
+        for _ in range(_LIVE_ATTEMPTS - 1):
+            yield False
+            time.sleep(_LIVE_PAUSE)
+    yield True
+
+
+def decide(
+    audit: Audit, findings: list[Finding], rules: tuple[str, ...], address: int
+) -> None:
+    """
+    End a validator as its audit says.
+
+    :param findings: Those that count.
+    :param rules: Those that had to be decided.
+    :param address: Of what is validated.
+    :raises ValidationError: if there is a finding.
+    :raises FaultError: if there is none, but not everything could be read.
+    :raises UnavailableError: if there is none, but a rule could not be decided.
+    """
+    if findings:
+        ordered = Audit(findings=findings).ordered()
+        first, _ = ordered[0]
+        more = f" (and {len(ordered) - 1} more)" if len(ordered) > 1 else ""
+        raise ValidationError(f"{first.rule}: {first.message}{more}")
+    reasons = [audit.undecided[rule] for rule in rules if rule in audit.undecided]
+    if reasons and audit.not_in_dump:
+        raise FaultError(reasons[0], address)
+    if reasons:
+        raise UnavailableError(reasons[0])

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+HugeTLB Folios and HVO
+----------------------
+
+The ``drgn_hvo.helpers.hugetlb`` module provides helpers for the folios of hugetlb and
+for what HVO did to their struct pages: pools and their counters are in
+``drgn.helpers.linux.hugetlb``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import fields, replace
+from typing import NamedTuple, Optional, TypeVar
+
+from drgn import FaultError, Object, Program
+from drgn.helpers import ValidationError
+from drgn.helpers.common.prog import takes_program_or_default
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.audit import Audit, Finding
+from drgn_hvo.checks.context import Context
+from drgn_hvo.checks.folios import check_folios
+from drgn_hvo.checks.mapping import check_mapping
+from drgn_hvo.checks.pools import check_pools
+from drgn_hvo.errors import HvoError, UnavailableError
+from drgn_hvo.folios import Folios, Hugetlb
+from drgn_hvo.helpers._bound import (
+    StructPage,
+    attempts,
+    decide,
+    folio_type,
+    require_hugetlb,
+    struct_page,
+)
+from drgn_hvo.helpers.compound import PageHuge
+from drgn_hvo.hugetlb import hpg_flags
+from drgn_hvo.hvo import Hvo, hvo
+from drgn_hvo.memory import BoolArray, Int64Array
+
+__all__ = (
+    "VmemmapFrames",
+    "folio_vmemmap_frames",
+    "for_each_hugetlb_folio",
+    "hugetlb_vmemmap_optimized",
+    "validate_hugetlb_folio",
+    "vmemmap_saved",
+)
+
+_CACHE_KEY = "drgn_hvo.hpg_flags"
+
+
+@takes_program_or_default
+def for_each_hugetlb_folio(
+    prog: Program, hstate: Optional[Object] = None
+) -> Iterator[Object]:
+    """
+    Iterate over all hugetlb folios: those on the free and active lists of the pools,
+    and those on no list that HVO has optimized, which only the page tables of vmemmap
+    know. A folio that is on no list and not optimized, for instance while it is being
+    migrated, is not found.
+
+    All are read at the first step. Lists are followed as far as they make sense, so
+    that a damaged or changing one ends the iteration and never hangs it.
+
+    >>> sum(1 for _ in for_each_hugetlb_folio())
+    64
+    >>> free = [f for f in for_each_hugetlb_folio(hstate) if not f._refcount.counter]
+
+    :param hstate: ``struct hstate *`` of the pool; all pools if omitted.
+    :return: Iterator of ``struct folio *`` objects, by ascending PFN.
+    :raises HvoError: if the kernel has no ``struct folio``, or pools and page tables
+        cannot be read.
+    """
+    bound = hvo(prog)
+    require_hugetlb(bound)
+    pointer = folio_type(prog)
+    folios = bound.hugetlb.folios
+    pfns = folios.head_pfn
+    if hstate is not None:
+        pfns = pfns[folios.order == hstate.order.value_()]
+    for pfn in pfns.tolist():
+        yield Object(prog, pointer, bound.vmemmap.page_address(pfn))
+
+
+def _head(folio: Object) -> StructPage:
+    """
+    :raises HvoError: if it is a tail, or was never initialised.
+    """
+    read = struct_page(hvo(folio.prog_), folio.value_())
+    if read.is_poisoned or read.head_address() != read.address:
+        raise HvoError(f"{read.address:#x} is not the head of a folio")
+    return read
+
+
+def hugetlb_vmemmap_optimized(folio: Object) -> bool:
+    """
+    Return whether the kernel has marked a hugetlb folio as optimized.
+
+    This mirrors ``folio_test_hugetlb_vmemmap_optimized()``
+    (:linux:`include/linux/hugetlb.h`, before Linux 6.1 ``HPageVmemmapOptimized()``):
+    the flag ``HPG_vmemmap_optimized``. The page tables may say otherwise: HVO sets the
+    flag before it remaps anything and clears it after everything is restored, and
+    damage can be in either. :func:`folio_vmemmap_frames()` tells what is mapped, and
+    :func:`validate_hugetlb_folio()` whether both agree.
+
+    :param folio: ``struct folio *``, or ``struct page *`` of its head.
+    :raises FaultError: if the head cannot be read.
+    :raises HvoError: if *folio* is no hugetlb folio, or nothing says which bit the
+        flag is.
+    """
+    head = _head(folio)
+    kernel, cache = head.bound.kernel, folio.prog_.cache
+    if _CACHE_KEY not in cache:
+        cache[_CACHE_KEY] = hpg_flags(kernel)
+    bit = cache[_CACHE_KEY].get("vmemmap_optimized")
+    if bit is None:
+        raise UnavailableError("nothing says which bit HPG_vmemmap_optimized is")
+    if not PageHuge(folio):
+        raise HvoError(f"{head.address:#x} is not a hugetlb folio")
+    private = head.word(kernel.struct_page.require("private"))
+    return bool(private >> bit & 1)
+
+
+class VmemmapFrames(NamedTuple):
+    """
+    How the struct pages of a folio are mapped, one element a page of vmemmap; see
+    :func:`folio_vmemmap_frames()`.
+    """
+
+    pfn: Int64Array
+    """PFN of the page frame (``int64``); -1 if the page of vmemmap is not mapped."""
+
+    writable: BoolArray
+    """Whether the page table entry allows writing."""
+
+    users: Int64Array
+    """How many pages in all of vmemmap map this frame: 1 if it is private."""
+
+
+def folio_vmemmap_frames(folio: Object) -> VmemmapFrames:
+    """
+    Get the page frames that hold the struct pages of a folio, from the page tables of
+    vmemmap. An optimized folio has few different ones.
+
+    This is what ``vmemmap_remap_range()`` (:linux:`mm/hugetlb_vmemmap.c`) left behind.
+
+    >>> frames = folio_vmemmap_frames(folio)
+    >>> frames.pfn
+    array([6375, 6331, 6331, 6331, 6331, 6331, 6331, 6331])
+    >>> frames.users
+    array([  1, 224, 224, 224, 224, 224, 224, 224])
+
+    :param folio: ``struct folio *``, or ``struct page *`` of its head; any folio, not
+        only one of hugetlb.
+    :return: Arrays as long as the struct pages of the folio have pages: 8 for 2 MiB,
+        4096 for 1 GiB, with 4 KiB pages and 64 bytes a struct page.
+    :raises FaultError: if the head, or a page table on the way, cannot be read.
+    :raises HvoError: if *folio* is no folio, or page tables cannot be walked.
+    """
+    head = _head(folio)
+    bound = hvo(folio.prog_)
+    vmemmap = bound.vmemmap
+    if not vmemmap.has_mappings:
+        require_hugetlb(bound)
+    pfn, order = vmemmap.page_pfn(head.address), head.order()
+    if pfn is None or order > bound.kernel.geometry.largest_order:
+        raise HvoError(f"{head.address:#x} is not the head of a folio")
+    first, last = (
+        page * vmemmap.size // vmemmap.page_size
+        for page in (pfn, pfn + (1 << order) - 1)
+    )
+    _require_tables(bound, first, last)
+    slices = np.arange(first, last + 1, dtype=np.int64)
+    frames, mapped = vmemmap.frames(slices)
+    index, _ = vmemmap.slices_to_runs(slices)
+    writable = mapped & vmemmap.runs.writable[index]
+    users = np.where(mapped, vmemmap.users_of(frames), 0)
+    return VmemmapFrames(np.where(mapped, frames, -1), writable, users)
+
+
+def _require_tables(bound: Hvo, first: int, last: int) -> None:
+    """
+    :raises FaultError: if a page table for a range of slices is not there.
+    """
+    vmemmap = bound.vmemmap
+    start = vmemmap.base + first * vmemmap.page_size
+    end = vmemmap.base + (last + 1) * vmemmap.page_size
+    for table in vmemmap.walk.missing:
+        if table.start < end and start < table.end:
+            raise FaultError(f"page table {table.reason}", table.address)
+
+
+@takes_program_or_default
+def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
+    """
+    Get how much memory HVO saves now: the pages of vmemmap that hugetlb folios do not
+    have to themselves, as the page tables say.
+
+    Shared tail pages, which all folios of a zone and order need together, are not
+    subtracted: :func:`~drgn_hvo.helpers.vmemmap.for_each_vmemmap_tail()` counts them.
+
+    >>> vmemmap_saved()
+    {(0, 9): 224, (1, 9): 224}
+
+    :return: Number of pages (in ``PAGE_SIZE`` units) by node ID (``None`` if it is not
+        known) and order; nodes and orders that save nothing are not in it.
+    :raises HvoError: if pools and page tables cannot be read.
+    """
+    bound = hvo(prog)
+    require_hugetlb(bound)
+    return saved_by_node_order(bound)
+
+
+def saved_by_node_order(bound: Hvo) -> dict[tuple[Optional[int], int], int]:
+    """What :func:`vmemmap_saved()` answers, in ascending order."""
+    folios = bound.hugetlb.folios
+    keys = np.stack((bound.folio_nids, folios.order), axis=1)
+    pairs, index = np.unique(keys, axis=0, return_inverse=True)
+    pages = np.bincount(
+        index.reshape(-1), weights=folios.shared_ptes, minlength=len(pairs)
+    )
+    return {
+        (None if nid < 0 else nid, order): int(count)
+        for (nid, order), count in zip(pairs.tolist(), pages.tolist())
+        if count
+    }
+
+
+# What the audit says of a single folio.
+_FOLIO_RULES = (
+    "vmemmap-tail-frame",
+    "vmemmap-tail-writable",
+    "vmemmap-head-frame",
+    "folio-head",
+    "folio-tail-info",
+    "folio-optimized-flag",
+    "folio-unoptimized",
+    "folio-list",
+)
+
+
+def validate_hugetlb_folio(folio: Object) -> None:
+    """
+    Validate a hugetlb folio: its head, its tails, how its part of vmemmap is mapped,
+    whether the flag that HVO sets agrees with that, and the list that it is on.
+
+    These are the rules of ``drgn-hvo check`` whose names begin with ``folio-`` and
+    ``vmemmap-``, for one folio (without ``vmemmap-alignment``), and that it is on one
+    list only. A folio that HVO is remapping at this moment (reference count 0, on no
+    list) may have its pages of vmemmap in either state. On a live kernel, what is
+    wrong is read again before it is reported.
+
+    >>> for folio in for_each_hugetlb_folio():
+    ...     validate_hugetlb_folio(folio)
+
+    :param folio: ``struct folio *``, or ``struct page *`` of its head.
+    :raises ValidationError: if a rule does not hold. The message begins with its name.
+    :raises FaultError: if none is broken, but not everything could be read.
+    :raises HvoError: if nothing leads to the folio, so that it cannot be checked, or
+        the kernel cannot be audited.
+    """
+    for last in attempts(folio.prog_):
+        try:
+            _validate_folio(hvo(folio.prog_), folio)
+            return
+        except ValidationError:
+            if last:
+                raise
+
+
+def _validate_folio(bound: Hvo, folio: Object) -> None:
+    require_hugetlb(bound)
+    address = folio.value_()
+    pfn = bound.vmemmap.page_pfn(address)
+    found = bound.hugetlb.folios
+    index = int(np.searchsorted(found.head_pfn, -1 if pfn is None else pfn))
+    if index == len(found) or found.head_pfn[index] != pfn:
+        if PageHuge(folio) and struct_page(bound, address).is_head:
+            raise HvoError(
+                f"the hugetlb folio at {address:#x} is on no list and shares no page "
+                "of vmemmap: nothing says what it should be"
+            )
+        raise ValidationError(f"{address:#x} is not a hugetlb folio")
+    first = int(found.head_pfn[index]) * bound.vmemmap.size // bound.vmemmap.page_size
+    audit = Audit()
+    context = Context(_with_one_folio(bound, index), audit)
+    # Mappings come first: they tell whose frames the others would read.
+    for check in (check_mapping, check_folios, check_pools):
+        check(context)
+    findings = [f for f in audit.findings if _is_about(f, int(found.head_pfn[index]))]
+    if not findings:
+        _require_tables(bound, first, first + int(found.slices[index]) - 1)
+    decide(audit, findings, _FOLIO_RULES, address)
+
+
+def _is_about(finding: Finding, head_pfn: int) -> bool:
+    return finding.rule in _FOLIO_RULES or finding.about == ("list-of", head_pfn)
+
+
+T = TypeVar("T")
+
+
+def _select(table: T, which: npt.NDArray[np.generic]) -> T:
+    """Some elements of a dataclass of arrays."""
+    columns = {field.name: getattr(table, field.name) for field in fields(table)}  # type: ignore[arg-type]
+    return replace(
+        table,  # type: ignore[type-var]
+        **{
+            name: values[which]
+            for name, values in columns.items()
+            if isinstance(values, np.ndarray)
+        },
+    )
+
+
+def _only(folios: Folios, i: int) -> Folios:
+    slices = _select(folios.tail_slices, folios.tail_slices.folio == i)
+    return replace(
+        _select(folios, np.array([i], dtype=np.int64)),
+        tail_slices=replace(slices, folio=np.zeros_like(slices.folio)),
+    )
+
+
+def _with_one_folio(bound: Hvo, i: int) -> Hvo:
+    """The same kernel with a single folio, on the lists that it is on."""
+    whole = bound.hugetlb
+    pfn = int(whole.folios.head_pfn[i])
+    only = _only(whole.folios, i)
+    slices = only.tail_slices
+    one = copy(bound)
+    # What cached_property has kept of all folios.
+    for name in ("hugetlb", "folio_nids", "folio_zones"):
+        vars(one).pop(name, None)
+    vars(one)["hugetlb"] = Hugetlb(
+        hstates=(),
+        lists=tuple(
+            replace(a_list, heads=(pfn,) * (pfn in a_list.heads))
+            for a_list in whole.lists
+        ),
+        folios=only,
+        hpg_flags=whole.hpg_flags,
+    )
+    # As if it alone used them: that others do is not its fault.
+    vars(one)["shared_tails"] = [
+        replace(tail, mapped_by=int(slices.count[slices.pfn == tail.pfn].sum()))
+        for tail in bound.shared_tails
+    ]
+    return one

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Shared Tail Pages
+-----------------
+
+The ``drgn_hvo.helpers.vmemmap`` module provides helpers for the pages of tail struct
+pages that HVO shares between folios: one for each zone and order that was ever
+optimized, named in ``vmemmap_tails[]``. Since Linux kernel commit 622026e87c40
+("mm/hugetlb: remove fake head pages") (in v7.1). Earlier versions of that series had
+one for each node and order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import copy
+from typing import NamedTuple, Optional
+
+from drgn import Object, Program
+from drgn.helpers import ValidationError
+from drgn.helpers.common.prog import takes_program_or_default
+
+from drgn_hvo.audit import Audit
+from drgn_hvo.checks.context import Context
+from drgn_hvo.checks.tails import check_tails
+from drgn_hvo.encoding import ALL_ONES
+from drgn_hvo.errors import UnavailableError
+from drgn_hvo.helpers._bound import attempts, decide, require_hugetlb
+from drgn_hvo.hvo import Hvo, hvo
+from drgn_hvo.layout import TailArray
+from drgn_hvo.tails import SharedTail
+
+__all__ = (
+    "VmemmapTail",
+    "for_each_vmemmap_tail",
+    "validate_shared_tail",
+    "vmemmap_tails",
+)
+
+
+def _array(bound: Hvo) -> TailArray:
+    require_hugetlb(bound)
+    array = bound.layout.tails.array
+    if array is None:
+        raise UnavailableError(
+            "this kernel has no vmemmap_tails[]: it has no shared tail pages"
+        )
+    return array
+
+
+def vmemmap_tails(zone: Object) -> Object:
+    """
+    Get the array of shared tail pages that serves a zone: ``zone->vmemmap_tails``, or
+    ``zone->zone_pgdat->vmemmap_tails`` where nodes have it.
+
+    Index 0 is for the smallest order that HVO can optimize,
+    ``VMEMMAP_TAIL_MIN_ORDER`` (:linux:`include/linux/mmzone.h`): 7 with 4 KiB pages
+    and 64 bytes a struct page, so that 2 MiB is index 2 and 1 GiB is index 11. A slot
+    that was never used holds 0.
+
+    >>> vmemmap_tails(page_zone(page))[2]
+    (struct page *)0xff9e5eb5c0062ec0
+
+    :param zone: ``struct zone *``
+    :return: ``struct page *[]``; ``unsigned long []`` of PFNs in the fifth version of
+        the patch series.
+    :raises HvoError: if the kernel has no such array, or has no types.
+    """
+    if _array(hvo(zone.prog_)).where == "pglist_data":
+        return zone.zone_pgdat.vmemmap_tails
+    return zone.vmemmap_tails
+
+
+class VmemmapTail(NamedTuple):
+    """A used slot of ``vmemmap_tails[]``; see :func:`for_each_vmemmap_tail()`."""
+
+    nid: int
+    """ID of the NUMA node that the slot belongs to; the frame may lie elsewhere."""
+
+    zone: Optional[Object]
+    """``struct zone *`` that the slot belongs to, ``None`` if it is the node's."""
+
+    order: int
+    """The order of the folios that share the page."""
+
+    page: Object
+    """``struct page *`` of the page frame that is shared."""
+
+
+@takes_program_or_default
+def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
+    """
+    Iterate over all shared tail pages, by node, zone and order.
+
+    They are there since the first folio of their zone and order was optimized, as
+    ``vmemmap_get_tail()`` (:linux:`mm/hugetlb_vmemmap.c`) made them, and stay until
+    reboot. A slot that holds nonsense is given with that as its page.
+
+    >>> for tail in for_each_vmemmap_tail():
+    ...     print(tail.nid, tail.zone.name.string_(), tail.order, tail.page)
+    0 b'DMA32' 9 (struct page *)0xff9e5eb5c0062ec0
+    1 b'DMA32' 9 (struct page *)0xff9e5eb5c0403e40
+
+    :return: Iterator of :class:`VmemmapTail`.
+    :raises HvoError: if the kernel has no such array, or has no types.
+    """
+    bound = hvo(prog)
+    _array(bound)
+    for tail in bound.shared_tails:
+        zone = None
+        if tail.zone_index is not None:
+            zones = bound.mmzone.pgdats[tail.nid].node_zones
+            zone = zones[tail.zone_index].address_of_()
+        page = Object(prog, "struct page *", _page_address(bound, tail))
+        yield VmemmapTail(tail.nid, zone, tail.order, page)
+
+
+def _page_address(bound: Hvo, tail: SharedTail) -> int:
+    if _array(bound).element == "pfn":
+        return bound.vmemmap.page_address(tail.value) & ALL_ONES
+    return tail.value
+
+
+# What the audit says of a single shared tail page.
+_TAIL_RULES = (
+    "shared-tail-entry",
+    "shared-tail-unique",
+    "shared-tail-info",
+    "shared-tail-mapping",
+    "shared-tail-mapcount",
+    "shared-tail-flags",
+    "shared-tail-refcount",
+    "shared-tail-rest",
+)
+
+
+def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
+    """
+    Validate a shared tail page: the slot that names it, its own struct page, and every
+    word of all struct pages in it.
+
+    These are the rules of ``drgn-hvo check`` whose names begin with ``shared-tail-``,
+    for one page. On a live kernel, what is wrong is read again before it is reported.
+
+    >>> for tail in for_each_vmemmap_tail():
+    ...     validate_shared_tail(tail.page)
+
+    :param page: ``struct page *`` of the page frame that is shared, as
+        :func:`for_each_vmemmap_tail()` gives it.
+    :param strict: Whether what the rules count as a warning, a reference count that is
+        not 0, is an error.
+    :raises ValidationError: if a rule does not hold, or no slot names the page. The
+        message begins with the name of the rule.
+    :raises FaultError: if none is broken, but not everything could be read.
+    :raises HvoError: if the kernel has no shared tail pages, or cannot be audited.
+    """
+    for last in attempts(page.prog_):
+        try:
+            _validate_tail(hvo(page.prog_), page.value_(), strict)
+            return
+        except ValidationError:
+            if last:
+                raise
+
+
+def _validate_tail(bound: Hvo, address: int, strict: bool) -> None:
+    _array(bound)
+    tails = [t for t in bound.shared_tails if _page_address(bound, t) == address]
+    if not tails:
+        raise ValidationError(f"no slot of vmemmap_tails[] names the page {address:#x}")
+    one = copy(bound)
+    vars(one)["shared_tails"] = tails
+    audit = Audit()
+    check_tails(Context(one, audit))
+    findings = [
+        finding
+        for finding in audit.findings
+        if finding.rule in _TAIL_RULES and (strict or finding.severity == "error")
+    ]
+    decide(audit, findings, _TAIL_RULES, address)
