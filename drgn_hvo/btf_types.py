@@ -81,6 +81,8 @@ class BtfTypes:
         self._prog = prog
         self.btf = btf
         self._types: dict[int, Type] = {}
+        # drgn asks anew each time that a helper names a type.
+        self._found: dict[tuple[TypeKindSet, str], Optional[Type]] = {}
         self._depth = 0
         self._builders: dict[int, Callable[[int], Type]] = {
             BtfKind.INT: self._int,
@@ -101,6 +103,11 @@ class BtfTypes:
 
     def find(self, kinds: TypeKindSet, name: str) -> Optional[Type]:
         """The type with a name, of one of these kinds."""
+        if (kinds, name) not in self._found:
+            self._found[kinds, name] = self._find(kinds, name)
+        return self._found[kinds, name]
+
+    def _find(self, kinds: TypeKindSet, name: str) -> Optional[Type]:
         wanted = {kind for k in kinds for kind in _KINDS.get(k, ())}
         for type_id in self.btf.find(name, wanted) if wanted else ():
             found = self.type(type_id)
