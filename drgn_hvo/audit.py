@@ -107,6 +107,10 @@ class Audit:
             for rule in rules:
                 self.undecided.setdefault(rule, f"{what} not in this dump")
 
+    def count(self, what: str, count: int) -> None:
+        """Note that so many more were looked at."""
+        self.checked[what] = self.checked.get(what, 0) + count
+
     def failed(self, rule: str) -> bool:
         """Whether anything broke a rule."""
         return any(finding.rule == rule for finding in self.findings)

@@ -17,7 +17,7 @@ from drgn import FaultError, PlatformFlags, Program, ProgramFlags
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ("FrameReader", "Frames", "column", "is_in", "ranges")
+__all__ = ("FrameReader", "Frames", "column", "is_in", "joined", "ranges", "without")
 
 # drgn copies what it reads once; larger chunks only cost page faults.
 _CHUNK_SIZE = 1 << 20
@@ -71,6 +71,45 @@ def ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
     within = np.arange(int(counts.sum()), dtype=np.int64)
     within -= np.repeat(np.cumsum(counts) - counts - starts, counts)
     return within
+
+
+def joined(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """
+    Join ranges that touch or overlap.
+
+    :return: Starts and ends (exclusive) of what they are together, ascending.
+    """
+    order = np.argsort(starts[starts < ends], kind="stable")
+    first, last = starts[starts < ends][order], ends[starts < ends][order]
+    reached = np.maximum.accumulate(last)
+    begins = np.flatnonzero(np.concatenate(([True], first[1:] > reached[:-1])))
+    if not len(first):
+        return first, last
+    return first[begins], reached[np.concatenate((begins[1:] - 1, [len(first) - 1]))]
+
+
+def without(
+    starts: Int64Array, ends: Int64Array, holes: tuple[Int64Array, Int64Array]
+) -> tuple[Int64Array, Int64Array]:
+    """
+    Take ranges out of others.
+
+    :param starts: Of ranges that are disjoint and ascending, as :func:`joined()`
+        gives them.
+    :param holes: Starts and ends of what to take out; likewise.
+    :return: Starts and ends of what is left.
+    """
+    edges = np.unique(np.concatenate((starts, ends, *holes)))
+    kept = _covers(starts, ends, edges) & ~_covers(*holes, edges)
+    which = np.flatnonzero(kept)
+    # Behind the last edge there is nothing.
+    return edges[which], edges[which + 1]
+
+
+def _covers(starts: Int64Array, ends: Int64Array, values: Int64Array) -> BoolArray:
+    """Which values lie in disjoint, ascending ranges."""
+    begun = np.searchsorted(starts, values, side="right")
+    return begun > np.searchsorted(ends, values, side="right")
 
 
 def is_in(values: Int64Array, sorted_values: Int64Array) -> BoolArray:
