@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.folio import HEAD_PAGES, FolioFields
-from drgn_hvo.memory import ByteArray, Int64Array, column, is_in
+from drgn_hvo.memory import ByteArray, Int64Array, column, distinct, is_in
 from drgn_hvo.pagetable import U64Array
 from drgn_hvo.progress import progress
 from drgn_hvo.vmemmap import Vmemmap
@@ -71,7 +71,7 @@ class FolioHeads:
     def of(self, pfns: Int64Array) -> HeadRecords:
         """The record of each of these heads."""
         self._sort_in()
-        self.read(np.unique(pfns[~is_in(pfns, self._pfns)]))
+        self.read(distinct(pfns[~is_in(pfns, self._pfns)]))
         self._sort_in()
         return self._records[np.searchsorted(self._pfns, pfns)]
 
@@ -105,16 +105,16 @@ class FolioHeads:
         """Read heads with all of their page of vmemmap, in the order of frames."""
         vmemmap = self._vmemmap
         frames, _ = vmemmap.frames(pfns[which] * vmemmap.size // vmemmap.page_size)
-        which = which[np.argsort(frames, kind="stable")]
-        per_slice = vmemmap.kernel.geometry.pages_per_slice
+        order = np.argsort(frames, kind="stable")
+        which, frames = which[order], frames[order]
         with progress(len(which), "huge page") as bar:
             for start in range(0, len(which), _FRAMES_PER_BATCH):
-                batch = which[start : start + _FRAMES_PER_BATCH]
-                pages = vmemmap.read_pages(pfns[batch], per_slice)
-                part = self._record(pages.data, pages.present)
-                self._look_behind(pages.data, part)
-                records[batch] = part
-                bar.update(len(batch))
+                batch = slice(start, start + _FRAMES_PER_BATCH)
+                read = vmemmap.kernel.reader.read(frames[batch])
+                part = self._record(read.data, read.present)
+                self._look_behind(read.data, part)
+                records[which[batch]] = part
+                bar.update(len(part))
 
     def _record(self, rows: ByteArray, present: npt.NDArray[np.bool_]) -> HeadRecords:
         page, fields = self._vmemmap.kernel.struct_page, self._fields

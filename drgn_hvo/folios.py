@@ -30,7 +30,7 @@ from drgn_hvo.hugetlb import (
     read_lists,
 )
 from drgn_hvo.links import Links
-from drgn_hvo.memory import BoolArray, Int64Array, is_in, ranges
+from drgn_hvo.memory import BoolArray, Int64Array, distinct, is_in, ranges
 from drgn_hvo.mmzone import Mmzone
 from drgn_hvo.tails import SharedTail
 from drgn_hvo.vmemmap import Vmemmap
@@ -148,7 +148,9 @@ class Hugetlb:
 def _shared_frames(vmemmap: Vmemmap, tails: list[SharedTail]) -> Int64Array:
     """Frames that slices share, or could share, ascending."""
     named = [tail.pfn for tail in tails if tail.pfn is not None]
-    return np.union1d(vmemmap.repeated_frames, np.array(named, dtype=np.int64))
+    return distinct(
+        np.concatenate((vmemmap.repeated_frames, np.array(named, dtype=np.int64)))
+    )
 
 
 def _expand(firsts: Int64Array, lasts: Int64Array) -> tuple[Int64Array, Int64Array]:
@@ -226,7 +228,7 @@ class _Finder:
         # A folio of two slices has a single one that is shared.
         which = ((runs.step == 0) | (runs.count == 1)) & (runs.pfn == pfn)
         folios, _ = _expand(firsts[which] // slices, (ends[which] - 1) // slices)
-        return np.unique(folios) << order
+        return distinct(folios) << order
 
     def _of_unnamed(self, named: Int64Array) -> _Found:
         """
@@ -243,7 +245,7 @@ class _Finder:
             & ~runs.writable
         )
         geometry = self._vmemmap.kernel.geometry
-        pfns = np.unique(firsts[shared] - 1) * geometry.pages_per_slice
+        pfns = distinct(firsts[shared] - 1) * geometry.pages_per_slice
         pfns = pfns[pfns >= 0]
         if self._fields.order_place is None or self._fields.hugetlb_place is None:
             return _Found.merge([])

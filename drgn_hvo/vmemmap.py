@@ -27,7 +27,15 @@ import numpy.typing as npt
 from drgn_hvo.encoding import ALL_ONES, compound_heads, fixed_fake_heads
 from drgn_hvo.errors import NotInDumpError, TargetError
 from drgn_hvo.kernel import TRANSLATED_BY_DRGN, Kernel
-from drgn_hvo.memory import BoolArray, ByteArray, Frames, Int64Array, column
+from drgn_hvo.memory import (
+    BoolArray,
+    ByteArray,
+    Frames,
+    Int64Array,
+    column,
+    distinct,
+    ranges,
+)
 from drgn_hvo.pagetable import Runs, U64Array, Walk, walk
 
 __all__ = ("Mapping", "StructPages", "Vmemmap")
@@ -426,11 +434,6 @@ def _repeated_frames(runs: Runs) -> Int64Array:
         return first
     reached = np.maximum.accumulate(end)[:-1]
     overlap = np.flatnonzero(first[1:] < reached)
-    parts = [
-        np.arange(start, stop, dtype=np.int64)
-        for start, stop in zip(
-            first[1:][overlap].tolist(),
-            np.minimum(end[1:], reached)[overlap].tolist(),
-        )
-    ]
-    return np.unique(np.concatenate([runs.pfn[repeated], *parts]))
+    starts = first[1:][overlap]
+    doubles = ranges(starts, np.minimum(end[1:], reached)[overlap] - starts)
+    return distinct(np.concatenate((runs.pfn[repeated], doubles)))
