@@ -70,6 +70,8 @@ class Links:
 
     def row(self, pfn: int) -> int:
         """The row of a folio that is known from the beginning, else -1."""
+        if not self._successors:
+            return -1  # HVO is off: nothing to look up for each folio
         row = int(np.searchsorted(self.pfns, pfn))
         return row if row < len(self.pfns) and self.pfns[row] == pfn else -1
 
@@ -82,8 +84,10 @@ class Links:
         """
         pfn = self._vmemmap.page_pfn(address - self._lru)
         row = -1 if pfn is None else self.row(pfn)
+        if row < 0:
+            return []
         rows: list[int] = []
-        while row >= 0 and len(rows) < most:
+        while len(rows) < most:
             row = self._successors[row]
             if row < 0 or passed.rows[row]:
                 break

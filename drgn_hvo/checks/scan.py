@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from drgn_hvo.checks.context import Context
 from drgn_hvo.folio import HEAD_PAGES
-from drgn_hvo.memory import BoolArray, ByteArray, Int64Array, column, is_in
+from drgn_hvo.memory import BoolArray, ByteArray, Int64Array, column, distinct, is_in
 from drgn_hvo.pagetable import U64Array
 from drgn_hvo.progress import progress
 from drgn_hvo.vmemmap import StructPages
@@ -139,7 +139,7 @@ def _read(context: Context, slices: Int64Array) -> SlicePages:
 
 def scan(context: Context, rules: Sequence[SliceRule]) -> None:
     """Read what any rule wants to see, once, and show it to all that do."""
-    wanted = np.unique(np.concatenate([rule.slices for rule in rules]))
+    wanted = distinct(np.concatenate([rule.slices for rule in rules]))
     with progress(len(wanted), "page") as bar:
         for start in range(0, len(wanted), _SLICES_PER_BATCH):
             batch = wanted[start : start + _SLICES_PER_BATCH]
