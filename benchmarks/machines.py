@@ -10,6 +10,7 @@ run. Files are sparse: what folios hold is a hole.
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from drgn_hvo.synth.description import Description, HugePages, Node, Pages
@@ -62,6 +63,7 @@ def without_hvo(gib: int) -> Description:
 
 
 def write(description: Description, path: Path, container: str = "elf") -> Path:
-    """Write the core of a machine."""
-    write_core(description, path, container)
+    """Write the core of a machine, in a process whose memory is not measured."""
+    with ProcessPoolExecutor(1) as pool:
+        pool.submit(write_core, description, path, container).result()
     return path

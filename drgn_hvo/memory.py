@@ -184,6 +184,8 @@ class FrameReader:
         self.u32 = np.dtype(f"{order}u4")
         self.i32 = np.dtype(f"{order}i4")
         self._kept = _KeptFrames(page_size)
+        # The page faults of a new array for each chunk cost more than its content.
+        self._scratch = np.empty((0, page_size), dtype=np.uint8)
         # A live kernel changes: there, only reading again tells.
         self._is_live = bool(prog.flags & ProgramFlags.IS_LIVE)
 
@@ -192,10 +194,12 @@ class FrameReader:
         Read whole frames, neighbours together.
 
         :param keep: False for a pass over all of memory, to which the frames that are
-            kept mean nothing.
+            kept mean nothing; what it gets is valid until the next read.
         """
         if not keep:
-            return self._read(pfns)
+            if len(self._scratch) < len(pfns):
+                self._scratch = np.empty((len(pfns), self.page_size), dtype=np.uint8)
+            return self._read(pfns, self._scratch[: len(pfns)])
         kept = self._kept.has(pfns)
         if not kept.any():
             frames = self._read(pfns)
@@ -212,7 +216,7 @@ class FrameReader:
             self._kept.add(pfns, frames)
         return frames
 
-    def _read(self, pfns: Int64Array) -> Frames:
+    def _read(self, pfns: Int64Array, data: Optional[ByteArray] = None) -> Frames:
         size = self.page_size
         most = _CHUNK_SIZE // size
         breaks = (np.flatnonzero(np.diff(pfns) != 1) + 1).tolist()
@@ -220,7 +224,8 @@ class FrameReader:
             chunk = self._chunk(int(pfns[0]), len(pfns))
             if chunk is not None:
                 return Frames(chunk, np.ones(len(pfns), dtype=np.bool_))
-        data = np.empty((len(pfns), size), dtype=np.uint8)
+        if data is None:
+            data = np.empty((len(pfns), size), dtype=np.uint8)
         present = np.zeros(len(pfns), dtype=np.bool_)
         for start, end in zip([0, *breaks], [*breaks, len(pfns)]):
             for first in range(start, end, most):

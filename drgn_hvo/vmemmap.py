@@ -40,7 +40,7 @@ from drgn_hvo.pagetable import Runs, U64Array, Walk, walk
 
 __all__ = ("Mapping", "StructPages", "Vmemmap")
 
-# 1 MiB of struct pages a chunk: as much as stays in a processor's cache.
+# 2 MiB of struct pages a chunk: about as much as stays in a processor's cache.
 _SLICES_PER_CHUNK = 256
 
 
