@@ -93,9 +93,9 @@ def _start(core: Path, debuginfo: Optional[list[str]]) -> Iterator[Result]:
 
 
 def _crash(debuginfo: list[str], check: Usage) -> Result:
-    command = ["crash", "-s", debuginfo[1], debuginfo[0], "-i", "/dev/null"]
+    command = ["crash", "-s", "-i", "/dev/null", debuginfo[1], debuginfo[0]]
     try:
-        crash = best([*command, "--no_kmem_cache"], 1)
+        crash = run(command)
     except RuntimeError as e:
         return Result("check of a real core", 0, "(peer failed)", None, str(e), check)
     ratio = check.seconds / crash.seconds
