@@ -90,6 +90,17 @@ class Audit:
             return
         self.findings.append(finding)
 
+    def again(self, rule: str, about: Subject) -> bool:
+        """
+        Count one more finding if there is an equal one already: half a million need
+        not be made to be folded.
+        """
+        for i, finding in enumerate(self.findings):
+            if (finding.rule, finding.about) == (rule, about):
+                self.findings[i] = replace(finding, folded=finding.folded + 1)
+                return True
+        return False
+
     def _fold(self, i: int, finding: Finding, *, new_subject: bool) -> None:
         first = self.findings[i]
         affected = first.affected + (finding.affected if new_subject else 0)
