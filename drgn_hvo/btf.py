@@ -455,8 +455,8 @@ def _scan(
     :return: Word positions by type ID (that of ``void`` means nothing), and ID
         and kind of the type that could not be stepped over.
     """
-    once = {kind: 3 + size[0] for kind, size in sizes.items()}
-    each = {kind: size[1] for kind, size in sizes.items()}
+    # By the word with kind and number of elements, of which there are few hundred.
+    steps: dict[int, int] = {}
     positions = array("I", [0])
     note = positions.append
     position = 0
@@ -465,11 +465,15 @@ def _scan(
         if position + 3 > end:
             raise FormatError("BTF is damaged: its last type is cut off")
         info = words[position + 1]
-        kind = info >> 24 & _KIND_MASK
-        if kind not in once or kind == BtfKind.VOID:
-            return positions, (len(positions), kind)
+        step = steps.get(info)
+        if step is None:
+            kind = info >> 24 & _KIND_MASK
+            if kind not in sizes or kind == BtfKind.VOID:
+                return positions, (len(positions), kind)
+            once, each = sizes[kind]
+            step = steps[info] = 3 + once + each * (info & _VLEN_MASK)
         note(position)
-        position += once[kind] + each[kind] * (info & _VLEN_MASK)
+        position += step
     if position != end:
         raise FormatError("BTF is damaged: its last type is cut off")
     return positions, None

@@ -11,20 +11,18 @@ stops the others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 import logging
 import signal
 import sys
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from drgn import FaultError
-from tqdm import tqdm
 
 from drgn_hvo.errors import HvoError
 from drgn_hvo.hvo import hvo
+from drgn_hvo.progress import progress
 from drgn_hvo.report import Document
 from drgn_hvo.report.check import (
     CheckScope,
@@ -35,6 +33,9 @@ from drgn_hvo.report.check import (
     print_result,
 )
 from drgn_hvo.target import open_target
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ProcessPoolExecutor
 
 __all__ = ("CheckOptions", "check_targets")
 
@@ -88,6 +89,8 @@ def _ignore_interrupts() -> None:
 
 @contextmanager
 def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    from concurrent.futures import ProcessPoolExecutor
+
     pool = ProcessPoolExecutor(jobs, initializer=_ignore_interrupts)
     try:
         yield pool
@@ -100,6 +103,8 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _result(target: str, future: Future[_Result]) -> _Result:
+    from concurrent.futures.process import BrokenProcessPool
+
     try:
         return future.result()
     except BrokenProcessPool:
@@ -146,11 +151,10 @@ def check_targets(
     """
     statuses: list[int] = []
     documents: list[Document] = []
-    # One target is done before a bar would tell anything.
-    silent = not sys.stderr.isatty() or len(targets) == 1
-    progress = tqdm(total=len(targets), unit="target", delay=2, disable=silent)
+    # A single target shows how far it is itself.
+    show = nullcontext(None) if len(targets) == 1 else progress(len(targets), "target")
     try:
-        with progress:
+        with show as bar:
             for status, document in _results(targets, options, jobs):
                 statuses.append(status)
                 if output_format == "ktap":
@@ -160,7 +164,8 @@ def check_targets(
                     _print_next(document, output_format, len(statuses) == 1)
                 _report_error(document)
                 sys.stdout.flush()
-                progress.update()
+                if bar is not None:
+                    bar.update()
     except KeyboardInterrupt:
         done = f"{len(statuses)} of {len(targets)} targets were done"
         raise KeyboardInterrupt(done) from None

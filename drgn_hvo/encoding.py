@@ -328,13 +328,18 @@ def compound_heads(pages: WordArray, infos: WordArray, has_mask: bool) -> WordAr
     """
     import numpy as np
 
-    one = np.uint64(1)
+    tail = infos & np.uint64(1)
+    # In place: a temporary array costs more than an operation on it.
     if has_mask:
-        heads = pages & (((infos & one) - one) | infos)
+        heads = tail
+        heads -= np.uint64(1)
+        heads |= infos
+        heads &= pages
     else:
-        tail = np.uint64(0) - (infos & one)
-        heads = (pages & ~tail) | ((infos & ~one) & tail)
-    return heads | (np.uint64(0) - (infos == np.uint64(ALL_ONES)).astype(np.uint64))
+        heads = np.where(tail != 0, infos - np.uint64(1), pages)
+    none = np.uint64(ALL_ONES)
+    heads[infos == none] = none
+    return heads
 
 
 def fixed_fake_heads(

@@ -12,7 +12,6 @@ page tables. All of it is done on arrays, one element a folio.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional
@@ -20,25 +19,23 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.folio import HEAD_PAGES, FolioFields, folio_fields
+from drgn_hvo.folio import FolioFields, folio_fields
+from drgn_hvo.folio_heads import FolioHeads
 from drgn_hvo.hugetlb import (
     NO_LIST,
     HState,
     HugePageList,
-    Links,
     hpg_flags,
     read_hstates,
     read_lists,
 )
-from drgn_hvo.memory import BoolArray, Int64Array, ranges
+from drgn_hvo.links import Links
+from drgn_hvo.memory import BoolArray, Int64Array, distinct, is_in, ranges
 from drgn_hvo.mmzone import Mmzone
 from drgn_hvo.tails import SharedTail
-from drgn_hvo.vmemmap import StructPages, Vmemmap
+from drgn_hvo.vmemmap import Vmemmap
 
 __all__ = ("Folios", "Hugetlb", "Slices", "hugetlb")
-
-# Head frames are read so many at a time: 32 MiB of them.
-_HEADS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,11 @@ class Folios:
     :param PG_head: Whether its first struct page has ``PG_head``.
     :param flags: ``page->flags`` of the head.
     :param next_info: The tail word of the struct page behind the head.
+    :param tail_info: That of the next one, in the head's own page of vmemmap.
+    :param uniform: Whether it is that of all further tails in that page; false where
+        the head does not begin the page.
+    :param quiet: Whether no other struct page in that page has ``PG_head``, unless it
+        is a tail; likewise.
     :param refcount: ``_refcount``.
     :param private: ``folio->private``: the ``HPG_`` flags.
     :param is_hugetlb: Whether it is of type hugetlb; ``None`` if nothing tells.
@@ -94,6 +96,9 @@ class Folios:
     PG_head: BoolArray
     flags: npt.NDArray[np.uint64]
     next_info: npt.NDArray[np.uint64]
+    tail_info: npt.NDArray[np.uint64]
+    uniform: BoolArray
+    quiet: BoolArray
     refcount: Int64Array
     private: npt.NDArray[np.uint64]
     is_hugetlb: Optional[BoolArray]
@@ -140,32 +145,12 @@ class Hugetlb:
         return folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
 
 
-def _read_heads(vmemmap: Vmemmap, pfns: Int64Array) -> StructPages:
-    """The first struct pages of folios, in batches: only those are kept."""
-    parts = []
-    for first in range(0, len(pfns), _HEADS_PER_BATCH):
-        batch = pfns[first : first + _HEADS_PER_BATCH]
-        parts.append(vmemmap.read_pages(batch, HEAD_PAGES))
-    if not parts:
-        return vmemmap.read_pages(pfns, HEAD_PAGES)
-    return StructPages(
-        np.concatenate([part.data for part in parts]),
-        np.concatenate([part.present for part in parts]),
-    )
-
-
-def _is_in(values: Int64Array, sorted_values: Int64Array) -> BoolArray:
-    index = np.searchsorted(sorted_values, values)
-    found = np.zeros(len(values), dtype=np.bool_)
-    inside = index < len(sorted_values)
-    found[inside] = sorted_values[index[inside]] == values[inside]
-    return found
-
-
 def _shared_frames(vmemmap: Vmemmap, tails: list[SharedTail]) -> Int64Array:
     """Frames that slices share, or could share, ascending."""
     named = [tail.pfn for tail in tails if tail.pfn is not None]
-    return np.union1d(vmemmap.repeated_frames, np.array(named, dtype=np.int64))
+    return distinct(
+        np.concatenate((vmemmap.repeated_frames, np.array(named, dtype=np.int64)))
+    )
 
 
 def _expand(firsts: Int64Array, lasts: Int64Array) -> tuple[Int64Array, Int64Array]:
@@ -173,6 +158,38 @@ def _expand(firsts: Int64Array, lasts: Int64Array) -> tuple[Int64Array, Int64Arr
     counts = np.maximum(lasts - firsts + 1, 0)
     owner = np.repeat(np.arange(len(firsts), dtype=np.int64), counts)
     return ranges(firsts, counts), owner
+
+
+@dataclass(frozen=True)
+class _Found:
+    """
+    Heads of folios, by whatever led to them.
+
+    :param order: Of what led to the folio.
+    :param kind: Of the list that it is on.
+    """
+
+    pfn: Int64Array
+    order: Int64Array
+    kind: Int64Array
+
+    @classmethod
+    def alike(cls, pfns: Int64Array, order: int, kind: int = NO_LIST) -> _Found:
+        """Folios of one order."""
+        return cls(pfns, np.full_like(pfns, order), np.full_like(pfns, kind))
+
+    @classmethod
+    def merge(cls, parts: list[_Found]) -> _Found:
+        """All of them by ascending PFN; of those with one head, the last."""
+        none = cls.alike(np.zeros(0, dtype=np.int64), 0)
+        columns = zip(*((p.pfn, p.order, p.kind) for p in [none, *parts]))
+        pfn, order, kind = (np.concatenate(column)[::-1] for column in columns)
+        pfn, last = np.unique(pfn, return_index=True)
+        return cls(pfn, order[last], kind[last])
+
+    def take(self, which: BoolArray) -> _Found:
+        """Some of them."""
+        return _Found(self.pfn[which], self.order[which], self.kind[which])
 
 
 class _Finder:
@@ -184,23 +201,25 @@ class _Finder:
         self._vmemmap = vmemmap
         self._tails = tails
         self._fields = fields
+        self.heads = FolioHeads(vmemmap, fields)
         self.shared_frames = _shared_frames(vmemmap, tails)
 
-    def mapped(self) -> dict[int, int]:
-        """Order by head PFN of every folio that maps a shared frame."""
+    def mapped(self) -> _Found:
+        """Every folio that maps a shared frame."""
         named: dict[int, set[int]] = {}
         for tail in self._tails:
             if tail.pfn is not None:
                 named.setdefault(tail.pfn, set()).add(tail.order)
         # Where slots of two orders name a frame, ask the folios themselves.
         sure = {pfn: min(orders) for pfn, orders in named.items() if len(orders) == 1}
-        found: dict[int, int] = {}
-        for pfn, order in sure.items():
-            found.update(dict.fromkeys(self._of_tail(pfn, order), order))
-        found.update(self._of_unnamed(np.array(sorted(sure), dtype=np.int64)))
-        return found
+        parts = [
+            _Found.alike(self._of_tail(pfn, order), order)
+            for pfn, order in sure.items()
+        ]
+        parts.append(self._of_unnamed(np.array(sorted(sure), dtype=np.int64)))
+        return _Found.merge(parts)
 
-    def _of_tail(self, pfn: int, order: int) -> list[int]:
+    def _of_tail(self, pfn: int, order: int) -> Int64Array:
         """Heads of the folios that map a page of tails of this order."""
         geometry = self._vmemmap.kernel.geometry
         slices = geometry.slices(order)
@@ -209,9 +228,9 @@ class _Finder:
         # A folio of two slices has a single one that is shared.
         which = ((runs.step == 0) | (runs.count == 1)) & (runs.pfn == pfn)
         folios, _ = _expand(firsts[which] // slices, (ends[which] - 1) // slices)
-        return (np.unique(folios) << order).tolist()
+        return distinct(folios) << order
 
-    def _of_unnamed(self, named: Int64Array) -> Iterator[tuple[int, int]]:
+    def _of_unnamed(self, named: Int64Array) -> _Found:
         """
         Folios whose slices share a frame that no slot names: the folio's own, where
         there are fake heads, or one that a damaged slot should name. Their head is
@@ -221,24 +240,24 @@ class _Finder:
         firsts, _ = self._vmemmap.run_slices
         shared = (
             ((runs.step == 0) | (runs.count == 1))
-            & _is_in(runs.pfn, self.shared_frames)
-            & ~_is_in(runs.pfn, named)
+            & is_in(runs.pfn, self.shared_frames)
+            & ~is_in(runs.pfn, named)
             & ~runs.writable
         )
-        per_slice = self._vmemmap.kernel.geometry.pages_per_slice
-        pfns = np.unique(firsts[shared] - 1) * per_slice
+        geometry = self._vmemmap.kernel.geometry
+        pfns = distinct(firsts[shared] - 1) * geometry.pages_per_slice
         pfns = pfns[pfns >= 0]
-        heads = _read_heads(self._vmemmap, pfns)
-        orders = self._fields.orders(heads.data)
-        is_hugetlb = self._fields.are_hugetlb(heads.data)
-        if orders is None or is_hugetlb is None:
-            return
+        if self._fields.order_place is None or self._fields.hugetlb_place is None:
+            return _Found.merge([])
+        heads = self.heads.of(pfns)
+        orders = heads["order"].astype(np.int64)
         mask = np.uint64(self._vmemmap.kernel.PG_head_mask)
-        good = heads.present & is_hugetlb & ((self._vmemmap.flags(heads) & mask) != 0)
-        good &= orders >= self._vmemmap.kernel.geometry.vmemmap_tail_min_order
-        good &= orders <= self._vmemmap.kernel.geometry.largest_order
+        good = heads["present"] & heads["hugetlb"] & ((heads["flags"] & mask) != 0)
+        good &= orders >= geometry.vmemmap_tail_min_order
+        good &= orders <= geometry.largest_order
         good[good] &= pfns[good] % (1 << orders[good]) == 0
-        yield from zip(pfns[good].tolist(), orders[good].tolist())
+        found = pfns[good]
+        return _Found(found, orders[good], np.full_like(found, NO_LIST))
 
     def slices_of(self, head_pfns: Int64Array, orders: Int64Array) -> _FolioSlices:
         """How the vmemmap of each folio is mapped."""
@@ -279,7 +298,7 @@ class _FolioSlices:
         pfn = runs.pfn[run] + step * (first - firsts[run])
         shared = np.searchsorted(shared_frames, pfn + count * step, side="left")
         shared -= np.searchsorted(shared_frames, pfn, side="left")
-        repeats = np.where(_is_in(pfn, shared_frames), count, 0)
+        repeats = np.where(is_in(pfn, shared_frames), count, 0)
         shared = np.where(step == 0, repeats, shared)
         self.tails = Slices(
             folio=folio,
@@ -302,18 +321,6 @@ class _FolioSlices:
         return totals
 
 
-def _links(
-    vmemmap: Vmemmap, fields: FolioFields, pfns: Int64Array, heads: StructPages
-) -> Links:
-    """``lru`` of folios, by its address."""
-    lru = vmemmap.kernel.struct_page.require("lru")
-    addresses = vmemmap.base + lru + vmemmap.size * pfns[heads.present].astype(object)
-    following = fields.words(heads.data[heads.present], lru, 8)
-    previous = fields.words(heads.data[heads.present], lru + 8, 8)
-    links = zip(following.tolist(), previous.tolist())
-    return dict(zip(addresses.tolist(), links))
-
-
 def hugetlb(
     vmemmap: Vmemmap,
     mmzone: Mmzone,
@@ -328,24 +335,27 @@ def hugetlb(
     kernel = vmemmap.kernel
     fields = folio_fields(kernel)
     finder = _Finder(vmemmap, tails, fields)
-    orders = finder.mapped()
-    mapped_pfns = np.array(sorted(orders), dtype=np.int64)
-    links = _links(vmemmap, fields, mapped_pfns, _read_heads(vmemmap, mapped_pfns))
+    mapped = finder.mapped()
+    links = Links(vmemmap, finder.heads, mapped.pfn)
     hstates = read_hstates(kernel, mmzone, notes)
     lists: list[HugePageList] = []
     for hstate in hstates:
         lists += read_lists(vmemmap, hstate, list(mmzone.pgdats), links)
-    kinds: dict[int, int] = {}
     for a_list in lists:
         if a_list.broken is not None:
             link = a_list.broken
             notes.append(
                 f"the {a_list} is broken: the link at {link.address:#x} {link.reason}"
             )
-        orders.update(dict.fromkeys(a_list.heads, a_list.order))
-        kinds.update(dict.fromkeys(a_list.heads, a_list.kind))
-    _drop_strays(vmemmap, fields, orders, kinds)
-    folios = _folios(finder, vmemmap, fields, orders, kinds)
+    listed = _Found.merge(
+        [
+            _Found.alike(np.array(a.heads, dtype=np.int64), a.order, a.kind)
+            for a in lists
+        ]
+    )
+    unlisted = mapped.take(~is_in(mapped.pfn, listed.pfn))
+    unlisted = unlisted.take(~_are_strays(finder, vmemmap, fields, unlisted.pfn))
+    folios = _folios(finder, vmemmap, fields, _Found.merge([unlisted, listed]))
     unseen = int((~folios.present).sum())
     if unseen:
         notes.append(
@@ -355,52 +365,42 @@ def hugetlb(
     return Hugetlb(tuple(hstates), tuple(lists), folios, hpg_flags(kernel))
 
 
-def _drop_strays(
-    vmemmap: Vmemmap, fields: FolioFields, orders: dict[int, int], kinds: dict[int, int]
-) -> None:
+def _are_strays(
+    finder: _Finder, vmemmap: Vmemmap, fields: FolioFields, pfns: Int64Array
+) -> BoolArray:
     """
-    Forget what only its mapping made look like a folio: something maps a shared tail
-    page, but where the head would be there is none.
+    What only its mapping made look like a folio: something maps a shared tail page,
+    but where the head would be there is none.
     """
-    pfns = np.array(sorted(set(orders) - set(kinds)), dtype=np.int64)
-    heads = _read_heads(vmemmap, pfns)
-    PG_head = vmemmap.flags(heads) & np.uint64(vmemmap.kernel.PG_head_mask)
-    is_hugetlb = fields.are_hugetlb(heads.data)
-    no_head = PG_head == 0 if is_hugetlb is None else (PG_head == 0) | ~is_hugetlb
-    readable = heads.present & np.any(heads.data, axis=1)
-    for pfn in pfns[readable & no_head].tolist():
-        del orders[pfn]
+    heads = finder.heads.of(pfns)
+    no_head = heads["flags"] & np.uint64(vmemmap.kernel.PG_head_mask) == 0
+    if fields.hugetlb_place is not None:
+        no_head |= ~heads["hugetlb"]
+    return heads["present"] & ~heads["zeros"] & no_head
 
 
 def _folios(
-    finder: _Finder,
-    vmemmap: Vmemmap,
-    fields: FolioFields,
-    orders: dict[int, int],
-    kinds: dict[int, int],
+    finder: _Finder, vmemmap: Vmemmap, fields: FolioFields, found: _Found
 ) -> Folios:
-    struct_page = vmemmap.kernel.struct_page
-    head_pfn = np.array(sorted(orders), dtype=np.int64)
-    order = np.array([orders[pfn] for pfn in head_pfn.tolist()], dtype=np.int64)
-    heads = _read_heads(vmemmap, head_pfn)
-    slices = finder.slices_of(head_pfn, order)
-    flags = vmemmap.flags(heads)
-    refcount = fields.words(heads.data, struct_page.require("refcount"), 4)
+    heads = finder.heads.of(found.pfn)
+    slices = finder.slices_of(found.pfn, found.order)
+    flags = heads["flags"].copy()
     return Folios(
-        head_pfn=head_pfn,
-        order=order,
-        on_list=np.array(
-            [kinds.get(pfn, NO_LIST) for pfn in head_pfn.tolist()], dtype=np.int64
-        ),
+        head_pfn=found.pfn,
+        order=found.order,
+        on_list=found.kind,
         # What an ELF dump leaves out reads as zeros; no head is all zeros.
-        present=heads.present & np.any(heads.data, axis=1),
+        present=heads["present"] & ~heads["zeros"],
         PG_head=(flags & np.uint64(vmemmap.kernel.PG_head_mask)) != 0,
         flags=flags,
-        next_info=fields.words(heads.data, vmemmap.size + struct_page.offset, 8),
-        refcount=refcount.astype(np.uint32).astype(np.int32).astype(np.int64),
-        private=fields.words(heads.data, struct_page.require("private"), 8),
-        is_hugetlb=fields.are_hugetlb(heads.data),
-        own_order=fields.orders(heads.data),
+        next_info=heads["next_info"].copy(),
+        tail_info=heads["tail_info"].copy(),
+        uniform=heads["uniform"].copy(),
+        quiet=heads["quiet"].copy(),
+        refcount=heads["refcount"].astype(np.int64),
+        private=heads["private"].copy(),
+        is_hugetlb=heads["hugetlb"].copy() if fields.hugetlb_place else None,
+        own_order=heads["order"].astype(np.int64) if fields.order_place else None,
         slices=slices.count,
         mapped=slices.mapped,
         head_frame=slices.head_frame,

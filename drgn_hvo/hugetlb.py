@@ -19,6 +19,7 @@ from drgn import FaultError, Object
 from drgn.helpers.linux.hugetlb import for_each_hstate
 
 from drgn_hvo.kernel import Kernel
+from drgn_hvo.links import Links, Passed
 from drgn_hvo.mmzone import Mmzone
 from drgn_hvo.vmemmap import Vmemmap
 
@@ -30,14 +31,10 @@ __all__ = (
     "BrokenLink",
     "HState",
     "HugePageList",
-    "Links",
     "hpg_flags",
     "read_hstates",
     "read_lists",
 )
-
-#: ``next`` and ``prev`` of ``struct list_head`` by its address.
-Links = dict[int, tuple[int, int]]
 
 #: Kinds of lists, and what they are called.
 NO_LIST, FREE_LIST, ACTIVE_LIST = 0, 1, 2
@@ -173,8 +170,7 @@ def read_lists(
     """
     The free list of each node and the active list of a pool.
 
-    :param links: ``lru.next`` and ``lru.prev`` by address of ``lru``, where they are
-        known already.
+    :param links: Where to look links up.
     """
     kernel = vmemmap.kernel
     pool = Object(kernel.prog, "struct hstate *", hstate.address)
@@ -187,14 +183,6 @@ def read_lists(
     return lists
 
 
-def _read_link(vmemmap: Vmemmap, address: int, links: Links) -> tuple[int, int]:
-    link = links.get(address)
-    if link is None:
-        read = vmemmap.kernel.prog.read_u64
-        link = links[address] = read(address), read(address + 8)
-    return link
-
-
 def _follow(
     vmemmap: Vmemmap, order: int, head: int, links: Links
 ) -> tuple[list[int], Optional[BrokenLink]]:
@@ -202,21 +190,25 @@ def _follow(
     lru = vmemmap.kernel.struct_page.require("lru")
     most = vmemmap.end_pfn >> order
     pfns: list[int] = []
-    seen: set[int] = set()
+    passed = Passed(links)
     broken: Optional[BrokenLink] = None
     entry = head
     while True:
+        stretch = links.stretch(entry, passed, most + 1 - len(pfns))
+        if stretch:
+            pfns += stretch
+            entry = links.address(stretch[-1])
         try:
-            following, _ = _read_link(vmemmap, entry, links)
+            following, _ = links.find(entry, order)
         except FaultError:
             return pfns, BrokenLink(entry, None, "is not in this dump")
         pfn = vmemmap.page_pfn(following - lru)
         if following != head and pfn is None:
             return pfns, BrokenLink(entry, following, "leads to no folio")
-        if following in seen or len(pfns) > most:
+        if (pfn is not None and pfn in passed) or len(pfns) > most:
             return pfns, BrokenLink(entry, following, "leads back into the list")
         try:
-            liar = _check_back(vmemmap, entry, following, links)
+            liar = _check_back(entry, following, order, links)
         except FaultError:
             liar = BrokenLink(following, None, "is not in this dump")
         broken = broken or liar
@@ -227,22 +219,22 @@ def _follow(
         pfns.append(pfn)
         if liar is not None and liar.ends:
             return pfns, broken
-        seen.add(following)
+        passed.add(pfn)
         entry = following
 
 
 def _check_back(
-    vmemmap: Vmemmap, entry: int, following: int, links: Links
+    entry: int, following: int, order: int, links: Links
 ) -> Optional[BrokenLink]:
     """
     Whether an entry is the one in front of the next. If not, either word may be the
     wrong one: the back link is right if it leads to an entry that leads here.
     """
-    _, previous = _read_link(vmemmap, following, links)
+    _, previous = links.find(following, order)
     if previous == entry:
         return None
     try:
-        confirmed = _read_link(vmemmap, previous, links)[0] == following
+        confirmed = links.find(previous, order)[0] == following
     except (FaultError, OverflowError):
         confirmed = False
     if confirmed:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Callable, Optional
 
 import numpy as np
@@ -344,22 +345,36 @@ def _scan_names(
     73bbb94466fd ("kallsyms: support "big" kernel symbols") (in v6.1) a length
     with bit 7 set goes on in a second byte.
     """
-    starts, ends = array("q"), array("q")
+    places = array("q")
+    note = places.append
     position = 0
     try:
-        for _ in range(count):
+        # The one loop over all symbols: what can be done on arrays comes behind it.
+        for _ in repeat(None, count):
             length = names[position]
-            position += 1
-            if length & 0x80:
-                length = length & 0x7F | names[position] << 7
-                position += 1
-            starts.append(position)
-            position += length
-            ends.append(position)
-            if not length:
-                raise FormatError("kallsyms is damaged: a symbol has no name")
+            note(position)
+            if length < 0x80:
+                position += 1 + length
+            else:
+                position += 2 + (length & 0x7F | names[position + 1] << 7)
     except IndexError:
         position = len(names) + 1
+    starts, lengths = _lengths(names, np.frombuffer(places, dtype=np.int64))
+    if not lengths.all():
+        raise FormatError("kallsyms is damaged: a symbol has no name")
     if position > len(names):
         raise FormatError("kallsyms is damaged: its names run past their table")
-    return np.frombuffer(starts, dtype=np.int64), np.frombuffer(ends, dtype=np.int64)
+    return starts, starts + lengths
+
+
+def _lengths(
+    names: bytes, places: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Where names begin whose lengths are at some places, and how long they are."""
+    # A second byte that is cut off does not make a length of 0.
+    codes = np.frombuffer(names + b"\xff", dtype=np.uint8)
+    first = codes[places].astype(np.int64)
+    second = codes[places + 1].astype(np.int64)
+    is_big = first & 0x80
+    lengths = np.where(is_big != 0, first & 0x7F | second << 7, first)
+    return places + 1 + (is_big >> 7), lengths

@@ -11,15 +11,30 @@ made up: one unreadable frame does not hide its neighbours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Optional
 
-from drgn import FaultError, PlatformFlags, Program
+from drgn import FaultError, PlatformFlags, Program, ProgramFlags
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ("FrameReader", "Frames", "column", "ranges")
+__all__ = (
+    "FrameReader",
+    "Frames",
+    "column",
+    "distinct",
+    "is_in",
+    "joined",
+    "ranges",
+    "without",
+)
 
 # drgn copies what it reads once; larger chunks only cost page faults.
 _CHUNK_SIZE = 1 << 20
+
+# What is read in small pieces is looked at again by other rules: so many frames
+# are kept (8 MiB), of reads of at most so many.
+_KEPT_FRAMES = 2048
+_SMALL_READ = 512
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -48,7 +63,10 @@ def column(
     :param data: Bytes, of shape ``(…, size)``.
     :param offset: Where the field begins in a row.
     """
-    field = np.ascontiguousarray(data[..., offset : offset + dtype.itemsize])
+    size = dtype.itemsize
+    if data.flags.c_contiguous and not offset % size and not data.shape[-1] % size:
+        return data.view(dtype)[..., offset // size]
+    field = np.ascontiguousarray(data[..., offset : offset + size])
     return field.view(dtype)[..., 0]
 
 
@@ -60,13 +78,98 @@ def ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
     :param counts: How many numbers each range has.
     """
     within = np.arange(int(counts.sum()), dtype=np.int64)
-    within -= np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(starts, counts) + within
+    within -= np.repeat(np.cumsum(counts) - counts - starts, counts)
+    return within
+
+
+def distinct(values: Int64Array) -> Int64Array:
+    """``np.unique()`` by sorting: ours are almost sorted, and newer NumPy hashes."""
+    values = np.sort(values)
+    return values[np.concatenate((values[:1] == values[:1], np.diff(values) != 0))]
+
+
+def joined(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """
+    Join ranges that touch or overlap.
+
+    :return: Starts and ends (exclusive) of what they are together, ascending.
+    """
+    order = np.argsort(starts[starts < ends], kind="stable")
+    first, last = starts[starts < ends][order], ends[starts < ends][order]
+    reached = np.maximum.accumulate(last)
+    begins = np.flatnonzero(np.concatenate(([True], first[1:] > reached[:-1])))
+    if not len(first):
+        return first, last
+    return first[begins], reached[np.concatenate((begins[1:] - 1, [len(first) - 1]))]
+
+
+def without(
+    starts: Int64Array, ends: Int64Array, holes: tuple[Int64Array, Int64Array]
+) -> tuple[Int64Array, Int64Array]:
+    """
+    Take ranges out of others.
+
+    :param starts: Of ranges that are disjoint and ascending, as :func:`joined()`
+        gives them.
+    :param holes: Starts and ends of what to take out; likewise.
+    :return: Starts and ends of what is left.
+    """
+    edges = distinct(np.concatenate((starts, ends, *holes)))
+    kept = _covers(starts, ends, edges) & ~_covers(*holes, edges)
+    which = np.flatnonzero(kept)
+    # Behind the last edge there is nothing.
+    return edges[which], edges[which + 1]
+
+
+def _covers(starts: Int64Array, ends: Int64Array, values: Int64Array) -> BoolArray:
+    """Which values lie in disjoint, ascending ranges."""
+    begun = np.searchsorted(starts, values, side="right")
+    return begun > np.searchsorted(ends, values, side="right")
+
+
+def is_in(values: Int64Array, sorted_values: Int64Array) -> BoolArray:
+    """Which values occur in an ascending array."""
+    index = np.searchsorted(sorted_values, values)
+    found = np.zeros(len(values), dtype=np.bool_)
+    inside = index < len(sorted_values)
+    found[inside] = sorted_values[index[inside]] == values[inside]
+    return found
+
+
+class _KeptFrames:
+    """Frames that were read already, up to a limit; none is ever dropped."""
+
+    def __init__(self, page_size: int) -> None:
+        self._rows = np.empty((_KEPT_FRAMES, page_size), dtype=np.uint8)
+        self._places: dict[int, int] = {}
+        self._sorted = np.zeros(0, dtype=np.int64)
+        self._order = np.zeros(0, dtype=np.int64)
+
+    def add(self, pfns: Int64Array, frames: Frames) -> None:
+        """Keep what is new, as far as there is room."""
+        for i in np.flatnonzero(frames.present).tolist():
+            place = len(self._places)
+            if place == _KEPT_FRAMES:
+                break
+            if self._places.setdefault(int(pfns[i]), place) == place:
+                self._rows[place] = frames.data[i]
+        if len(self._places) != len(self._sorted):
+            known = np.fromiter(self._places, np.int64, len(self._places))
+            self._order = np.argsort(known)
+            self._sorted = known[self._order]
+
+    def has(self, pfns: Int64Array) -> BoolArray:
+        """Which frames are kept."""
+        return is_in(pfns, self._sorted)
+
+    def rows(self, pfns: Int64Array) -> ByteArray:
+        """The content of frames that are kept."""
+        return self._rows[self._order[np.searchsorted(self._sorted, pfns)]]
 
 
 class FrameReader:
     """
-    Reads page frames by PFN.
+    Reads page frames by PFN, and from a dump no frame of a small read twice.
 
     :param page_size: In bytes.
     """
@@ -80,35 +183,74 @@ class FrameReader:
         self.u64 = np.dtype(f"{order}u8")
         self.u32 = np.dtype(f"{order}u4")
         self.i32 = np.dtype(f"{order}i4")
+        self._kept = _KeptFrames(page_size)
+        # The page faults of a new array for each chunk cost more than its content.
+        self._scratch = np.empty((0, page_size), dtype=np.uint8)
+        # A live kernel changes: there, only reading again tells.
+        self._is_live = bool(prog.flags & ProgramFlags.IS_LIVE)
 
-    def read(self, pfns: Int64Array) -> Frames:
-        """Read whole frames, neighbours together."""
+    def read(self, pfns: Int64Array, *, keep: bool = True) -> Frames:
+        """
+        Read whole frames, neighbours together.
+
+        :param keep: False for a pass over all of memory, to which the frames that are
+            kept mean nothing; what it gets is valid until the next read.
+        """
+        if not keep:
+            if len(self._scratch) < len(pfns):
+                self._scratch = np.empty((len(pfns), self.page_size), dtype=np.uint8)
+            return self._read(pfns, self._scratch[: len(pfns)])
+        kept = self._kept.has(pfns)
+        if not kept.any():
+            frames = self._read(pfns)
+        elif kept.all():
+            return Frames(self._kept.rows(pfns), kept)
+        else:
+            data = np.empty((len(pfns), self.page_size), dtype=np.uint8)
+            present = kept.copy()
+            data[kept] = self._kept.rows(pfns[kept])
+            others = self._read(pfns[~kept])
+            data[~kept], present[~kept] = others.data, others.present
+            frames = Frames(data, present)
+        if len(pfns) <= _SMALL_READ and not self._is_live:
+            self._kept.add(pfns, frames)
+        return frames
+
+    def _read(self, pfns: Int64Array, data: Optional[ByteArray] = None) -> Frames:
         size = self.page_size
-        data = np.zeros((len(pfns), size), dtype=np.uint8)
-        present = np.zeros(len(pfns), dtype=np.bool_)
-        if len(pfns) == 0:
-            return Frames(data, present)
-        breaks = np.flatnonzero(np.diff(pfns) != 1) + 1
-        starts = [0, *breaks.tolist()]
-        ends = [*breaks.tolist(), len(pfns)]
         most = _CHUNK_SIZE // size
-        for start, end in zip(starts, ends):
+        breaks = (np.flatnonzero(np.diff(pfns) != 1) + 1).tolist()
+        if not breaks and 0 < len(pfns) <= most:
+            chunk = self._chunk(int(pfns[0]), len(pfns))
+            if chunk is not None:
+                return Frames(chunk, np.ones(len(pfns), dtype=np.bool_))
+        if data is None:
+            data = np.empty((len(pfns), size), dtype=np.uint8)
+        present = np.zeros(len(pfns), dtype=np.bool_)
+        for start, end in zip([0, *breaks], [*breaks, len(pfns)]):
             for first in range(start, end, most):
                 last = min(end, first + most)
                 self._fill(data, present, int(pfns[first]), first, last)
         return Frames(data, present)
 
+    def _chunk(self, pfn: int, count: int) -> Optional[ByteArray]:
+        size = self.page_size
+        try:
+            chunk = self._prog.read(pfn * size, count * size, physical=True)
+        except (FaultError, ValueError, OverflowError):
+            return None
+        return np.frombuffer(chunk, dtype=np.uint8).reshape(-1, size)
+
     def _fill(
         self, data: ByteArray, present: BoolArray, pfn: int, first: int, last: int
     ) -> None:
-        size = self.page_size
-        try:
-            chunk = self._prog.read(pfn * size, (last - first) * size, physical=True)
-        except (FaultError, ValueError, OverflowError):
-            if last - first > 1:
-                middle = (first + last) // 2
-                self._fill(data, present, pfn, first, middle)
-                self._fill(data, present, pfn + middle - first, middle, last)
-            return
-        data[first:last] = np.frombuffer(chunk, dtype=np.uint8).reshape(-1, size)
-        present[first:last] = True
+        chunk = self._chunk(pfn, last - first)
+        if chunk is not None:
+            data[first:last] = chunk
+            present[first:last] = True
+        elif last - first > 1:
+            middle = (first + last) // 2
+            self._fill(data, present, pfn, first, middle)
+            self._fill(data, present, pfn + middle - first, middle, last)
+        else:
+            data[first] = 0

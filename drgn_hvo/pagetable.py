@@ -254,6 +254,8 @@ def _without_repeats(
     Drop tables that are named twice: vmemmap never shares one, and damage that
     leads back into the same tables would make the walk grow without end.
     """
+    if len(tables.va) < 2:
+        return tables
     _, firsts = np.unique(tables.address, return_index=True)
     if len(firsts) == len(tables.va):
         return tables

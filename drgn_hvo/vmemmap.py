@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 from typing import Optional
 
 from drgn import FaultError
@@ -26,13 +27,21 @@ import numpy.typing as npt
 from drgn_hvo.encoding import ALL_ONES, compound_heads, fixed_fake_heads
 from drgn_hvo.errors import NotInDumpError, TargetError
 from drgn_hvo.kernel import TRANSLATED_BY_DRGN, Kernel
-from drgn_hvo.memory import BoolArray, ByteArray, Frames, Int64Array, column
+from drgn_hvo.memory import (
+    BoolArray,
+    ByteArray,
+    Frames,
+    Int64Array,
+    column,
+    distinct,
+    ranges,
+)
 from drgn_hvo.pagetable import Runs, U64Array, Walk, walk
 
 __all__ = ("Mapping", "StructPages", "Vmemmap")
 
-# 256 KiB of struct pages a chunk: as much as stays in a processor's cache.
-_SLICES_PER_CHUNK = 4096
+# 2 MiB of struct pages a chunk: about as much as stays in a processor's cache.
+_SLICES_PER_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,7 @@ class Vmemmap:
         """
         index, mapped = self.slices_to_runs(slices)
         if not len(self.runs):
-            return index, mapped
+            return np.full(len(slices), -1, dtype=np.int64), mapped
         firsts, _ = self.run_slices
         runs = self.runs
         offset = slices - firsts[index]
@@ -229,20 +238,27 @@ class Vmemmap:
             int(pfns[0]), bool(self.runs.writable[i]), int(self.runs.level[i])
         )
 
+    def _read_distinct(
+        self, slices: Int64Array, *, keep: bool = True
+    ) -> tuple[Frames, Int64Array]:
+        """The frames behind slices, each read once, and the row of each slice."""
+        if not self.has_mappings:
+            return self._read_virtual(slices), np.arange(len(slices), dtype=np.int64)
+        pfns, mapped = self.frames(slices)
+        if (np.diff(pfns) > 0).all() and mapped.all():
+            rows = np.arange(len(pfns), dtype=np.int64)
+            return self.kernel.reader.read(pfns, keep=keep), rows
+        # What is not mapped is PFN -1, which no dump has.
+        distinct, index = np.unique(pfns, return_inverse=True)
+        frames = self.kernel.reader.read(distinct, keep=keep)
+        return frames, index.astype(np.int64, copy=False)
+
     def _read_slices(self, slices: Int64Array) -> Frames:
         """The content of slices, shared frames read once."""
-        if not self.has_mappings:
-            return self._read_virtual(slices)
-        pfns, mapped = self.frames(slices)
-        distinct, index = np.unique(pfns[mapped], return_inverse=True)
-        frames = self.kernel.reader.read(distinct)
-        if mapped.all():
-            return Frames(frames.data[index], frames.present[index])
-        data = np.zeros((len(slices), self.page_size), dtype=np.uint8)
-        present = np.zeros(len(slices), dtype=np.bool_)
-        data[mapped] = frames.data[index]
-        present[mapped] = frames.present[index]
-        return Frames(data, present)
+        frames, index = self._read_distinct(slices)
+        if len(frames.data) == len(index) and (np.diff(index) == 1).all():
+            return frames
+        return Frames(frames.data[index], frames.present[index])
 
     def _read_virtual(self, slices: Int64Array) -> Frames:
         data = np.zeros((len(slices), self.page_size), dtype=np.uint8)
@@ -286,17 +302,20 @@ class Vmemmap:
         starts = pfns * self.size
         first = starts // self.page_size
         last = (starts + length - 1) // self.page_size
+        if length == self.page_size and (first == last).all():
+            whole = self._read_slices(first)
+            return StructPages(whole.data, whole.present)
         slices, index = np.unique(np.concatenate((first, last)), return_inverse=True)
         frames = self._read_slices(slices)
         first_row, last_row = index[: len(pfns)], index[len(pfns) :]
         present = frames.present[first_row] & frames.present[last_row]
-        flat = frames.data.reshape(-1)
         # Slices that follow each other are neighbours in the rows too.
-        begins = first_row * self.page_size + starts % self.page_size
-        if not len(pfns):
-            return StructPages(np.zeros((0, length), dtype=np.uint8), present)
-        rows = flat[begins[:, None] + np.arange(length, dtype=np.int64)[None, :]]
-        return StructPages(rows, present)
+        unit = gcd(self.size, self.page_size)
+        begins = (first_row * self.page_size + starts % self.page_size) // unit
+        within = np.arange(length // unit, dtype=np.int64)
+        units = frames.data.reshape(-1).view(f"V{unit}")
+        rows = units[begins[:, None] + within[None, :]].view(np.uint8)
+        return StructPages(rows.reshape(len(pfns), length), present)
 
     def tail_words(self, pages: StructPages) -> U64Array:
         """The tail word of each struct page."""
@@ -326,13 +345,13 @@ class Vmemmap:
             or all zeros), or the word leads out of vmemmap.
         """
         # Whole slices that are whole struct pages, too.
-        period = self.size // np.gcd(self.size, self.page_size)
-        chunk = _SLICES_PER_CHUNK // int(period) * int(period)
+        period = self.size // gcd(self.size, self.page_size)
+        chunk = _SLICES_PER_CHUNK // period * period
         slice_ = start * self.size // self.page_size // chunk * chunk
         pfn = slice_ * self.page_size // self.size
         while pfn < end:
             last = min(slice_ + chunk, -(-end * self.size // self.page_size))
-            last = slice_ + -(-(last - slice_) // int(period)) * int(period)
+            last = slice_ + -(-(last - slice_) // period) * period
             heads = self._chunk_heads(slice_, last, has_mask, has_fake_heads)
             yield heads[max(0, start - pfn) : end - pfn]
             pfn += len(heads)
@@ -341,27 +360,65 @@ class Vmemmap:
     def _chunk_heads(
         self, first: int, end: int, has_mask: bool, has_fake_heads: bool
     ) -> npt.NDArray[np.uint64]:
-        pages = self.read_slices(first, end)
-        infos = self.tail_words(pages)
-        first_pfn = first * self.page_size // self.size
-        pfns = np.arange(first_pfn, first_pfn + len(infos), dtype=np.uint64)
-        addresses = np.uint64(self.base) + pfns * np.uint64(self.size)
-        if has_fake_heads and self.kernel.geometry.power_of_2:
-            per_slice = self.kernel.geometry.pages_per_slice
-            flags = self.flags(StructPages(pages.data[::per_slice], pages.present))
-            heads = fixed_fake_heads(
-                addresses.reshape(-1, per_slice),
-                infos.reshape(-1, per_slice),
-                flags & np.uint64(self.kernel.PG_head_mask),
-                has_mask,
-            ).reshape(-1)
+        infos, PG_heads = self._chunk_words(first, end)
+        # Struct pages that straddle pages begin where the first whole one does.
+        first_pfn = -(-first * self.page_size // self.size)
+        offsets = np.arange(infos.size, dtype=np.uint64) * np.uint64(self.size)
+        addresses = (offsets + np.uint64(self.page_address(first_pfn))).reshape(
+            infos.shape
+        )
+        if has_fake_heads and PG_heads is not None:
+            heads = fixed_fake_heads(addresses, infos, PG_heads, has_mask)
         else:
             heads = compound_heads(addresses, infos, has_mask)
         none = np.uint64(ALL_ONES)
-        head_pfns = (heads - np.uint64(self.base)) // np.uint64(self.size)
-        outside = (heads == none) | (head_pfns >= np.uint64(self.kernel.max_pfn_limit))
-        head_pfns[outside | ~pages.present | ~pages.data.any(axis=1)] = none
-        return head_pfns
+        head_pfns = heads - np.uint64(self.base)
+        if self.kernel.geometry.power_of_2:
+            head_pfns >>= np.uint64(self.size.bit_length() - 1)
+        else:
+            head_pfns //= np.uint64(self.size)
+        outside = head_pfns >= np.uint64(self.kernel.max_pfn_limit)
+        outside |= heads == none
+        head_pfns[outside] = none
+        return head_pfns.reshape(-1)
+
+    def _chunk_words(
+        self, first: int, end: int
+    ) -> tuple[U64Array, Optional[npt.NDArray[np.uint64]]]:
+        """
+        The tail words of the struct pages in a range of slices, one row a slice; all
+        ones, as where nothing was ever initialised, for what the dump lacks and for
+        what is all zeros.
+
+        :return: The words, and ``PG_head`` of the first struct page of each row; with
+            a sizeof(struct page) that is no power of two, one row and ``None``.
+        """
+        if not self.kernel.geometry.power_of_2:
+            pages = self.read_slices(first, end)
+            return self._initialised_words(pages)[None, :], None
+        slices = np.arange(first, end, dtype=np.int64)
+        frames, index = self._read_distinct(slices, keep=False)
+        per_slice = self.kernel.geometry.pages_per_slice
+        pages = StructPages(
+            frames.data.reshape(-1, self.size), np.repeat(frames.present, per_slice)
+        )
+        infos = self._initialised_words(pages).reshape(-1, per_slice)
+        flags = self.flags(StructPages(pages.data[::per_slice], frames.present))
+        PG_heads = flags & np.uint64(self.kernel.PG_head_mask)
+        if len(index) == len(infos):
+            return infos, PG_heads
+        return infos[index], PG_heads[index]
+
+    def _initialised_words(self, pages: StructPages) -> U64Array:
+        infos = np.array(self.tail_words(pages))
+        # Only what has no tail word can be all zeros.
+        empty = np.flatnonzero(infos == 0)
+        rows = column(pages.data, self.kernel.struct_page.flags, self.kernel.reader.u64)
+        empty = empty[rows[empty] == 0]
+        infos[empty[~pages.data[empty].any(axis=1)]] = np.uint64(ALL_ONES)
+        if not pages.present.all():
+            infos[~pages.present] = np.uint64(ALL_ONES)
+        return infos
 
 
 def _repeated_frames(runs: Runs) -> Int64Array:
@@ -377,11 +434,6 @@ def _repeated_frames(runs: Runs) -> Int64Array:
         return first
     reached = np.maximum.accumulate(end)[:-1]
     overlap = np.flatnonzero(first[1:] < reached)
-    parts = [
-        np.arange(start, stop, dtype=np.int64)
-        for start, stop in zip(
-            first[1:][overlap].tolist(),
-            np.minimum(end[1:], reached)[overlap].tolist(),
-        )
-    ]
-    return np.unique(np.concatenate([runs.pfn[repeated], *parts]))
+    starts = first[1:][overlap]
+    doubles = ranges(starts, np.minimum(end[1:], reached)[overlap] - starts)
+    return distinct(np.concatenate((runs.pfn[repeated], doubles)))

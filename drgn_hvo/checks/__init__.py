@@ -19,8 +19,8 @@ from drgn import ProgramFlags
 from drgn_hvo.audit import Audit
 from drgn_hvo.checks.context import Context
 from drgn_hvo.checks.folios import check_folios
-from drgn_hvo.checks.heads import check_heads
 from drgn_hvo.checks.mapping import check_mapping
+from drgn_hvo.checks.pages import check_pages
 from drgn_hvo.checks.pools import check_pools
 from drgn_hvo.checks.tails import check_tails
 from drgn_hvo.errors import UnavailableError
@@ -38,7 +38,7 @@ _CHECKS: tuple[Callable[[Context], None], ...] = (
     check_mapping,
     check_folios,
     check_pools,
-    check_heads,
+    check_pages,
 )
 
 

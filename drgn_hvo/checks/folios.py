@@ -13,21 +13,18 @@ from __future__ import annotations
 from typing import Optional
 
 import numpy as np
-import numpy.typing as npt
 
 from drgn_hvo.audit import Finding
 from drgn_hvo.checks.context import Context
-from drgn_hvo.memory import BoolArray, Int64Array, ranges
+from drgn_hvo.checks.scan import Rows, SlicePages
+from drgn_hvo.memory import BoolArray, ranges
 from drgn_hvo.pagetable import U64Array
 
-__all__ = ("check_folios",)
-
-# Pages of vmemmap are read so many at a time: 16 MiB of them.
-_SLICES_PER_BATCH = 4096
+__all__ = ("FolioTails", "check_folios")
 
 
 def check_folios(context: Context) -> None:
-    """Decide ``folio-head`` and ``folio-tail-info``."""
+    """Decide ``folio-head``."""
     folios = context.hugetlb.folios
     context.audit.missing(
         "first struct pages of folios",
@@ -37,26 +34,25 @@ def check_folios(context: Context) -> None:
         "folio-optimized-flag",
         "folio-list",
     )
-    checks = _Folios(context)
-    checks.check_heads()
-    checks.check_tails()
+    _Heads(context).check()
 
 
-class _Folios:
+def _tail_words(context: Context) -> U64Array:
+    """The word that all tails of each folio hold."""
+    folios = context.hugetlb.folios
+    if context.layout.encoding.has_mask:
+        shift = folios.order + (context.size.bit_length() - 1)
+        masks = np.uint64((1 << 64) - 1) << shift.astype(np.uint64)
+        return masks | np.uint64(1)
+    offset = folios.head_pfn.astype(np.uint64) * np.uint64(context.size)
+    return (offset + np.uint64(context.vmemmap.base)) | np.uint64(1)
+
+
+class _Heads:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._folios = context.hugetlb.folios
-        self._words = self._tail_words()
-
-    def _tail_words(self) -> U64Array:
-        """The word that all tails of each folio hold."""
-        folios, context = self._folios, self._context
-        if context.layout.encoding.has_mask:
-            shift = folios.order + (context.size.bit_length() - 1)
-            masks = np.uint64((1 << 64) - 1) << shift.astype(np.uint64)
-            return masks | np.uint64(1)
-        offset = folios.head_pfn.astype(np.uint64) * np.uint64(context.size)
-        return (offset + np.uint64(context.vmemmap.base)) | np.uint64(1)
+        self._words = _tail_words(context)
 
     def _add_head(
         self,
@@ -81,7 +77,7 @@ class _Folios:
             )
         )
 
-    def check_heads(self) -> None:
+    def check(self) -> None:
         folios, context = self._folios, self._context
         page, fields = context.kernel.struct_page, context.hvo.fields
         present = context.readable
@@ -116,52 +112,59 @@ class _Folios:
     def _where(self, wrong: BoolArray) -> list[int]:
         return np.flatnonzero(wrong).tolist()
 
-    def check_tails(self) -> None:
-        """
-        Tails from the third struct page on (the second is the head's business): in
-        the first slice, and in all slices of folios that share none.
-        """
-        folios, context = self._folios, self._context
+
+class FolioTails:
+    """
+    ``folio-tail-info``: tails from the third struct page on (the second is the head's
+    business), in the first slice, and in all slices of folios that share none.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._folios = folios = context.hugetlb.folios
+        self._words = _tail_words(context)
+        per_slice = context.geometry.pages_per_slice
         first = folios.head_pfn * context.size // context.page_size
         own = folios.slices * (context.geometry.power_of_2 and folios.shared_ptes == 0)
         counts = np.where(context.readable, np.maximum(own, 1), 0)
-        slices = ranges(first, counts)
-        owner = np.repeat(np.arange(len(folios), dtype=np.int64), counts)
-        for start in range(0, len(slices), _SLICES_PER_BATCH):
-            batch = slice(start, start + _SLICES_PER_BATCH)
-            self._check_slices(slices[batch], owner[batch])
+        # What was read with the head is known.
+        known = folios.uniform & (folios.tail_info == self._words) & (counts > 0)
+        known &= 1 << folios.order >= per_slice
+        slices = ranges(first + known, counts - known)
+        owner = np.repeat(np.arange(len(folios), dtype=np.int64), counts - known)
+        # Those of folios that overlap are not in order.
+        order = np.argsort(slices, kind="stable")
+        self.slices = slices[order]
+        self._owner = owner[order]
+        self._unseen = 0
+        self._seen = int(known.sum()) * (per_slice - 2)
+        self._wrong: list[tuple[int, int, int]] = []
 
-    def _check_slices(self, slices: Int64Array, owner: Int64Array) -> None:
-        context, folios = self._context, self._folios
-        per_slice = context.geometry.pages_per_slice
-        pfns = slices * context.page_size // context.size
-        pages = context.vmemmap.read_pages(pfns, per_slice)
-        rows = pages.data.reshape(len(slices), per_slice, context.size)
-        infos = self._infos(rows)
-        # Entries of this page that belong to the folio.
-        place = pfns[:, None] + np.arange(per_slice, dtype=np.int64)[None, :]
-        place = place - folios.head_pfn[owner][:, None]
-        inside = (place > 1) & (place < (1 << folios.order[owner])[:, None])
-        zeros = ~np.any(pages.data, axis=1)
-        unseen = ~pages.present | zeros
-        context.audit.missing(
-            "pages of vmemmap of folios", int(unseen.sum()), "folio-tail-info"
-        )
-        counted = int(inside[~unseen].sum())
-        context.audit.checked["struct_pages"] = (
-            context.audit.checked.get("struct_pages", 0) + counted
-        )
-        wrong = inside & (infos != self._words[owner][:, None]) & ~unseen[:, None]
-        for row, entry in zip(*(index.tolist() for index in np.nonzero(wrong))):
-            self._add_tail(
-                int(owner[row]), int(pfns[row]) + entry, int(infos[row, entry])
-            )
+    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+        """Compare all words with the one that the folio's tails hold."""
+        owner, infos = self._owner[mine], pages.infos[rows]
+        unseen = ~pages.present[rows] | pages.zeros[rows]
+        self._unseen += int(unseen.sum())
+        # Struct pages of the folio, from the head on, that are in each row.
+        start = pages.first_pfns[rows] - self._folios.head_pfn[owner]
+        first = np.maximum(2 - start, 0)
+        end = np.minimum((1 << self._folios.order[owner]) - start, infos.shape[1])
+        self._seen += int(np.maximum(end - first, 0)[~unseen].sum())
+        wrong = infos != self._words[owner][:, None]
+        for row in np.flatnonzero(wrong.any(axis=1) & ~unseen).tolist():
+            i = int(owner[row])
+            for entry in range(max(int(first[row]), 0), int(end[row])):
+                if wrong[row, entry]:
+                    pfn = int(self._folios.head_pfn[i] + start[row]) + entry
+                    self._wrong.append((i, pfn, int(infos[row, entry])))
 
-    def _infos(self, rows: npt.NDArray[np.uint8]) -> U64Array:
-        kernel = self._context.kernel
-        at = kernel.struct_page.offset
-        field = np.ascontiguousarray(rows[:, :, at : at + 8])
-        return field.view(kernel.reader.u64)[:, :, 0].astype(np.uint64, copy=False)
+    def report(self) -> None:
+        """Add what was found to the audit."""
+        audit = self._context.audit
+        audit.missing("pages of vmemmap of folios", self._unseen, "folio-tail-info")
+        audit.count("struct_pages", self._seen)
+        for i, pfn, actual in sorted(self._wrong, key=lambda wrong: wrong[:2]):
+            self._add_tail(i, pfn, actual)
 
     def _add_tail(self, i: int, pfn: int, actual: int) -> None:
         context = self._context

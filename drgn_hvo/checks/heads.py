@@ -16,40 +16,46 @@ import numpy as np
 
 from drgn_hvo.audit import Finding, Subject
 from drgn_hvo.checks.context import Context
+from drgn_hvo.checks.scan import Rows, SlicePages
 from drgn_hvo.encoding import ALL_ONES, compound_heads
-from drgn_hvo.folio import HEAD_PAGES
-from drgn_hvo.memory import BoolArray, Int64Array, ranges
+from drgn_hvo.memory import BoolArray, Int64Array, is_in, joined, ranges, without
 from drgn_hvo.pagetable import U64Array
 from drgn_hvo.vmemmap import StructPages
 
-__all__ = ("check_heads",)
-
-_SLICES_PER_BATCH = 4096
+__all__ = ("CompoundHeads", "StrayHeads")
 
 # More pages than any folio has: for heads of which nothing is known.
 _ANY_ORDER = 1 << 32
 
 
-def check_heads(context: Context) -> None:
-    """Decide ``stray-head`` and ``compound-heads``."""
-    if "stray-head" not in context.audit.skipped:
-        _StrayHeads(context).check()
-    if "compound-heads" not in context.audit.skipped:
-        _CompoundHeads(context).check()
+def _own_heads(
+    context: Context, pfns: Int64Array, behind: U64Array, orders: Int64Array
+) -> BoolArray:
+    """
+    Which struct pages with ``PG_head`` are heads: aligned to their order, with a tail
+    of their own behind them.
+
+    :param behind: The tail words of the struct pages behind them.
+    """
+    size = np.uint64(context.size)
+    addresses = np.uint64(context.vmemmap.base) + pfns.astype(np.uint64) * size
+    has_mask = context.layout.encoding.has_mask
+    own = compound_heads(addresses + size, behind, has_mask) == addresses
+    sane = (orders > 0) & (orders <= context.geometry.largest_order)
+    aligned = sane & (pfns % (1 << np.where(sane, orders, 0)) == 0)
+    return ((behind & np.uint64(1)) != 0) & own & aligned
 
 
-class _StrayHeads:
+class StrayHeads:
+    """``stray-head``: struct pages with ``PG_head`` where HVO ever split vmemmap."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._vmemmap = context.vmemmap
         # Of no folio: PFN, and whether it has the type hugetlb.
         self._loose: dict[int, bool] = {}
-
-    def check(self) -> None:
-        slices = self._split_slices()
-        for start in range(0, len(slices), _SLICES_PER_BATCH):
-            self._check_slices(slices[start : start + _SLICES_PER_BATCH])
-        self._add_loose()
+        self._unseen = 0
+        self.slices = self._split_slices()
 
     def _split_slices(self) -> Int64Array:
         """
@@ -62,58 +68,52 @@ class _StrayHeads:
         shared = folios.tail_slices
         start = folios.head_pfn * self._context.size // self._context.page_size
         mine = self._context.hugetlb.optimized_mapping[shared.folio]
-        taken = ranges(
-            start[shared.folio[mine]] + shared.first[mine], shared.count[mine]
+        taken = start[shared.folio[mine]] + shared.first[mine]
+        known = start[self._are_known()]
+        first, end = without(
+            *joined(firsts[split], ends[split]),
+            joined(
+                np.concatenate((taken, known)),
+                np.concatenate((taken + shared.count[mine], known + 1)),
+            ),
         )
-        return np.setdiff1d(
-            ranges(firsts[split], (ends - firsts)[split]), taken, assume_unique=True
-        )
+        return ranges(first, end - first)
 
-    def _check_slices(self, slices: Int64Array) -> None:
-        context, per_slice = self._context, self._context.geometry.pages_per_slice
-        first = slices * context.page_size // context.size
-        pages = self._vmemmap.read_pages(first, per_slice)
-        rows = pages.data.reshape(-1, context.size)
-        present = np.repeat(pages.present, per_slice)
-        flat = StructPages(rows, present)
-        infos = self._vmemmap.tail_words(flat)
-        heads = (
-            self._vmemmap.flags(flat) & np.uint64(context.kernel.PG_head_mask)
-        ) != 0
-        heads &= present & ((infos & np.uint64(1)) == 0)
-        missing = int((~pages.present).sum())
-        context.audit.missing(
-            "pages of vmemmap that HVO has split", missing, "stray-head"
+    def _are_known(self) -> BoolArray:
+        """Folios whose first slice has just their own head, as was seen with it."""
+        folios = self._context.hugetlb.folios
+        if folios.own_order is None:
+            return np.zeros(len(folios), dtype=np.bool_)
+        own = _own_heads(
+            self._context, folios.head_pfn, folios.next_info, folios.own_order
         )
-        pfns = (first[:, None] + np.arange(per_slice, dtype=np.int64)[None, :]).reshape(
-            -1
-        )
-        self._check_pages(pfns[heads])
+        return folios.quiet & own
 
-    def _check_pages(self, pfns: Int64Array) -> None:
+    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+        """Find heads that are none."""
         context, fields = self._context, self._context.hvo.fields
-        rows = self._vmemmap.read_pages(pfns, HEAD_PAGES)
-        orders = fields.orders(rows.data)
+        self._unseen += int((~pages.present[rows]).sum())
+        pfns = pages.pfns(rows)[pages.heads[rows]]
+        heads = pages.read_heads(pfns)
+        orders = fields.orders(heads.data)
         if orders is None:
             reason = "nothing says where folios keep their order"
             context.audit.undecided.setdefault("stray-head", reason)
             return
-        has_mask = context.layout.encoding.has_mask
         offset = context.size + context.kernel.struct_page.offset
-        behind = fields.words(rows.data, offset, 8)
-        addresses = np.uint64(self._vmemmap.base) + pfns.astype(np.uint64) * np.uint64(
-            context.size
-        )
-        after = addresses + np.uint64(context.size)
-        own = ((behind & np.uint64(1)) != 0) & (
-            compound_heads(after, behind, has_mask) == addresses
-        )
-        sane = (orders > 0) & (orders <= context.geometry.largest_order)
-        aligned = sane & (pfns % (1 << np.where(sane, orders, 0)) == 0)
-        hugetlb = fields.are_hugetlb(rows.data)
-        for i in np.flatnonzero(rows.present & ~(own & aligned)).tolist():
+        behind = fields.words(heads.data, offset, 8)
+        hugetlb = fields.are_hugetlb(heads.data)
+        wrong = heads.present & ~_own_heads(context, pfns, behind, orders)
+        for i in np.flatnonzero(wrong).tolist():
             is_hugetlb = hugetlb is not None and bool(hugetlb[i])
             self._found(int(pfns[i]), is_hugetlb)
+
+    def report(self) -> None:
+        """Add what was found to the audit."""
+        self._context.audit.missing(
+            "pages of vmemmap that HVO has split", self._unseen, "stray-head"
+        )
+        self._add_loose()
 
     def _found(self, pfn: int, is_hugetlb: bool) -> None:
         context = self._context
@@ -198,67 +198,82 @@ class _StrayHeads:
         )
 
 
-class _CompoundHeads:
+class CompoundHeads:
+    """``compound-heads``: every tail in vmemmap."""
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._vmemmap = context.vmemmap
-
-    def check(self) -> None:
         firsts, ends = self._vmemmap.run_slices
         # Slices that share a frame hold the same words: the rules on shared tail
         # pages and on mappings decide those.
         single = self._vmemmap.runs.step == 1
-        slices = ranges(firsts[single], (ends - firsts)[single])
-        for start in range(0, len(slices), _SLICES_PER_BATCH):
-            self._check_slices(slices[start : start + _SLICES_PER_BATCH])
+        self.slices = ranges(firsts[single], (ends - firsts)[single])
+        self._seen = self._unseen = self._unseen_heads = 0
+        # How many pages the last heads cover, whose tails may go on: by PFN.
+        self._last = np.zeros(0, dtype=np.int64)
+        self._last_covers = np.zeros(0, dtype=np.int64)
 
-    def _check_slices(self, slices: Int64Array) -> None:
-        context, per_slice = self._context, self._context.geometry.pages_per_slice
-        first = slices * context.page_size // context.size
-        pages = self._vmemmap.read_pages(first, per_slice)
-        rows = StructPages(
-            pages.data.reshape(-1, context.size), np.repeat(pages.present, per_slice)
-        )
-        missing = int((~pages.present).sum())
-        context.audit.missing("pages of vmemmap", missing, "compound-heads")
-        infos = self._vmemmap.tail_words(rows)
-        tails = rows.present & ((infos & np.uint64(1)) != 0)
-        tails &= (infos != np.uint64(ALL_ONES)) & ~self._is_exempt(rows)
-        pfns = (first[:, None] + np.arange(per_slice, dtype=np.int64)[None, :]).reshape(
-            -1
-        )
-        context.audit.checked["struct_pages"] = context.audit.checked.get(
-            "struct_pages", 0
-        ) + int(rows.present.sum())
-        self._check_tails(pfns[tails], infos[tails])
+    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+        """Resolve all tails."""
+        present, infos = pages.present[rows], pages.infos[rows]
+        self._unseen += int((~present).sum())
+        self._seen += int(present.sum()) * infos.shape[1]
+        tails = (infos & np.uint64(1)) != 0
+        tails &= (infos != np.uint64(ALL_ONES)) & present[:, None]
+        tails &= ~self._is_exempt(pages.flags[rows])
+        if tails.any():
+            self._check_tails(pages, pages.pfns(rows)[tails], infos[tails])
 
-    def _is_exempt(self, pages: StructPages) -> BoolArray:
+    def report(self) -> None:
+        """Add what was counted to the audit."""
+        audit = self._context.audit
+        audit.missing("pages of vmemmap", self._unseen, "compound-heads")
+        audit.missing("heads of tails", self._unseen_heads, "compound-heads")
+        audit.count("struct_pages", self._seen)
+
+    def _is_exempt(self, flags: U64Array) -> BoolArray:
         """ZONE_DEVICE: device DAX shares tails in its own way."""
         layout = self._context.hvo.mmzone.flags_layout
         device = self._context.kernel.constant("ZONE_DEVICE")
         if layout is None or device is None:
-            return np.zeros(len(pages.data), dtype=np.bool_)
-        return layout.zonenums(self._vmemmap.flags(pages)) == device
+            return np.zeros(flags.shape, dtype=np.bool_)
+        return layout.zonenums(flags) == device
 
-    def _check_tails(self, pfns: Int64Array, infos: U64Array) -> None:
+    def _check_tails(
+        self, pages: SlicePages, pfns: Int64Array, infos: U64Array
+    ) -> None:
         context = self._context
         size, base = np.uint64(context.size), np.uint64(self._vmemmap.base)
         addresses = base + pfns.astype(np.uint64) * size
         heads = compound_heads(addresses, infos, context.layout.encoding.has_mask)
-        offset = heads - base
+        # Tails of one folio lie behind each other.
+        new = np.concatenate(([True], heads[1:] != heads[:-1]))
+        offset = heads[new] - base
         inside = (offset % size == 0) & (
             offset // size < np.uint64(self._vmemmap.end_pfn)
         )
-        head_pfns = np.where(inside, (offset // size).astype(np.int64), -1)
-        distinct, index = np.unique(head_pfns, return_inverse=True)
-        covers = self._cover(distinct)[index]
-        wrong = ~inside | (head_pfns > pfns) | (pfns >= head_pfns + covers)
+        distinct = np.where(inside, (offset // size).astype(np.int64), -1)
+        index = np.cumsum(new) - 1
+        head_pfns = distinct[index]
+        covers = self._cover(pages, distinct)[index]
+        wrong = (head_pfns < 0) | (head_pfns > pfns) | (pfns >= head_pfns + covers)
         for i in np.flatnonzero(wrong).tolist():
             self._add(int(pfns[i]), int(infos[i]), int(head_pfns[i]))
 
-    def _cover(self, pfns: Int64Array) -> Int64Array:
+    def _cover(self, pages: SlicePages, pfns: Int64Array) -> Int64Array:
         """How many pages each head covers, 0 if it is no head."""
-        rows = self._vmemmap.read_pages(pfns, HEAD_PAGES)
+        distinct, index = np.unique(pfns, return_inverse=True)
+        known = is_in(distinct, self._last)
+        covers = np.empty(len(distinct), dtype=np.int64)
+        places = np.searchsorted(self._last, distinct[known])
+        covers[known] = self._last_covers[places]
+        covers[~known] = self._read_covers(distinct[~known], pages)
+        self._last, self._last_covers = distinct, covers
+        return covers[index]
+
+    def _read_covers(self, pfns: Int64Array, pages: SlicePages) -> Int64Array:
+        rows = pages.read_heads(pfns)
         first = StructPages(rows.data[:, : self._context.size], rows.present)
         mask = np.uint64(self._context.kernel.PG_head_mask)
         is_head = rows.present & ((self._vmemmap.flags(first) & mask) != 0)
@@ -270,8 +285,7 @@ class _CompoundHeads:
         # What an ELF core leaves out reads as zeros.
         unseen = ~rows.present | ~np.any(first.data, axis=1)
         unseen &= pfns >= 0
-        missing = int(unseen.sum())
-        self._context.audit.missing("heads of tails", missing, "compound-heads")
+        self._unseen_heads += int(unseen.sum())
         largest = self._context.geometry.largest_order
         sane = is_head & (orders > 0) & (orders <= largest)
         covers = np.where(sane, 1 << np.where(sane, orders, 0), 0)

@@ -186,6 +186,9 @@ class _Mapping:
         slot = self._slot_of(i)
         # A wrong slot makes all its folios look wrong: that is one story.
         users = self._audit.about(slot) and self._context.layout.tails.kind == "shared"
+        about: Subject = ("users", *slot) if users else ("tail-frame", head_pfn)
+        if self._audit.again("vmemmap-tail-frame", about):
+            return
         first = int(slices.first[pair])
         place = self._context.entry_place(int(self._first_slice[i]) + first)
         expected = int(self._expected[i])
@@ -194,7 +197,7 @@ class _Mapping:
                 "vmemmap-tail-frame",
                 f"slice {first} of the folio of PFN {head_pfn} maps PFN "
                 f"{int(slices.pfn[pair])}, not PFN {expected}",
-                ("users", *slot) if users else ("tail-frame", head_pfn),
+                about,
                 because=(slot, ("head-frame", head_pfn)),
                 pfn=int(slices.pfn[pair]),
                 affected=self._users_of(i) if users else 1,

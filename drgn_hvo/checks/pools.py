@@ -15,10 +15,12 @@ from typing import Optional
 
 from drgn import FaultError, Object
 import numpy as np
+import numpy.typing as npt
 
 from drgn_hvo.audit import Finding, Subject
 from drgn_hvo.checks.context import Context
 from drgn_hvo.hugetlb import ACTIVE_LIST, FREE_LIST, HState, HugePageList
+from drgn_hvo.memory import BoolArray
 
 __all__ = ("check_pools",)
 
@@ -76,21 +78,29 @@ def _folio_of(context: Context, link: int) -> Optional[int]:
 
 
 def _check_doubles(context: Context) -> None:
+    lists = context.hugetlb.lists
+    if not lists:
+        return
+    pfns = np.concatenate([np.array(a.heads, dtype=np.int64) for a in lists])
+    lengths = [len(a_list.heads) for a_list in lists]
+    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths)
+    order = np.argsort(pfns, kind="stable")
+    doubles = pfns[order[1:][np.diff(pfns[order]) == 0]]
     first: dict[int, HugePageList] = {}
-    for a_list in context.hugetlb.lists:
-        for pfn in a_list.heads:
-            other = first.setdefault(pfn, a_list)
-            if other is not a_list:
-                context.audit.add(
-                    Finding(
-                        "hstate-lists",
-                        f"the folio of PFN {pfn} is on the {other} and on the {a_list}",
-                        ("list-of", pfn),
-                        because=(_list_subject(a_list), _list_subject(other)),
-                        order=a_list.order,
-                        head_pfn=pfn,
-                    )
-                )
+    for i in np.flatnonzero(np.isin(pfns, doubles)).tolist():
+        pfn, a_list = int(pfns[i]), lists[owner[i]]
+        if first.setdefault(pfn, a_list) is a_list:
+            continue
+        context.audit.add(
+            Finding(
+                "hstate-lists",
+                f"the folio of PFN {pfn} is on the {first[pfn]} and on the {a_list}",
+                ("list-of", pfn),
+                because=(_list_subject(a_list), _list_subject(first[pfn])),
+                order=a_list.order,
+                head_pfn=pfn,
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -104,12 +114,13 @@ class _Wrong:
 
 
 def _check_members(context: Context, a_list: HugePageList) -> None:
-    index = np.searchsorted(context.hugetlb.folios.head_pfn, a_list.heads)
-    for i in index.tolist():
-        if not context.readable[i]:
-            continue
+    folios = context.hugetlb.folios
+    heads = np.array(a_list.heads, dtype=np.int64)
+    index = np.searchsorted(folios.head_pfn, heads)
+    suspect = context.readable[index] & _may_be_wrong(context, a_list, index)
+    for i in index[suspect].tolist():
         for wrong in _wrong_member(context, a_list, i):
-            head_pfn = int(context.hugetlb.folios.head_pfn[i])
+            head_pfn = int(folios.head_pfn[i])
             context.audit.add(
                 Finding(
                     "folio-list",
@@ -128,6 +139,21 @@ def _check_members(context: Context, a_list: HugePageList) -> None:
                     **context.place(i),  # type: ignore[arg-type]
                 )
             )
+
+
+def _may_be_wrong(
+    context: Context, a_list: HugePageList, index: npt.NDArray[np.intp]
+) -> BoolArray:
+    """Which folios of a list to look at one by one."""
+    folios, is_free = context.hugetlb.folios, a_list.kind == FREE_LIST
+    freed = context.hugetlb.has_hpg_flag("freed")
+    suspect = np.zeros(len(index), dtype=np.bool_)
+    if freed is not None:
+        suspect |= freed[index] != is_free
+    if is_free:
+        suspect |= folios.refcount[index] != 0
+        suspect |= context.nids[index] != a_list.nid
+    return suspect
 
 
 def _wrong_member(context: Context, a_list: HugePageList, i: int) -> Iterator[_Wrong]:

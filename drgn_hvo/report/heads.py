@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 import os
-import sys
 import tempfile
 from typing import BinaryIO, Optional
 
@@ -20,6 +19,7 @@ import numpy as np
 
 from drgn_hvo.errors import HvoError, UsageError
 from drgn_hvo.hvo import Hvo
+from drgn_hvo.progress import progress
 
 __all__ = ("parse_pfn_range", "replace_file", "write_heads")
 
@@ -77,8 +77,6 @@ def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
     :param pfns: First PFN and end (exclusive); all that vmemmap has if ``None``.
     :return: The number of pages.
     """
-    from tqdm import tqdm
-
     start, end = pfns or (0, hvo.vmemmap.end_pfn)
     if end > hvo.vmemmap.end_pfn:
         raise UsageError(
@@ -90,19 +88,9 @@ def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
         start, end, has_mask=has_mask, has_fake_heads=has_fake_heads
     )
     header = {"descr": "<u8", "fortran_order": False, "shape": (end - start,)}
-    with (
-        replace_file(path) as f,
-        tqdm(
-            total=end - start,
-            unit="page",
-            unit_scale=True,
-            # Nobody wants a bar for what is done at once.
-            delay=2,
-            disable=not sys.stderr.isatty(),
-        ) as progress,
-    ):
+    with replace_file(path) as f, progress(end - start, "page") as bar:
         np.lib.format.write_array_header_1_0(f, header)
         for heads in chunks:
             f.write(heads.astype("<u8", copy=False).tobytes())
-            progress.update(len(heads))
+            bar.update(len(heads))
     return end - start

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Heads in bulk, against drgn
+---------------------------
+
+``python -m benchmarks.heads CORE``: resolve the heads of all struct pages of a core
+in three ways, and print the seconds of each as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import json
+from statistics import median
+import sys
+import time
+
+from drgn import FaultError
+from drgn.helpers.linux.mm import compound_head
+
+from drgn_hvo.hvo import Hvo, hvo
+from drgn_hvo.target import open_target
+from drgn_hvo.vmemmap import Vmemmap
+
+# drgn's loop runs over so many windows of so many pages, and is scaled up.
+_WINDOWS, _PAGES = 40, 500
+
+_TURNS = 61
+_MIB = 1 << 20
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    """Processor time: what else the machine does is not ours."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def _bulk(bound: Hvo) -> None:
+    # A new one each time: page tables are walked, too.
+    vmemmap = Vmemmap(bound.kernel)
+    has_mask = bound.layout.encoding.has_mask
+    for _ in vmemmap.compound_heads(
+        0, vmemmap.end_pfn, has_mask=has_mask, has_fake_heads=bound.has_fake_heads
+    ):
+        pass
+
+
+def _read(bound: Hvo) -> None:
+    runs, prog = bound.vmemmap.runs, bound.kernel.prog
+    page = bound.vmemmap.page_size
+    start = end = 0
+    spans = []
+    for va, count in zip(runs.va.tolist(), runs.count.tolist()):
+        if va != end:
+            spans.append((start, end))
+            start = va
+        end = va + count * page
+    for first, last in [*spans, (start, end)]:
+        for address in range(first, last, _MIB):
+            prog.read(address, min(_MIB, last - address))
+
+
+def _drgn_loop(bound: Hvo, pages: int) -> float:
+    page = bound.kernel.prog["vmemmap"].read_()
+    step = max(1, (pages - _PAGES) // _WINDOWS)
+    resolved = 0
+    start = time.process_time()
+    for first in range(0, max(1, pages - _PAGES), step):
+        for pfn in range(first, first + _PAGES):
+            try:
+                compound_head(page + pfn)
+                resolved += 1
+            except FaultError:
+                continue
+    return (time.process_time() - start) / resolved
+
+
+def main() -> None:
+    """Measure, and print."""
+    bound = hvo(open_target(sys.argv[1]))
+    pages = int(bound.vmemmap.runs.count.sum()) * bound.kernel.geometry.pages_per_slice
+    # In turns, so that both meet the same caches and neighbours.
+    turns = [
+        (_seconds(lambda: _bulk(bound)), _seconds(lambda: _read(bound)))
+        for _ in range(_TURNS)
+    ]
+    figures = {
+        "pages": pages,
+        "bulk": median(bulk for bulk, _ in turns),
+        "read": median(read for _, read in turns),
+        "drgn": _drgn_loop(bound, bound.vmemmap.end_pfn) * pages,
+    }
+    json.dump(figures, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Measuring
+---------
+
+Commands in processes of their own: time, processor time and peak memory of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+import os
+import subprocess
+import sys
+import time
+from typing import Any, Optional
+
+__all__ = ("Result", "Usage", "best", "hvo", "run")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """
+    What one command took.
+
+    :param seconds: From start to end.
+    :param cpu_seconds: Processor time, of its children too.
+    :param peak_mib: Largest resident set.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """
+    One row of the table.
+
+    :param value: What was measured, in *unit*.
+    :param target: What it should not exceed (or, for ``"times faster"``, reach).
+    :param peer: What it was measured against, in words.
+    """
+
+    name: str
+    value: float
+    unit: str
+    target: Optional[float]
+    peer: str
+    usage: Optional[Usage] = None
+    peer_usage: Optional[Usage] = None
+
+    @property
+    def met(self) -> Optional[bool]:
+        """Whether the target is met; ``None`` where there is none."""
+        if self.target is None:
+            return None
+        if self.unit == "times faster":
+            return self.value >= self.target
+        return self.value <= self.target
+
+    def as_json(self) -> dict[str, Any]:
+        """For the file."""
+        return {**asdict(self), "met": self.met}
+
+
+def run(command: Sequence[str], statuses: Sequence[int] = (0,)) -> Usage:
+    """
+    Run a command.
+
+    :param statuses: Exit statuses that are as they should be.
+    :raises RuntimeError: for any other.
+    """
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode not in statuses:
+        raise RuntimeError(f"{' '.join(command)}: status {process.returncode}")
+    return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def best(command: Sequence[str], times: int, statuses: Sequence[int] = (0,)) -> Usage:
+    """The fastest of several runs: others were disturbed."""
+    usages = [run(command, statuses) for _ in range(times)]
+    return min(usages, key=lambda usage: usage.seconds)
+
+
+def hvo(*arguments: object) -> list[str]:
+    """The command line of ``drgn-hvo``, from this very checkout."""
+    return [sys.executable, "-m", "drgn_hvo.cli", *map(str, arguments)]
