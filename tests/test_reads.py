@@ -17,7 +17,7 @@ import pytest
 from drgn_hvo import memory
 from drgn_hvo.hvo import hvo
 from drgn_hvo.memory import joined, without
-from drgn_hvo.report.check import check_document
+from drgn_hvo.report.check import CheckScope, check_document
 from drgn_hvo.synth.description import HugePages
 from drgn_hvo.synth.machine import build_machine
 from tests.synth_support import ALL, describe
@@ -54,7 +54,7 @@ def vmemmap_frames(bound):
 def test_each_frame_of_vmemmap_is_read_once(name, deep):
     prog, reads = counting_program(build_machine(describe(name)))
     bound = hvo(prog)
-    assert check_document(bound, "core", deep=deep)["status"] == "clean"
+    assert check_document(bound, "core", CheckScope(deep=deep))["status"] == "clean"
     frames = vmemmap_frames(bound)
     assert reads.keys() & frames
     assert {pfn for pfn in frames if reads[pfn] > 1} == set()
@@ -73,7 +73,7 @@ def test_heads_are_read_once_on_a_machine_of_any_size(name, monkeypatch):
     assert bound.mmzone.flags_layout
     assert bound.shared_tails is not None
     reads.clear()
-    assert check_document(bound, "core")["status"] == "clean"
+    assert check_document(bound, "core", CheckScope())["status"] == "clean"
     folios = bound.hugetlb.folios
     assert len(folios) == 80
     assert {reads[pfn] for pfn in folios.head_frame.tolist()} == {1}
