@@ -23,6 +23,8 @@ from drgn_hvo.errors import HvoError, UsageError
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
+    from drgn import Program
+
     from drgn_hvo.hvo import Hvo
 
 __all__ = ("EXIT_STATUSES", "main")
@@ -143,6 +145,7 @@ def _parser() -> _Parser:
         help="uint64 head PFNs, one a PFN; all ones where no struct page was "
         "initialised",
     )
+    _add_extract(commands)
     _add_synth(commands)
     for name, run, text in (
         ("rules", _run_rules, "what check checks"),
@@ -169,6 +172,29 @@ def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
     check.add_argument(
         "-j", dest="jobs", metavar="N", type=_jobs, default=1, help="so many processes"
     )
+
+
+def _add_extract(commands: argparse._SubParsersAction[_Parser]) -> None:
+    extract = _add_command(
+        commands, "extract", _run_extract, "minimal core to share, without user data"
+    )
+    extract.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the core to write"
+    )
+    extract.add_argument(
+        "--small",
+        action="store_true",
+        help="cut symbols and types down to those that the commands need",
+    )
+    extract.add_argument(
+        "--all-struct-pages",
+        action="store_true",
+        help="keep all of vmemmap, for check --deep and heads of all pages",
+    )
+    extract.add_argument(
+        "--force", action="store_true", help="replace FILE if it exists"
+    )
+    extract.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -206,15 +232,19 @@ def _jobs(text: str) -> int:
     return jobs
 
 
-def _open(args: argparse.Namespace, target: Optional[str] = None) -> Hvo:
-    from drgn_hvo.hvo import hvo
+def _open_program(args: argparse.Namespace) -> Program:
     from drgn_hvo.target import open_target
 
     if not args.debug:
         # drgn warns about what we say ourselves, as an error.
         logging.getLogger("drgn").setLevel(logging.ERROR)
-    prog = open_target(target or args.target, args.symbols, args.vmcoreinfo)
-    return hvo(prog, dict(args.assume))
+    return open_target(args.target, args.symbols, args.vmcoreinfo)
+
+
+def _open(args: argparse.Namespace) -> Hvo:
+    from drgn_hvo.hvo import hvo
+
+    return hvo(_open_program(args), dict(args.assume))
 
 
 def _print_json(document: object) -> None:
@@ -281,6 +311,26 @@ def _run_heads(args: argparse.Namespace) -> int:
     if os.path.realpath(args.output) == os.path.realpath(args.target):
         raise UsageError(f"{args.output}: is the target itself")
     write_heads(_open(args), args.output, pfns)
+    return 0
+
+
+def _run_extract(args: argparse.Namespace) -> int:
+    from drgn_hvo.extract.command import extract_document, print_extract
+
+    document = extract_document(
+        _open_program(args),
+        args.target,
+        args.output,
+        symbols=args.symbols,
+        assume=dict(args.assume),
+        small=args.small,
+        all_struct_pages=args.all_struct_pages,
+        force=args.force,
+    )
+    if args.json:
+        _print_json(document)
+    else:
+        print_extract(document)
     return 0
 
 
