@@ -72,7 +72,7 @@ def extract_document(
         small = small or recording.hvo.kernel.sources.extract_kind == "small"
         replaced = small_tables(recording) if small else Replaced()
         needs = find_needs(
-            recording, all_struct_pages=all_struct_pages, leave=replaced.reasons
+            recording, all_struct_pages=all_struct_pages, replaced=replaced.reads
         )
         with _progress(len(needs.frames())) as progress:
             extract = collect(base, recording.hvo, needs, replaced.pages, progress)

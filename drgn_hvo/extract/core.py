@@ -41,6 +41,9 @@ _ZLIB_LEVEL = 9
 # All that makedumpfile can leave out, is.
 _DUMP_LEVEL = 31
 
+# As a kernel calls a domain without a name.
+_NO_NAME = "(none)"
+
 
 @dataclass
 class Kept:
@@ -147,7 +150,7 @@ def write_extract(file: IO[bytes], hvo: Hvo, extract: Extract, kind: str) -> Non
     vmemmap, page_size = hvo.vmemmap, hvo.kernel.geometry.page_size
     note = _vmcoreinfo(hvo.kernel.prog, kind)
     pfns = sorted(extract.pages)
-    max_mapnr = max(vmemmap.end_pfn, *pfns[-1:], 0) + 1
+    max_mapnr = max([vmemmap.end_pfn, *(pfn + 1 for pfn in pfns[-1:])])
     firsts, ends = vmemmap.run_slices
     memory = [
         (first * page_size // vmemmap.size, -(-end * page_size // vmemmap.size))
@@ -155,10 +158,11 @@ def write_extract(file: IO[bytes], hvo: Hvo, extract: Extract, kind: str) -> Non
     ]
     dumped = [(pfn, pfn + 1) for pfn in pfns]
     header = KdumpHeader(
-        # The name of the machine is not ours to tell.
-        nodename="(none)",
-        release=hvo.kernel.release or "",
-        version="",
+        # The name of the machine is not ours to tell, and its kernel's version string
+        # is not kept; libkdumpfile takes a header with empty names for none.
+        nodename=_NO_NAME,
+        release=hvo.kernel.release or _NO_NAME,
+        version=_NO_NAME,
         machine=hvo.kernel.arch,
         page_size=page_size,
         phys_base=Vmcoreinfo(note).number("phys_base") or 0,

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 
@@ -37,6 +38,9 @@ REASONS = {
     "type and reference count",
     "words": "variables, nodes, zones, pools: the words that are read",
 }
+
+# Address and size, by reason.
+_Reads = dict[str, list[tuple[int, int]]]
 
 # A range of bytes in a frame: first, end, reason.
 _Words = dict[int, list[tuple[int, int, str]]]
@@ -91,14 +95,15 @@ class Needs:
 _NOT_KEPT = {
     Owner.DATA: "pages that are memory of processes, page cache or free by their own "
     "struct page",
-    Owner.SLAB: "pages of slab caches by their own struct page",
+    Owner.OBJECTS: "pages of slab caches, or of compound pages, by their own struct page",
     Owner.UNKNOWN: "pages of which nothing says whose they are",
 }
 
 
 class _Finder:
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, replaced: _Reads) -> None:
         self._recording = recording
+        self._replaced = replaced
         self._hvo = recording.hvo
         kernel = self._hvo.kernel
         page_table = kernel.page_table_format
@@ -108,7 +113,7 @@ class _Finder:
         self._page_size = kernel.geometry.page_size
         self._left_out: dict[str, int] = {}
 
-    def find(self, leave: frozenset[str], *, all_struct_pages: bool) -> Needs:
+    def find(self, *, all_struct_pages: bool) -> Needs:
         page_table = self._hvo.kernel.page_table_format
         assert page_table is not None, "record() has checked that"
         tables = self._translator.tables(*self._wanted())
@@ -126,15 +131,16 @@ class _Finder:
             whole,
             columns,
             _columns_mask(self._hvo),
-            self._words(leave),
+            self._words(),
             self._translator.root,
             self._translator.user_half,
             self._left_out,
         )
 
     def _reads(self) -> U64Array:
-        """First and last address of all virtual reads."""
-        reads = [read for reads in self._recording.virtual.values() for read in reads]
+        """First and last address of all that will be read virtually."""
+        by_reason = {**self._recording.virtual, **self._replaced}
+        reads = [read for reads in by_reason.values() for read in reads]
         return np.array(
             [(address, address + size - 1) for address, size in reads], dtype=np.uint64
         ).reshape(-1, 2)
@@ -176,32 +182,37 @@ class _Finder:
         pfns, _ = self._hvo.vmemmap.frames(ranges(firsts, ends - firsts))
         return np.unique(pfns)
 
-    def _only(self, pfns: Int64Array, slab: bool = False) -> Int64Array:
+    def _only(self, pfns: Int64Array, objects: bool = False) -> Int64Array:
         """Frames that are not somebody's data."""
+        if not len(pfns):
+            return pfns
         found = owners(self._hvo, pfns)
         allowed = found == Owner.KERNEL
-        if slab:
-            allowed |= found == Owner.SLAB
+        if objects:
+            allowed |= found == Owner.OBJECTS
+        if self._hvo.kernel.sources.extract_kind is not None:
+            # An extract lacks most struct pages, and was asked when it was made.
+            allowed |= found == Owner.UNKNOWN
         for owner, what in _NOT_KEPT.items():
             count = int((~allowed & (found == owner)).sum())
             if count:
                 self._left_out[what] = self._left_out.get(what, 0) + count
         return pfns[allowed]
 
-    def _words(self, leave: frozenset[str]) -> _Words:
+    def _words(self) -> _Words:
         """Virtual reads as bytes of frames."""
         page_shift = self._hvo.kernel.geometry.page_shift
         frames = self._translator.pages(pages_of(self._reads(), page_shift))
         words: _Words = {}
         for reason, reads in self._recording.virtual.items():
-            if reason in leave:
+            if reason in self._replaced:
                 continue
             for address, size in reads:
                 for page, first, end in _pieces(address, size, self._page_size):
                     if page in frames:
                         piece = (first, end, reason)
                         words.setdefault(frames[page], []).append(piece)
-        kept = self._only(np.array(sorted(words), dtype=np.int64), slab=True)
+        kept = self._only(np.array(sorted(words), dtype=np.int64), objects=True)
         return {pfn: words[pfn] for pfn in kept.tolist()}
 
 
@@ -240,12 +251,14 @@ def find_needs(
     recording: Recording,
     *,
     all_struct_pages: bool = False,
-    leave: frozenset[str] = frozenset(),
+    replaced: Optional[_Reads] = None,
 ) -> Needs:
     """
     What to keep.
 
     :param all_struct_pages: Keep all of vmemmap.
-    :param leave: Reasons whose reads are left out: something takes their place.
+    :param replaced: Reasons whose reads are left out, and what will be read in their
+        place: address and size.
     """
-    return _Finder(recording).find(leave, all_struct_pages=all_struct_pages)
+    finder = _Finder(recording, replaced or {})
+    return finder.find(all_struct_pages=all_struct_pages)

@@ -20,9 +20,9 @@ from drgn import offsetof
 import numpy as np
 
 from drgn_hvo.encoding import compound_heads
+from drgn_hvo.folio import HEAD_PAGES
 from drgn_hvo.hvo import Hvo
 from drgn_hvo.memory import BoolArray, ByteArray, Int64Array, column
-from drgn_hvo.vmemmap import StructPages
 
 __all__ = ("Owner", "owners")
 
@@ -31,7 +31,7 @@ class Owner(enum.IntEnum):
     """What the struct page of a frame says of it."""
 
     KERNEL = 0
-    SLAB = 1
+    OBJECTS = 1
     DATA = 2
     UNKNOWN = 3
 
@@ -106,7 +106,7 @@ _SIGNS = (
         "the kernel image, and what memblock gave away at boot",
     ),
     _Sign(_is_hugetlb, Owner.DATA, "a huge page"),
-    _Sign(_is_slab, Owner.SLAB, "an object of the kernel, among others"),
+    _Sign(_is_slab, Owner.OBJECTS, "objects of the kernel, of whatever kind"),
     _Sign(
         lambda rows: rows.word(rows.hvo.kernel.struct_page.mapping) != 0,
         Owner.DATA,
@@ -122,6 +122,12 @@ _SIGNS = (
         lambda rows: rows.word(rows.hvo.kernel.struct_page.refcount, 4) == 0,
         Owner.DATA,
         "free: what its last user left",
+    ),
+    _Sign(
+        lambda rows: rows.flag("PG_head"),
+        Owner.OBJECTS,
+        "struct pages and page tables come as pages of order 0; this is kmalloc(), or "
+        "a driver's buffer",
     ),
 )
 
@@ -145,29 +151,21 @@ def owners(hvo: Hvo, pfns: Int64Array) -> Int64Array:
         offset < np.uint64(vmemmap.kernel.max_pfn_limit * vmemmap.size)
     )
     head_pfns = np.where(sane, (offset // np.uint64(vmemmap.size)).astype(np.int64), -1)
-    known = pages.present & pages.data.any(axis=1) & sane
-    # Enough of a head to see that it is hugetlb.
-    heads_rows = vmemmap.read_pages(head_pfns, 3)
-    known &= heads_rows.present
+    first = vmemmap.read_pages(head_pfns)
+    known = pages.present & pages.data.any(axis=1) & sane & first.present
     found = np.full(len(pfns), Owner.UNKNOWN, dtype=np.int64)
-    if len(pfns):
-        rows = _Rows(
-            hvo,
-            heads_rows.data,
-            vmemmap.flags(_first(hvo, heads_rows)).astype(np.int64),
-        )
-        found[known] = Owner.KERNEL
-        undecided = known.copy()
-        for sign in _SIGNS:
-            holds = undecided & sign.holds(rows)
-            found[holds] = sign.owner
-            undecided &= ~holds
+    found[known] = Owner.KERNEL
+    # What tells hugetlb is behind the head, where memory may end.
+    data = vmemmap.read_pages(head_pfns, HEAD_PAGES).data
+    data[:, : vmemmap.size] = first.data
+    rows = _Rows(hvo, data, vmemmap.flags(first).astype(np.int64))
+    undecided = known.copy()
+    for sign in _SIGNS:
+        holds = undecided & sign.holds(rows)
+        found[holds] = sign.owner
+        undecided &= ~holds
     found[_inside_folios(hvo, pfns)] = Owner.DATA
     return found
-
-
-def _first(hvo: Hvo, rows: StructPages) -> StructPages:
-    return StructPages(rows.data[:, : hvo.vmemmap.size], rows.present)
 
 
 def _inside_folios(hvo: Hvo, pfns: Int64Array) -> BoolArray:

@@ -12,7 +12,7 @@ ones by frame.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from drgn import FaultError, Object, Program, ProgramFlags
 import numpy as np
@@ -21,15 +21,19 @@ from drgn_hvo.checks import run_audit
 from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.finders import install
 from drgn_hvo.hvo import Hvo
+from drgn_hvo.kernel import Kernel
 from drgn_hvo.memory import Int64Array, ranges
 from drgn_hvo.report.show import show_document
 from drgn_hvo.target import load_symbols
 from drgn_hvo.variables import VARIABLES
+from drgn_hvo.vmcoreinfo import Vmcoreinfo
 
 __all__ = ("Recorder", "Recording", "record")
 
 # More physical memory than any architecture can address.
 _MAX_PHYSICAL = 1 << 56
+# With MAX_PHYSMEM_BITS 52 and sections of 128 MiB: 2^25 sections, 128 in a page.
+_MAX_SECTION_ROOTS = 1 << 18
 _MAX_VIRTUAL = (1 << 64) - 1
 
 
@@ -147,6 +151,48 @@ def _parts(name: str, found: Object) -> list[Object]:
     return [] if name == "hstates" else [found]
 
 
+def _read_sections(prog: Program, kernel: Kernel) -> None:
+    """
+    ``mem_section[]``, by which makedumpfile and drgn's helpers find struct pages;
+    only CONFIG_SPARSEMEM_EXTREME has roots of a page each.
+    """
+    roots = kernel.vmcoreinfo.symbol("mem_section")
+    length = kernel.vmcoreinfo.length("mem_section")
+    if not roots or not length or length > _MAX_SECTION_ROOTS:
+        return
+    with suppress(FaultError):
+        table = np.frombuffer(prog.read(roots, 8 * length), dtype=kernel.reader.u64)
+        for sections in table[table != 0].tolist():
+            with suppress(FaultError):
+                prog.read(sections, kernel.geometry.page_size)
+
+
+# Strings of struct new_utsname, 65 bytes each (__NEW_UTS_LEN + 1), and which are kept:
+# not those that name the machine.
+_UTSNAME_SIZE = 65
+_UTSNAME = (
+    ("sysname", True),
+    ("nodename", False),
+    ("release", True),
+    ("version", True),
+    ("machine", True),
+    ("domainname", False),
+)
+
+
+def _read_utsname(prog: Program, vmcoreinfo: Vmcoreinfo) -> None:
+    """What makedumpfile and crash look at before anything else."""
+    namespace = vmcoreinfo.address("init_uts_ns")
+    offset = vmcoreinfo.offset("uts_namespace.name")
+    if namespace is None or offset is None:
+        return
+    for i, (_, is_kept) in enumerate(_UTSNAME):
+        if is_kept:
+            address = namespace + offset + i * _UTSNAME_SIZE
+            with suppress(FaultError):
+                prog.read(address, _UTSNAME_SIZE)
+
+
 def record(base: Program, symbols: Sequence[str], assume: dict[str, str]) -> Recording:
     """
     Run the commands.
@@ -167,4 +213,6 @@ def record(base: Program, symbols: Sequence[str], assume: dict[str, str]) -> Rec
     if hvo.kernel.has_types:
         run_audit(hvo)
     _read_variables(recorder.prog)
+    _read_sections(recorder.prog, hvo.kernel)
+    _read_utsname(recorder.prog, hvo.kernel.vmcoreinfo)
     return Recording(recorder, hvo)

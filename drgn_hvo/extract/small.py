@@ -33,15 +33,13 @@ class Replaced:
 
     :param pages: By frame and offset in it.
     :param sizes: How many pages and bytes, by the reason whose reads they replace.
+    :param reads: Address and size of what is now there to be read, likewise.
     """
 
     pages: dict[int, dict[int, bytes]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
-    @property
-    def reasons(self) -> frozenset[str]:
-        """The reasons whose reads need not be kept."""
-        return frozenset(self.sizes)
+    reads: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
 
 def _image_parts(
@@ -51,9 +49,11 @@ def _image_parts(
     offsets = "kallsyms_offsets"
     if offsets not in symbols:
         offsets = "kallsyms_addresses"
+    # Readers take all that lies in front of the next table for names.
+    names_size = symbols["kallsyms_token_table"] - symbols["kallsyms_names"]
     parts = [
         (symbols["kallsyms_num_syms"], image.num_syms),
-        (symbols["kallsyms_names"], image.names),
+        (symbols["kallsyms_names"], image.names.ljust(names_size, b"\0")),
         (symbols["kallsyms_token_table"], image.token_table),
         (symbols["kallsyms_token_index"], image.token_index),
         (symbols[offsets], image.offsets),
@@ -126,13 +126,21 @@ def small_tables(recording: Recording) -> Replaced:
     reader = FrameReader(recording.base, page_size)
     translator = Translator(reader, page_table, kernel.vmcoreinfo)
     for reason, parts in cut.items():
+        replaced.reads[reason] = [(address, len(data)) for address, data in parts]
         touched: set[int] = set()
         for address, data in parts:
             reads = np.array([(address, address + len(data) - 1)], dtype=np.uint64)
             frames = translator.pages(pages_of(reads, kernel.geometry.page_shift))
             _place(replaced, frames, address, data, page_size)
             touched.update(frames.values())
-        replaced.sizes[reason] = len(touched), sum(len(data) for _, data in parts)
+        replaced.sizes[reason] = (
+            len(touched),
+            sum(
+                # Zeros are only there to be read.
+                len(data.rstrip(b"\0"))
+                for _, data in parts
+            ),
+        )
     return replaced
 
 

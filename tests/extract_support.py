@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Extracts, compared
+------------------
+
+What the commands say of a target, in a form in which two targets can be compared.
+"""
+
+import contextlib
+import io
+
+import drgn
+import numpy as np
+
+from drgn_hvo.extract.command import extract_document
+from drgn_hvo.finders import install
+from drgn_hvo.hvo import Hvo
+from drgn_hvo.pages import parse_page_spec
+from drgn_hvo.report.check import check_document
+from drgn_hvo.report.map import print_map
+from drgn_hvo.report.page import page_document
+from drgn_hvo.report.show import show_document
+
+__all__ = ("answers", "extract", "opened")
+
+
+def opened(path):
+    """A program of a core that reads types from it."""
+    prog = drgn.Program()
+    prog.set_core_dump(path)
+    install(prog)
+    return prog
+
+
+def extract(prog, path, **options):
+    """An extract of a program, opened; and what the command says of it."""
+    document = extract_document(prog, "core", str(path), **options)
+    return opened(path), document
+
+
+def _folio_pfns(hvo):
+    """Of each folio: the first pages, one in every slice, the last ones."""
+    per_slice = hvo.kernel.geometry.pages_per_slice
+    for pfn, order in zip(
+        hvo.hugetlb.folios.head_pfn.tolist(), hvo.hugetlb.folios.order.tolist()
+    ):
+        end = pfn + (1 << order)
+        yield from range(pfn, pfn + 4)
+        yield from range(pfn + per_slice, end, max(per_slice, (end - pfn) // 8))
+        yield end - 1
+
+
+def _picture(hvo, pfn):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print_map(hvo, parse_page_spec(f"pfn:{pfn}"))
+    return out.getvalue()
+
+
+def _heads(hvo):
+    folios = hvo.hugetlb.folios
+    for pfn, order in zip(folios.head_pfn.tolist(), folios.order.tolist()):
+        chunks = hvo.vmemmap.compound_heads(
+            pfn,
+            pfn + (1 << order),
+            has_mask=hvo.layout.encoding.has_mask,
+            has_fake_heads=hvo.has_fake_heads,
+        )
+        yield pfn, np.concatenate(list(chunks)).tobytes()
+
+
+def answers(prog, *, deep=False):
+    """Everything that must be the same on an extract."""
+    hvo = Hvo(prog, None)
+    found = {
+        "show": show_document(hvo, "x", folios=True),
+        "check": check_document(hvo, "x", deep=deep),
+        "problems": hvo.problems,
+        "heads": dict(_heads(hvo)),
+    }
+    specs = [parse_page_spec(str(pfn)) for pfn in _folio_pfns(hvo)]
+    found["page"] = page_document(hvo, "x", specs)
+    pictured = hvo.hugetlb.folios.head_pfn.tolist()[:6]
+    found["map"] = [_picture(hvo, pfn) for pfn in pictured]
+    return found
