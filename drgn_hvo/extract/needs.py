@@ -95,7 +95,7 @@ class Needs:
 _NOT_KEPT = {
     Owner.DATA: "pages that are memory of processes, page cache or free by their own "
     "struct page",
-    Owner.OBJECTS: "pages of slab caches, or of compound pages, by their own struct page",
+    Owner.OBJECTS: "pages of slab caches or of compound pages by their own struct page",
     Owner.UNKNOWN: "pages of which nothing says whose they are",
 }
 
@@ -204,6 +204,9 @@ class _Finder:
         page_shift = self._hvo.kernel.geometry.page_shift
         frames = self._translator.pages(pages_of(self._reads(), page_shift))
         words: _Words = {}
+        struct_pages: set[int] = set()
+        first_page = self._hvo.vmemmap.base // self._page_size
+        end_page = first_page + int(self._hvo.vmemmap.run_slices[1].max(initial=0))
         for reason, reads in self._recording.virtual.items():
             if reason in self._replaced:
                 continue
@@ -212,8 +215,13 @@ class _Finder:
                     if page in frames:
                         piece = (first, end, reason)
                         words.setdefault(frames[page], []).append(piece)
-        kept = self._only(np.array(sorted(words), dtype=np.int64), objects=True)
-        return {pfn: words[pfn] for pfn in kept.tolist()}
+                    if page in frames and first_page <= page < end_page:
+                        struct_pages.add(frames[page])
+        # Only variables can lie among objects, such as a struct pglist_data.
+        strict = np.array(sorted(struct_pages), dtype=np.int64)
+        others = np.array(sorted(set(words) - struct_pages), dtype=np.int64)
+        kept = [*self._only(strict).tolist(), *self._only(others, True).tolist()]
+        return {pfn: words[pfn] for pfn in kept}
 
 
 def _pieces(address: int, size: int, page_size: int) -> Iterator[tuple[int, int, int]]:
