@@ -18,7 +18,21 @@ from typing import IO, Union
 
 from drgn_hvo.errors import UsageError
 
-__all__ = ("replace_file",)
+__all__ = ("check_replaceable", "replace_file")
+
+
+def check_replaceable(path: Union[str, Path], *, force: bool) -> None:
+    """
+    Check whether :func:`replace_file()` may write a file, before much work is done.
+
+    :param force: Whether a file that is there may be replaced.
+    :raises UsageError: if it may not.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no regular file")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists; use --force to replace it")
 
 
 @contextmanager
@@ -30,11 +44,8 @@ def replace_file(path: Union[str, Path], *, force: bool) -> Iterator[IO[bytes]]:
     :param force: Whether a file that is there may be replaced.
     :raises UsageError: if it cannot be written, or is there and must stay.
     """
+    check_replaceable(path, force=force)
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no regular file")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; use --force to replace it")
     try:
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as e:

@@ -26,6 +26,7 @@ from drgn.helpers.linux.mm import (
     pfn_to_page,
 )
 from drgn.helpers.linux.mmzone import for_each_online_pgdat, for_each_present_section
+import jsonschema
 import numpy as np
 import pytest
 
@@ -37,6 +38,7 @@ from drgn_hvo.hvo import Hvo
 from drgn_hvo.kdump_writer import kdump_pages, pack_page
 from drgn_hvo.pages import parse_page_spec, resolve_page
 from drgn_hvo.pagetable import find_entry
+from drgn_hvo.schema import load_schema
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.faults import FAULTS, make_machine
 from drgn_hvo.synth.generations import GENERATIONS
@@ -172,6 +174,8 @@ def test_drgn_helpers(real):
     for prog in real[:2]:
         sizes = [int(huge_page_size(hstate)) for hstate in for_each_hstate(prog)]
         assert sizes == [1 << 21, 1 << 30]
+        names = [hstate.name.string_() for hstate in for_each_hstate(prog)]
+        assert names == [b"hugepages-2048kB", b"hugepages-1048576kB"]
         nids = [pgdat.node_id.value_() for pgdat in for_each_online_pgdat(prog)]
         assert nids == [node["nid"] for node in expected["nodes"]]
         assert len(list(for_each_present_section(prog))) == 4
@@ -355,7 +359,7 @@ def test_command_line(machine, tmp_path, capsys):
     assert "is the target itself" in capsys.readouterr().err
     assert main(["extract", str(source), "-o", str(target), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == 1
+    jsonschema.validate(document, load_schema("extract"))
     assert document["target"] == str(source)
     assert document["output_bytes"] == target.stat().st_size
     assert sum(1 for _ in kdump_pages(target.read_bytes())) == document["pages"]

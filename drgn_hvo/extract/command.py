@@ -22,7 +22,7 @@ from drgn_hvo.extract.core import Extract, collect, write_extract
 from drgn_hvo.extract.needs import REASONS, find_needs
 from drgn_hvo.extract.recorder import record
 from drgn_hvo.extract.small import Replaced, small_tables
-from drgn_hvo.files import replace_file
+from drgn_hvo.files import check_replaceable, replace_file
 from drgn_hvo.hvo import Hvo
 from drgn_hvo.report import Document, document
 
@@ -66,18 +66,19 @@ def extract_document(
     """
     if os.path.realpath(path) == os.path.realpath(target):
         raise UsageError(f"{path}: is the target itself")
+    check_replaceable(path, force=force)
+    recording = record(base, symbols, assume or {})
+    # What was cut away once cannot come back.
+    small = small or recording.hvo.kernel.sources.extract_kind == "small"
+    replaced = small_tables(recording) if small else Replaced()
+    needs = find_needs(
+        recording, all_struct_pages=all_struct_pages, replaced=replaced.reads
+    )
+    with _progress(len(needs.frames())) as progress:
+        extract = collect(base, recording.hvo, needs, replaced.pages, progress)
+    for reason, (pages, count) in replaced.sizes.items():
+        extract.add(reason, pages, count)
     with replace_file(path, force=force) as file:
-        recording = record(base, symbols, assume or {})
-        # What was cut away once cannot come back.
-        small = small or recording.hvo.kernel.sources.extract_kind == "small"
-        replaced = small_tables(recording) if small else Replaced()
-        needs = find_needs(
-            recording, all_struct_pages=all_struct_pages, replaced=replaced.reads
-        )
-        with _progress(len(needs.frames())) as progress:
-            extract = collect(base, recording.hvo, needs, replaced.pages, progress)
-        for reason, (pages, count) in replaced.sizes.items():
-            extract.add(reason, pages, count)
         write_extract(file, recording.hvo, extract, "small" if small else "full")
         size = file.seek(0, os.SEEK_END)
     return _document(recording.hvo, target, path, extract, size)

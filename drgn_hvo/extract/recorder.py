@@ -147,8 +147,7 @@ def _read_variables(prog: Program) -> None:
 def _parts(name: str, found: Object) -> list[Object]:
     if name in _MEMBERS:
         return [found.member_(member) for member in _MEMBERS[name]]
-    # Pools have pages of counters: the commands have read theirs.
-    return [] if name == "hstates" else [found]
+    return [found]
 
 
 def _read_sections(prog: Program, kernel: Kernel) -> None:
