@@ -21,8 +21,19 @@ from drgn_hvo.report.check import check_document
 from drgn_hvo.report.map import print_map
 from drgn_hvo.report.page import page_document
 from drgn_hvo.report.show import show_document
+from drgn_hvo.synth.faults import FAULTS
+from drgn_hvo.synth.generations import generation
 
-__all__ = ("answers", "extract", "opened")
+__all__ = ("DAMAGED", "answers", "extract", "opened")
+
+# Each fault, in the first of these generations that can have it.
+_NAMES = ("shared-7.3", "fake-head-6.12", "seed-v5")
+_GENERATIONS = [generation(name) for name in _NAMES]
+DAMAGED = [
+    (fault.name, next(g.name for g in _GENERATIONS if fault.possible(g)))
+    for fault in FAULTS
+    if any(fault.possible(g) for g in _GENERATIONS)
+]
 
 
 def opened(path):

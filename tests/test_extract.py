@@ -40,11 +40,10 @@ from drgn_hvo.pages import parse_page_spec, resolve_page
 from drgn_hvo.pagetable import find_entry
 from drgn_hvo.schema import load_schema
 from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import FAULTS, make_machine
-from drgn_hvo.synth.generations import GENERATIONS
+from drgn_hvo.synth.faults import make_machine
 from drgn_hvo.synth.machine import build_machine
 from tests.cores import CORES, core_path, open_core, truth
-from tests.extract_support import answers, extract, opened
+from tests.extract_support import DAMAGED, answers, extract, opened
 from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text
 from tests.synth_support import ALL, describe
 
@@ -104,15 +103,6 @@ def all_heads(prog):
         has_fake_heads=hvo.has_fake_heads,
     )
     return b"".join(chunk.tobytes() for chunk in chunks)
-
-
-# Of a damaged core, what is wrong must be the same; one generation of each layout.
-DAMAGED = [
-    (fault.name, entry.name)
-    for fault in FAULTS
-    for entry in GENERATIONS
-    if fault.possible(entry) and entry.name in ("shared-7.3", "fake-head-6.12")
-]
 
 
 def answers_or_refusal(prog):

@@ -25,12 +25,11 @@ from drgn_hvo.hvo import Hvo
 from drgn_hvo.kdump_writer import kdump_pages
 from drgn_hvo.pagetable import find_entry
 from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import FAULTS, make_machine
-from drgn_hvo.synth.generations import GENERATIONS
+from drgn_hvo.synth.faults import make_machine
 from drgn_hvo.synth.machine import build_machine
 from drgn_hvo.synth.plan import KERNEL_PAGES
 from tests.cores import core_path
-from tests.extract_support import extract, opened
+from tests.extract_support import DAMAGED, extract, opened
 from tests.overlay import Overlay
 from tests.synth_support import ALL, describe
 
@@ -92,15 +91,6 @@ def test_huge_thp_slab_free_and_order_0_pages(name, options, tmp_path):
     _, document = extract(marked.prog, tmp_path / "core", **options)
     assert document["left_out"] == []
     assert marks(tmp_path / "core") == []
-
-
-DAMAGED = [
-    (fault.name, entry.name)
-    for fault in FAULTS
-    for entry in GENERATIONS
-    if fault.possible(entry)
-    and entry.name in ("shared-7.3", "fake-head-6.12", "seed-v5")
-]
 
 
 @pytest.mark.parametrize(("fault", "name"), DAMAGED)
