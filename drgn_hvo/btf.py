@@ -241,6 +241,18 @@ class Btf:
         """The name of a type, empty if it has none."""
         return self._string(self._view[self._position(type_id)])
 
+    def string(self, offset: int) -> str:
+        """A string by its offset."""
+        return self._string(offset)
+
+    def record(self, type_id: int) -> list[int]:
+        """The words of a type: those of struct btf_type, and what follows them."""
+        position = self._position(type_id)
+        info = self._view[position + 1]
+        once, each = _SIZES[info >> 24 & _KIND_MASK]
+        end = position + 3 + once + each * (info & _VLEN_MASK)
+        return self._view[position:end].tolist()
+
     def size(self, type_id: int) -> int:
         """The size in bytes of a type that has one in its record."""
         return self._view[self._position(type_id) + 2]

@@ -30,6 +30,8 @@ from drgn_hvo.report import print_json
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
+    from drgn import Program
+
     from drgn_hvo.hvo import Hvo
 
 __all__ = ("EXIT_STATUSES", "main")
@@ -81,22 +83,35 @@ def _common_options() -> _Parser:
 _TARGET_HELP = "a core, 'live', or 'qemu:ADDRESS' (QMP socket)"
 
 
-def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None:
-    """A verb on a target, or, for ``check``, on several."""
-    parser = commands.add_parser(verb.name, parents=[_common_options()], help=verb.help)
-    nargs = "+" if verb.name == "check" else None
+def _add_command(
+    commands: argparse._SubParsersAction[_Parser],
+    name: str,
+    text: str,
+    run: Callable[[argparse.Namespace], int],
+    nargs: Optional[str] = None,
+) -> _Parser:
+    """A command on a target, or on several."""
+    parser = commands.add_parser(name, parents=[_common_options()], help=text)
     parser.add_argument("target", metavar="TARGET", nargs=nargs, help=_TARGET_HELP)
-    verb.add_options(parser)
-    parser.set_defaults(run=_run_check if verb.name == "check" else _run_verb(verb))
-    if verb.name == "check":
-        parser.add_argument(
-            "-j",
-            dest="jobs",
-            metavar="N",
-            type=_jobs,
-            default=1,
-            help="so many processes",
-        )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_verbs(commands: argparse._SubParsersAction[_Parser]) -> None:
+    for verb in VERBS:
+        if verb.name == "check":
+            parser = _add_command(commands, verb.name, verb.help, _run_check, "+")
+            parser.add_argument(
+                "-j",
+                dest="jobs",
+                metavar="N",
+                type=_jobs,
+                default=1,
+                help="so many processes",
+            )
+        else:
+            parser = _add_command(commands, verb.name, verb.help, _run_verb(verb))
+        verb.add_options(parser)
 
 
 def _parser() -> _Parser:
@@ -106,8 +121,8 @@ def _parser() -> _Parser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for verb in VERBS:
-        _add_verb(commands, verb)
+    _add_verbs(commands)
+    _add_extract(commands)
     _add_synth(commands)
     for name, run, text in (
         ("rules", _run_rules, "what check checks"),
@@ -118,6 +133,29 @@ def _parser() -> _Parser:
         catalogue.add_argument("--json", action="store_true", help="print JSON")
         catalogue.set_defaults(run=run, debug=False)
     return parser
+
+
+def _add_extract(commands: argparse._SubParsersAction[_Parser]) -> None:
+    extract = _add_command(
+        commands, "extract", "minimal core to share, without user data", _run_extract
+    )
+    extract.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="the core to write"
+    )
+    extract.add_argument(
+        "--small",
+        action="store_true",
+        help="cut symbols and types down to those that the commands need",
+    )
+    extract.add_argument(
+        "--all-struct-pages",
+        action="store_true",
+        help="keep all of vmemmap, for check --deep and heads of all pages",
+    )
+    extract.add_argument(
+        "--force", action="store_true", help="replace FILE if it exists"
+    )
+    extract.add_argument("--json", action="store_true", help="print JSON")
 
 
 def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -155,15 +193,19 @@ def _jobs(text: str) -> int:
     return jobs
 
 
-def _open(args: argparse.Namespace) -> Hvo:
-    from drgn_hvo.hvo import hvo
+def _open_program(args: argparse.Namespace) -> Program:
     from drgn_hvo.target import open_target
 
     if not args.debug:
         # drgn warns about what we say ourselves, as an error.
         logging.getLogger("drgn").setLevel(logging.ERROR)
-    prog = open_target(args.target, args.symbols, args.vmcoreinfo)
-    return hvo(prog, dict(args.assume))
+    return open_target(args.target, args.symbols, args.vmcoreinfo)
+
+
+def _open(args: argparse.Namespace) -> Hvo:
+    from drgn_hvo.hvo import hvo
+
+    return hvo(_open_program(args), dict(args.assume))
 
 
 def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
@@ -184,6 +226,26 @@ def _run_check(args: argparse.Namespace) -> int:
         scope=check_scope(args),
     )
     return check_targets(args.target, options, args.format, args.jobs)
+
+
+def _run_extract(args: argparse.Namespace) -> int:
+    from drgn_hvo.extract.command import extract_document, print_extract
+
+    document = extract_document(
+        _open_program(args),
+        args.target,
+        args.output,
+        symbols=args.symbols,
+        assume=dict(args.assume),
+        small=args.small,
+        all_struct_pages=args.all_struct_pages,
+        force=args.force,
+    )
+    if args.json:
+        print_json(document)
+    else:
+        print_extract(document)
+    return 0
 
 
 def _run_synth(args: argparse.Namespace) -> int:

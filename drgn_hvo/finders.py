@@ -19,6 +19,7 @@ is first asked.
 
 from __future__ import annotations
 
+from collections.abc import Container
 import logging
 import sys
 from types import FrameType
@@ -98,6 +99,18 @@ class _Lazy(Generic[T]):
         return self._value
 
 
+def _cut_names() -> Container[str]:
+    from drgn_hvo.cut import NAMES
+
+    return NAMES
+
+
+def _cut_types() -> Container[str]:
+    from drgn_hvo.cut import TYPES
+
+    return TYPES
+
+
 class CoreSources:
     """
     VMCOREINFO, kallsyms and BTF of one program, each read when first needed.
@@ -165,6 +178,26 @@ class CoreSources:
         )
         return types
 
+    @property
+    def extract_kind(self) -> Optional[str]:
+        """``"full"`` or ``"small"`` if this is what ``drgn-hvo extract`` wrote."""
+        from drgn_hvo.vmcoreinfo import EXTRACT_KEY
+
+        return self.vmcoreinfo().get(EXTRACT_KEY)
+
+    def check_not_cut(self, name: str, known: Callable[[], Container[str]]) -> None:
+        """
+        Check that a name that was not found is not in the kernel.
+
+        :param known: Gives the names of which cut tables tell.
+        :raises UnavailableError: if it may just have been cut away.
+        """
+        if self.extract_kind == "small" and name not in known():
+            raise UnavailableError(
+                f"cannot look up {name}: this is an extract, with a part of the "
+                "kernel's symbols and types only (--small)"
+            )
+
     def has_data_symbols(self) -> bool:
         """
         Whether kallsyms lists variables too (``CONFIG_KALLSYMS_ALL``), so that
@@ -190,6 +223,7 @@ class CoreSources:
             raise UnavailableError(f"kallsyms has {len(entries)} symbols named {name}")
         if entries:
             return entries[0].address
+        self.check_not_cut(name, _cut_names)
         if not self.has_data_symbols():
             address = self._vmcoreinfo_address(name)
             if address is None:
@@ -271,7 +305,10 @@ def _find_type(
         if not kinds & _NAMED_KINDS or name in _DEFAULT_TYPEDEFS:
             return None
         raise UnavailableError(f"cannot look up type {name}: {e}") from None
-    return types.find(kinds, name)
+    found = types.find(kinds, name)
+    if found is None and kinds & _NAMED_KINDS and name not in _DEFAULT_TYPEDEFS:
+        sources.check_not_cut(name, _cut_types)
+    return found
 
 
 def _find_object(
@@ -334,6 +371,8 @@ def _described(
 
 
 def _variable(sources: CoreSources, name: str, variable: Variable) -> Optional[Object]:
+    if sources.extract_kind is not None and not variable.in_extracts:
+        raise UnavailableError(f"{name} is not in this dump, which is an extract")
     address = sources.address(name)
     if address is None:
         return None

@@ -147,6 +147,10 @@ def _resolve_task(vmemmap: Vmemmap, spec: PageSpec) -> int:
     kernel = vmemmap.kernel
     if not kernel.has_types:
         raise UnavailableError(f"{spec.text}: finding a task needs types")
+    if kernel.sources.extract_kind is not None:
+        raise NotInDumpError(
+            f"{spec.text}: not in this dump: it is an extract, which has no tasks"
+        )
     try:
         task = find_task(kernel.prog, spec.pid or 0)
         if not task:

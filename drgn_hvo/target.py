@@ -24,7 +24,7 @@ from drgn_hvo.errors import FormatError, TargetError
 from drgn_hvo.finders import has_debuginfo, install
 from drgn_hvo.kdumpfile import check_kdump_file
 
-__all__ = ("open_target",)
+__all__ = ("load_symbols", "open_target")
 
 _DRGN_ERRORS = (BadDataError, FaultError, NotImplementedError)
 
@@ -77,7 +77,7 @@ def open_target(
             f"{target}: not a Linux kernel core (no VMCOREINFO note; if it is one, "
             "give --vmcoreinfo)"
         )
-    _load_symbols(prog, symbols)
+    load_symbols(prog, symbols)
     install(prog)
     return prog
 
@@ -111,7 +111,12 @@ def _explain(message: str) -> str:
     return " ".join(message.split())
 
 
-def _load_symbols(prog: Program, symbols: Sequence[str]) -> None:
+def load_symbols(prog: Program, symbols: Sequence[str]) -> None:
+    """
+    Load debuginfo.
+
+    :raises TargetError: if it cannot be read, or is not that of this kernel.
+    """
     if not symbols:
         return
     try:

@@ -58,11 +58,13 @@ class Variable:
     :param type_name: Its C type; of an element, if it is an array.
     :param source: Where the kernel defines it.
     :param lengths: For an array, where its length can be found, best first.
+    :param in_extracts: Whether ``drgn-hvo extract`` keeps any of it.
     """
 
     type_name: str
     source: str
     lengths: Optional[tuple[LengthSource, ...]] = None
+    in_extracts: bool = True
 
 
 _MAX_NUMNODES = ArrayMember("struct hstate", "nr_huge_pages_node")
@@ -101,7 +103,7 @@ VARIABLES: dict[str, Variable] = {
     "min_low_pfn": Variable("unsigned long", "mm/memblock.c"),
     "high_memory": Variable("void *", "mm/memory.c"),
     "__highest_present_section_nr": Variable("unsigned long", "mm/sparse.c"),
-    "memblock": Variable("struct memblock", "mm/memblock.c"),
+    "memblock": Variable("struct memblock", "mm/memblock.c", in_extracts=False),
     "_totalram_pages": Variable("atomic_long_t", "mm/page_alloc.c"),
     "vm_node_stat": Variable(
         "atomic_long_t", "mm/vmstat.c", (Enumerator("NR_VM_NODE_STAT_ITEMS"),)
@@ -111,11 +113,15 @@ VARIABLES: dict[str, Variable] = {
     ),
     # Address spaces and tasks.
     "init_mm": Variable("struct mm_struct", "mm/init-mm.c"),
-    "init_task": Variable("struct task_struct", "init/init_task.c"),
-    "init_pid_ns": Variable("struct pid_namespace", "kernel/pid.c"),
-    "init_uts_ns": Variable("struct uts_namespace", "init/version.c"),
+    "init_task": Variable("struct task_struct", "init/init_task.c", in_extracts=False),
+    "init_pid_ns": Variable("struct pid_namespace", "kernel/pid.c", in_extracts=False),
+    "init_uts_ns": Variable(
+        "struct uts_namespace", "init/version.c", in_extracts=False
+    ),
     # The log; a static pointer, prb_dynamic or prb_static.
-    "prb": Variable("struct printk_ringbuffer *", "kernel/printk/printk.c"),
+    "prb": Variable(
+        "struct printk_ringbuffer *", "kernel/printk/printk.c", in_extracts=False
+    ),
     "pgdir_shift": Variable("unsigned int", "arch/x86/kernel/head64.c"),
     "ptrs_per_p4d": Variable("unsigned int", "arch/x86/kernel/head64.c"),
     "__pgtable_l5_enabled": Variable("unsigned int", "arch/x86/kernel/head64.c"),
@@ -125,5 +131,5 @@ VARIABLES: dict[str, Variable] = {
     "saved_command_line": Variable("char *", "init/main.c"),
     "jiffies_64": Variable("u64", "kernel/time/timer.c"),
     # Loaded modules.
-    "modules": Variable("struct list_head", "kernel/module/main.c"),
+    "modules": Variable("struct list_head", "kernel/module/main.c", in_extracts=False),
 }

@@ -22,7 +22,11 @@ from typing import Optional
 
 from drgn_hvo.errors import FormatError
 
-__all__ = ("VALUE_SYMBOLS", "Vmcoreinfo")
+__all__ = ("EXTRACT_KEY", "VALUE_SYMBOLS", "Vmcoreinfo")
+
+#: The key by which ``drgn-hvo extract`` marks what it writes: ``full``, or ``small``
+#: if kallsyms and BTF are cut down, too.
+EXTRACT_KEY = "DRGN_HVO_EXTRACT"
 
 #: ``SYMBOL()`` entries that hold the value of the expression, not where a
 #: variable of that name lies.

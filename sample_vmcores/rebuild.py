@@ -19,8 +19,8 @@ import tempfile
 from typing import Any
 
 from drgn_hvo.errors import HvoError
+from drgn_hvo.kdump_writer import kdump_pages
 from drgn_hvo.synth.description_file import load_description, load_toml
-from drgn_hvo.synth.kdump import kdump_pages
 from drgn_hvo.synth.output import write_core
 
 HERE = Path(__file__).resolve().parent

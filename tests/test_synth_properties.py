@@ -20,12 +20,12 @@ from drgn_hvo.encoding import ALL_ONES
 from drgn_hvo.errors import UsageError
 from drgn_hvo.hvo import hvo
 from drgn_hvo.kallsyms import Kallsyms, KallsymsTables
+from drgn_hvo.kallsyms_writer import KernelSymbol, kallsyms_tables
 from drgn_hvo.synth.btf_writer import write_btf
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.ctype import ULONG, array, pointer, struct, union
 from drgn_hvo.synth.description import Description, HugePages, Node, Pages
 from drgn_hvo.synth.generations import generation
-from drgn_hvo.synth.kallsyms_writer import KernelSymbol, kallsyms_tables
 from drgn_hvo.synth.kdump import FlattenedFile
 from drgn_hvo.synth.machine import build_machine
 from tests.synth_support import ALL, expected_folios, expected_heads

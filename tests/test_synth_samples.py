@@ -15,14 +15,19 @@ import sys
 import pytest
 
 from drgn_hvo.hvo import hvo
+from drgn_hvo.kdump_writer import kdump_pages
+from drgn_hvo.report.check import CheckScope, check_document
 from drgn_hvo.synth.description_file import load_description, load_toml
 from drgn_hvo.synth.faults import make_machine
 from drgn_hvo.synth.generations import GENERATIONS
+from tests.cores import core_path
+from tests.extract_support import extract
 from tests.synth_support import expected_folios
 from tests.test_synth_containers import opened
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_vmcores"
 TABLE = load_toml((SAMPLES / "samples.toml").read_text(), "samples.toml")
+REAL = load_toml((SAMPLES / "real.toml").read_text(), "real.toml")
 
 
 def test_rebuilt_bit_for_bit():
@@ -38,17 +43,22 @@ def test_rebuilt_bit_for_bit():
 
 def test_sizes_and_completeness():
     cores = {path.stem: path.stat().st_size for path in SAMPLES.glob("*.kdump")}
-    assert sorted(cores) == sorted(TABLE)
+    assert sorted(cores) == sorted([*TABLE, *REAL])
     assert max(cores.values()) < 1 << 20
     assert sum(cores.values()) < 6 << 20
     described = {load_description(path).generation for path in descriptions()}
     assert described == {entry.name for entry in GENERATIONS}
     readme = (SAMPLES / "README.md").read_text()
-    assert set(re.findall(r"^\| `([^`]+)`", readme, re.MULTILINE)) == set(TABLE)
+    named = set(re.findall(r"^\| `([^`]+)`", readme, re.MULTILINE))
+    assert named == {*TABLE, *REAL}
+    for name, real in REAL.items():
+        row = f"| `{name}` | {real['package']} | {real['version']} | `{real['boot']}` |"
+        assert row in readme
 
 
 def descriptions():
-    return [path for path in SAMPLES.glob("*.toml") if path.stem != "samples"]
+    tables = ("samples", "real")
+    return [path for path in SAMPLES.glob("*.toml") if path.stem not in tables]
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -67,3 +77,38 @@ def test_sample(name):
     if not applied:
         assert found == set(expected_folios(machine))
         assert known.problems == []
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sample(name):
+    """What provenance says is what the core itself says, and the audit of it."""
+    real = REAL[name]
+    known = hvo(opened(SAMPLES / f"{name}.kdump"))
+    assert known.kernel.release == real["release"] == real["package"].split("-", 2)[2]
+    namespace = known.kernel.vmcoreinfo.address("init_uts_ns")
+    offset = known.kernel.vmcoreinfo.offset("uts_namespace.name")
+    assert namespace is not None
+    assert offset is not None
+    version = known.kernel.prog.read(namespace + offset + 3 * 65, 65)
+    assert f" {real['version']} ".encode() in version
+    audit = check_document(known, name, CheckScope())
+    findings = audit["findings"]
+    assert audit["complete"]
+    assert {finding["rule"] for finding in findings} == set(real.get("rules", ()))
+    defects = {finding["defect"] for finding in findings}
+    assert defects == set(real.get("defects", ()))
+    sizes = dict(re.findall(r"hugepagesz=(\S+) hugepages=(\d+)", real["boot"]))
+    orders = {"2M": 9, "1G": 18}
+    for hstate in known.hugetlb.hstates:
+        at_boot = {orders[size]: int(count) for size, count in sizes.items()}
+        assert hstate.total >= at_boot.get(hstate.order, 0)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sample_is_what_extract_gives(name, tmp_path):
+    extract(opened(core_path(REAL[name]["core"])), tmp_path / "core", small=True)
+    again, shipped = (
+        list(kdump_pages(path.read_bytes()))
+        for path in (tmp_path / "core", SAMPLES / f"{name}.kdump")
+    )
+    assert again == shipped

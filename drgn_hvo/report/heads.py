@@ -9,19 +9,16 @@ The heads of all pages of a range, as a file that ``numpy.load()`` reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-import os
-import tempfile
-from typing import BinaryIO, Optional
+from typing import Optional
 
 import numpy as np
 
-from drgn_hvo.errors import HvoError, UsageError
+from drgn_hvo.errors import UsageError
+from drgn_hvo.files import replace_file
 from drgn_hvo.hvo import Hvo
 from drgn_hvo.progress import progress
 
-__all__ = ("parse_pfn_range", "replace_file", "write_heads")
+__all__ = ("parse_pfn_range", "write_heads")
 
 
 def parse_pfn_range(text: str) -> tuple[int, int]:
@@ -39,34 +36,6 @@ def parse_pfn_range(text: str) -> tuple[int, int]:
     if not dash or not 0 <= start < end:
         raise UsageError(f"{text!r} is no range of PFNs: use A-B")
     return start, end
-
-
-@contextmanager
-def replace_file(path: str) -> Iterator[BinaryIO]:
-    """
-    Write a file under another name, and give it its name when it is complete.
-
-    :raises HvoError: if it cannot be written; *path* is then as it was.
-    """
-    directory, name = os.path.split(os.path.abspath(path))
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=directory, prefix=f".{name}.", delete=False
-        ) as f:
-            temporary = f.name
-            yield f  # type: ignore[misc]
-        # As open() would have made it.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as e:
-        raise HvoError(f"{path}: {e.strerror}") from None
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
 
 
 def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
@@ -88,7 +57,10 @@ def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
         start, end, has_mask=has_mask, has_fake_heads=has_fake_heads
     )
     header = {"descr": "<u8", "fortran_order": False, "shape": (end - start,)}
-    with replace_file(path) as f, progress(end - start, "page") as bar:
+    with (
+        replace_file(path, force=True) as f,
+        progress(end - start, "page") as bar,
+    ):
         np.lib.format.write_array_header_1_0(f, header)
         for heads in chunks:
             f.write(heads.astype("<u8", copy=False).tobytes())

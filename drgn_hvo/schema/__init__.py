@@ -21,6 +21,6 @@ def load_schema(name: str) -> Any:
     """
     A schema, parsed.
 
-    :param name: ``"show"``, ``"page"`` or ``"check"``.
+    :param name: ``"show"``, ``"page"``, ``"check"`` or ``"extract"``.
     """
     return json.loads(Path(__file__).with_name(f"{name}.json").read_text())

@@ -21,6 +21,7 @@ from drgn import Architecture, Platform, Program
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.kdump_writer import core_note
 from drgn_hvo.synth.frames import Bytes, Image, Range, subtract
 from drgn_hvo.synth.generations import PAGE_SIZE
 from drgn_hvo.synth.machine import Machine
@@ -67,11 +68,6 @@ _PHDR = construct.Struct(
     "p_memsz" / construct.Int64ul,
     "p_align" / construct.Int64ul,
 )
-_NHDR = construct.Struct(
-    "n_namesz" / construct.Int32ul,
-    "n_descsz" / construct.Int32ul,
-    "n_type" / construct.Int32ul,
-)
 _ELFCLASS64_LSB = b"\x7fELF\x02\x01\x01" + bytes(9)
 _ET_CORE, _EM_X86_64, _PT_LOAD, _PT_NOTE = 4, 62, 1, 4
 _NT_PRSTATUS = 1
@@ -79,18 +75,9 @@ _NT_PRSTATUS = 1
 _PRSTATUS_SIZE = 336
 
 
-def _note(name: bytes, kind: int, data: bytes) -> bytes:
-    """An ELF note."""
-    owner = name + b"\0"
-    header = _NHDR.build(
-        {"n_namesz": len(owner), "n_descsz": len(data), "n_type": kind}
-    )
-    return header + owner + bytes(-len(owner) % 4) + data + bytes(-len(data) % 4)
-
-
 def core_notes(vmcoreinfo: bytes) -> bytes:
     """The notes of a dump: one CPU, and VMCOREINFO."""
-    return _note(b"CORE", _NT_PRSTATUS, bytes(_PRSTATUS_SIZE)) + _note(
+    return core_note(b"CORE", _NT_PRSTATUS, bytes(_PRSTATUS_SIZE)) + core_note(
         b"VMCOREINFO", 0, vmcoreinfo
     )
 

@@ -45,7 +45,7 @@ class Generation:
     :param max_numnodes: ``MAX_NUMNODES``.
     :param zone_device: ``CONFIG_ZONE_DEVICE``: one zone more.
     :param kallsyms: How kallsyms gives addresses, see
-        :func:`~drgn_hvo.synth.kallsyms_writer.kallsyms_tables()`.
+        :func:`~drgn_hvo.kallsyms_writer.kallsyms_tables()`.
     :param exports_vmemmap: VMCOREINFO has ``SYMBOL(vmemmap)``.
     :param struct_page_size: sizeof(struct page).
     :param tail_mapcount: ``_mapcount`` of a shared tail allocated at run time.

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from typing import Union
 
+from drgn_hvo.kallsyms_writer import KernelSymbol, kallsyms_tables
 from drgn_hvo.synth.btf_writer import write_btf
 from drgn_hvo.synth.ctype import Compound
 from drgn_hvo.synth.frames import Extent
 from drgn_hvo.synth.generations import PAGE_SIZE
-from drgn_hvo.synth.kallsyms_writer import KernelSymbol, kallsyms_tables
 from drgn_hvo.synth.plan import KERNEL_PAGES, Plan
 
 __all__ = ("KernelImage", "StructBytes")

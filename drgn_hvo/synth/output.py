@@ -4,19 +4,18 @@
 Writing cores
 -------------
 
-A core appears under its name when it is complete, or not at all.
+The containers by name, and a machine written into one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 import os
 from pathlib import Path
-import tempfile
 from typing import IO, Any, Optional, Union, cast
 
 from drgn_hvo.errors import UsageError
+from drgn_hvo.files import replace_file
 from drgn_hvo.synth.containers import Progress, write_elf, write_vmcore
 from drgn_hvo.synth.description import Description
 from drgn_hvo.synth.faults import AppliedFault, make_machine
@@ -41,33 +40,6 @@ CONTAINERS: dict[str, Callable[[Machine, IO[bytes], Progress], None]] = {
 }
 
 
-@contextmanager
-def _replacing(path: Path, force: bool) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of *path* if all goes well."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no regular file")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists; use --force to replace it")
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror}") from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        # mkstemp() makes files private; a core gets what any new file gets.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
-    except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror}") from None
-    finally:
-        # Ctrl-C, too, comes this way.
-        temporary.unlink(missing_ok=True)
-
-
 def write_machine(
     machine: Machine,
     path: Union[str, Path],
@@ -86,7 +58,7 @@ def write_machine(
     if container not in CONTAINERS:
         known = ", ".join(CONTAINERS)
         raise UsageError(f"there is no container {container!r}; there are: {known}")
-    with _replacing(Path(path), force) as file:
+    with replace_file(path, force=force) as file:
         CONTAINERS[container](machine, file, progress or _ignore)
         if machine.truncated:
             file.flush()

@@ -108,6 +108,10 @@ def _offsets(
         places = range(table, table + 4 * count, 4)
         values = [address - place for address, place in zip(addresses, places)]
         return struct.pack(f"<{count}i", *values), None
+    if addressing == "base":
+        lowest = min(addresses)
+        values = [address - lowest for address in addresses]
+        return struct.pack(f"<{count}I", *values), struct.pack("<Q", lowest)
     # CONFIG_KALLSYMS_ABSOLUTE_PERCPU: per-CPU symbols lie at small addresses
     # and are kept as they are, all others count down from the base.
     base = min(address for address in addresses if address >> 63)
@@ -121,8 +125,9 @@ def kallsyms_tables(
     """
     The tables for some symbols.
 
-    :param addressing: ``"place"`` (since v7.0), ``"percpu"`` (x86-64 with SMP
-        before), or ``"absolute"`` (no ``CONFIG_KALLSYMS_BASE_RELATIVE``).
+    :param addressing: ``"place"`` (since v7.0), ``"base"`` (before), ``"percpu"``
+        (x86-64 with SMP before v6.15), or ``"absolute"`` (no
+        ``CONFIG_KALLSYMS_BASE_RELATIVE``).
     :param offsets_address: Where ``kallsyms_offsets`` will lie.
     """
     ordered = sorted(symbols, key=lambda symbol: (symbol.address, symbol.name))

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Smaller tables
+--------------
+
+Puts cut tables of symbols and types where VMCOREINFO and kallsyms say that the whole
+ones are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.cut import cut_btf, cut_symbols
+from drgn_hvo.errors import HvoError, UnavailableError
+from drgn_hvo.extract.recorder import Recording
+from drgn_hvo.extract.tables import Translator, pages_of
+from drgn_hvo.finders import CoreSources
+from drgn_hvo.kallsyms_writer import KallsymsImage, kallsyms_tables
+from drgn_hvo.memory import FrameReader
+
+__all__ = ("Replaced", "small_tables")
+
+
+@dataclass
+class Replaced:
+    """
+    Bytes that take the place of others.
+
+    :param pages: By frame and offset in it.
+    :param sizes: How many pages and bytes, by the reason whose reads they replace.
+    :param reads: Address and size of what is now there to be read, likewise.
+    """
+
+    pages: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    reads: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+
+
+def _image_parts(
+    image: KallsymsImage, symbols: dict[str, int]
+) -> list[tuple[int, bytes]]:
+    """Address and content of each table."""
+    offsets = "kallsyms_offsets"
+    if offsets not in symbols:
+        offsets = "kallsyms_addresses"
+    # Readers take all that lies in front of the next table for names.
+    names_size = symbols["kallsyms_token_table"] - symbols["kallsyms_names"]
+    parts = [
+        (symbols["kallsyms_num_syms"], image.num_syms),
+        (symbols["kallsyms_names"], image.names.ljust(names_size, b"\0")),
+        (symbols["kallsyms_token_table"], image.token_table),
+        (symbols["kallsyms_token_index"], image.token_index),
+        (symbols[offsets], image.offsets),
+    ]
+    if image.relative_base is not None:
+        parts.append((symbols["kallsyms_relative_base"], image.relative_base))
+    return parts
+
+
+def _fits(parts: list[tuple[int, bytes]], reads: list[tuple[int, int]]) -> bool:
+    """Whether new tables lie within what was read of the old, each in its own."""
+    sizes: dict[int, int] = {}
+    for address, size in reads:
+        sizes[address] = max(size, sizes.get(address, 0))
+    return all(len(data) <= sizes.get(address, 0) for address, data in parts)
+
+
+@dataclass(frozen=True)
+class _CutBtf:
+    """New BTF, and where it lies; *size* is that of the old."""
+
+    address: int
+    data: bytes
+    size: int
+
+
+def _new_btf(sources: CoreSources) -> Optional[_CutBtf]:
+    """``None`` if there is none, it is damaged, or would not become smaller."""
+    start, stop = sources.address("__start_BTF"), sources.address("__stop_BTF")
+    try:
+        data = cut_btf(sources.types().btf)
+    except HvoError:
+        return None
+    if start is None or stop is None or len(data) >= stop - start:
+        return None
+    return _CutBtf(start, data, stop - start)
+
+
+def _cut(
+    sources: CoreSources, recording: Recording
+) -> dict[str, list[tuple[int, bytes]]]:
+    """New tables by reason; none of those that would not become smaller."""
+    kallsyms, known = sources.kallsyms(), sources.vmcoreinfo().addresses()
+    btf = _new_btf(sources)
+    moved = {} if btf is None else {"__stop_BTF": btf.address + len(btf.data)}
+    symbols = cut_symbols(kallsyms, known, moved)
+    offsets_address = known.get("kallsyms_offsets", 0)
+    image = kallsyms_tables(symbols, kallsyms.addressing, offsets_address)
+    tables = _image_parts(image, known)
+    fits = _fits(tables, recording.virtual.get("kallsyms", []))
+    parts = {"kallsyms": tables} if fits else {}
+    if btf is not None:
+        # With the old symbols, it still ends where it did.
+        data = btf.data if fits else btf.data.ljust(btf.size, b"\0")
+        parts["btf"] = [(btf.address, data)]
+    return parts
+
+
+def small_tables(recording: Recording) -> Replaced:
+    """Cut the tables of a target down, where it has them."""
+    replaced = Replaced()
+    kernel = recording.hvo.kernel
+    page_table, page_size = kernel.page_table_format, kernel.geometry.page_size
+    assert page_table is not None, "record() has checked that"
+    try:
+        cut = _cut(kernel.sources, recording)
+    except UnavailableError:
+        # Without kallsyms there is nothing to cut, nor to be found.
+        return replaced
+    reader = FrameReader(recording.base, page_size)
+    translator = Translator(reader, page_table, kernel.vmcoreinfo)
+    for reason, parts in cut.items():
+        replaced.reads[reason] = [(address, len(data)) for address, data in parts]
+        touched: set[int] = set()
+        for address, data in parts:
+            reads = np.array([(address, address + len(data) - 1)], dtype=np.uint64)
+            frames = translator.pages(pages_of(reads, kernel.geometry.page_shift))
+            _place(replaced, frames, address, data, page_size)
+            touched.update(frames.values())
+        replaced.sizes[reason] = (
+            len(touched),
+            sum(
+                # Zeros are only there to be read.
+                len(data.rstrip(b"\0"))
+                for _, data in parts
+            ),
+        )
+    return replaced
+
+
+def _place(
+    replaced: Replaced, frames: dict[int, int], address: int, data: bytes, size: int
+) -> None:
+    """Put bytes into the frames behind their address."""
+    while data:
+        page, offset = divmod(address, size)
+        piece, data = data[: size - offset], data[size - offset :]
+        replaced.pages.setdefault(frames[page], {})[offset] = piece
+        address += len(piece)

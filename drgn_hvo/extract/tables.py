@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Page tables that are kept
+-------------------------
+
+The tables that lead to some kernel addresses. Whole ones are kept: an entry that is
+left out would read as "not mapped", which is a wrong answer, where a table that is
+left out reads as "not in this dump".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.memory import FrameReader, Int64Array
+from drgn_hvo.pagetable import PageTableFormat, U64Array, walk
+from drgn_hvo.vmcoreinfo import Vmcoreinfo
+
+__all__ = ("Translator", "pages_of")
+
+_TABLES_PER_BATCH = 1024
+
+
+def _merge(starts: U64Array, lasts: U64Array) -> tuple[U64Array, U64Array]:
+    """Ranges that do not overlap, ascending; ends included."""
+    order = np.argsort(starts, kind="stable")
+    starts, reached = starts[order], np.maximum.accumulate(lasts[order])
+    first = np.ones(len(starts), dtype=np.bool_)
+    first[1:] = starts[1:] > reached[:-1]
+    last = np.concatenate((first[1:], [True])) if len(first) else first
+    return starts[first], reached[last]
+
+
+class Translator:
+    """
+    The page tables of one kernel.
+
+    :param reader: Reads the target.
+    """
+
+    def __init__(
+        self, reader: FrameReader, page_table: PageTableFormat, vmcoreinfo: Vmcoreinfo
+    ) -> None:
+        self._reader = reader
+        self._format = page_table
+        self._vmcoreinfo = vmcoreinfo
+
+    @property
+    def root(self) -> int:
+        """The frame of the top table."""
+        return self._format.root(self._vmcoreinfo) >> self._format.page_shift
+
+    @property
+    def user_half(self) -> int:
+        """How many bytes of the top table are about user addresses."""
+        return 8 << (self._format.index_bits - 1)
+
+    def tables(self, starts: U64Array, lasts: U64Array) -> Int64Array:
+        """
+        The frames of all tables that lead to some ranges of kernel addresses.
+
+        :param lasts: Last address of each range.
+        """
+        starts, lasts = _merge(starts, lasts)
+        page_table, levels = self._format, self._format.levels(self._vmcoreinfo)
+        address = np.array([page_table.root(self._vmcoreinfo)], dtype=np.uint64)
+        shift = page_table.page_shift + page_table.index_bits * levels
+        # Kernel addresses are sign-extended from the top table's reach.
+        va = np.array([(1 << 64) - (1 << shift)], dtype=np.uint64)
+        found = []
+        for level in range(levels - 1, -1, -1):
+            found.append((address >> np.uint64(page_table.page_shift)).astype(np.int64))
+            if not level:
+                break
+            below = [
+                self._below(
+                    address[first : first + _TABLES_PER_BATCH],
+                    va[first : first + _TABLES_PER_BATCH],
+                    level,
+                    (starts, lasts),
+                )
+                for first in range(0, len(va), _TABLES_PER_BATCH)
+            ]
+            address = np.concatenate([part[0] for part in below])
+            va = np.concatenate([part[1] for part in below])
+            # As walk() does: damage can lead back.
+            address, first_of = np.unique(address, return_index=True)
+            va = va[first_of]
+            if not len(va):
+                break
+        return np.unique(np.concatenate(found))
+
+    def _below(
+        self,
+        address: U64Array,
+        va: U64Array,
+        level: int,
+        wanted: tuple[U64Array, U64Array],
+    ) -> tuple[U64Array, U64Array]:
+        """Address and reach of the tables that these tables of a level name."""
+        page_table = self._format
+        page_shift = np.uint64(page_table.page_shift)
+        frames = self._reader.read((address >> page_shift).astype(np.int64))
+        values = frames.data.view(self._reader.u64).astype(np.uint64, copy=False)
+        shift = page_table.page_shift + page_table.index_bits * level
+        width = np.uint64(1 << shift)
+        vas = va[:, None] + np.arange(values.shape[1], dtype=np.uint64) * width
+        starts, lasts = wanted
+        # The first range that does not end in front of the entry's reach.
+        index = np.searchsorted(lasts, vas)
+        begins = np.concatenate((starts, np.array([np.iinfo(np.uint64).max])))[index]
+        present = np.uint64(page_table.present)
+        named = (
+            ((values & present) == present)
+            & ((values & np.uint64(page_table.leaf)) == 0)
+            & (index < len(starts))
+            & (begins <= vas + (width - np.uint64(1)))
+        )
+        mask = page_table.address & ~page_table.not_address(self._vmcoreinfo)
+        return values[named] & np.uint64(mask), vas[named]
+
+    def pages(self, pages: U64Array) -> dict[int, int]:
+        """
+        The frames of some pages of kernel memory, by virtual page number; what is
+        not mapped is left out.
+
+        :param pages: Virtual page numbers, ascending.
+        """
+        shift = np.uint64(self._format.page_shift)
+        found: dict[int, int] = {}
+        breaks = np.flatnonzero(np.diff(pages) != 1) + 1
+        for part in np.split(pages, breaks) if len(pages) else ():
+            start = int(part[0]) << int(shift)
+            end = int(part[-1]) + 1 << int(shift)
+            runs = walk(self._reader, self._format, self._vmcoreinfo, start, end).runs
+            for va, pfn, count, step in zip(
+                runs.va.tolist(),
+                runs.pfn.tolist(),
+                runs.count.tolist(),
+                runs.step.tolist(),
+            ):
+                first = max(va, start) >> int(shift)
+                last = min((va >> int(shift)) + count, end >> int(shift))
+                for page in range(first, last):
+                    found[page] = pfn + step * (page - (va >> int(shift)))
+        return found
+
+
+def pages_of(reads: npt.NDArray[np.uint64], page_shift: int) -> U64Array:
+    """The pages that ranges (address, last address) touch, ascending."""
+    shift = np.uint64(page_shift)
+    starts, lasts = _merge(reads[:, 0] >> shift, reads[:, 1] >> shift)
+    parts = [
+        np.arange(first, last + 1, dtype=np.uint64)
+        for first, last in zip(starts.tolist(), lasts.tolist())
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.uint64)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Extracts, compared
+------------------
+
+What the commands say of a target, in a form in which two targets can be compared.
+"""
+
+import contextlib
+import io
+
+import drgn
+import numpy as np
+
+from drgn_hvo.extract.command import extract_document
+from drgn_hvo.finders import install
+from drgn_hvo.hvo import hvo
+from drgn_hvo.pages import parse_page_spec
+from drgn_hvo.report.check import CheckScope, check_document
+from drgn_hvo.report.map import print_map
+from drgn_hvo.report.page import page_document
+from drgn_hvo.report.show import show_document
+from drgn_hvo.synth.faults import FAULTS
+from drgn_hvo.synth.generations import generation
+
+__all__ = ("DAMAGED", "answers", "extract", "opened")
+
+# Each fault, in the first of these generations that can have it.
+_NAMES = ("shared-7.3", "fake-head-6.12", "seed-v5")
+_GENERATIONS = [generation(name) for name in _NAMES]
+DAMAGED = [
+    (fault.name, next(g.name for g in _GENERATIONS if fault.possible(g)))
+    for fault in FAULTS
+    if any(fault.possible(g) for g in _GENERATIONS)
+]
+
+
+def opened(path):
+    """A program of a core that reads types from it."""
+    prog = drgn.Program()
+    prog.set_core_dump(path)
+    install(prog)
+    return prog
+
+
+def extract(prog, path, **options):
+    """An extract of a program, opened; and what the command says of it."""
+    document = extract_document(prog, "core", str(path), **options)
+    return opened(path), document
+
+
+def _folio_pfns(hvo):
+    """Of each folio: the first pages, one in every slice, the last ones."""
+    per_slice = hvo.kernel.geometry.pages_per_slice
+    for pfn, order in zip(
+        hvo.hugetlb.folios.head_pfn.tolist(), hvo.hugetlb.folios.order.tolist()
+    ):
+        end = pfn + (1 << order)
+        yield from range(pfn, pfn + 4)
+        yield from range(pfn + per_slice, end, max(per_slice, (end - pfn) // 8))
+        yield end - 1
+
+
+def _picture(hvo, pfn):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print_map(hvo, parse_page_spec(f"pfn:{pfn}"))
+    return out.getvalue()
+
+
+def _heads(hvo):
+    folios = hvo.hugetlb.folios
+    for pfn, order in zip(folios.head_pfn.tolist(), folios.order.tolist()):
+        chunks = hvo.vmemmap.compound_heads(
+            pfn,
+            pfn + (1 << order),
+            has_mask=hvo.layout.encoding.has_mask,
+            has_fake_heads=hvo.has_fake_heads,
+        )
+        yield pfn, np.concatenate(list(chunks)).tobytes()
+
+
+def answers(prog, *, deep=False):
+    """Everything that must be the same on an extract."""
+    known = hvo(prog)
+    found = {
+        "show": show_document(known, "x", folios=True),
+        "check": check_document(known, "x", CheckScope(deep=deep)),
+        "problems": known.problems,
+        "heads": dict(_heads(known)),
+    }
+    specs = [parse_page_spec(str(pfn)) for pfn in _folio_pfns(known)]
+    found["page"] = page_document(known, "x", specs)
+    pictured = known.hugetlb.folios.head_pfn.tolist()[:6]
+    found["map"] = [_picture(known, pfn) for pfn in pictured]
+    return found
