@@ -152,9 +152,13 @@ class _Folios:
             context.audit.checked.get("struct_pages", 0) + counted
         )
         wrong = inside & (infos != self._words[owner][:, None]) & ~unseen[:, None]
-        for row, entry in zip(*(index.tolist() for index in np.nonzero(wrong))):
+        row, entry = np.nonzero(wrong)
+        # Of a folio with a thousand wrong tails, one is told and the others counted.
+        _, firsts, counts = np.unique(owner[row], return_index=True, return_counts=True)
+        for first, count in zip(firsts.tolist(), counts.tolist()):
+            at, behind = int(row[first]), int(entry[first])
             self._add_tail(
-                int(owner[row]), int(pfns[row]) + entry, int(infos[row, entry])
+                int(owner[at]), int(pfns[at]) + behind, int(infos[at, behind]), count
             )
 
     def _infos(self, rows: npt.NDArray[np.uint8]) -> U64Array:
@@ -163,7 +167,7 @@ class _Folios:
         field = np.ascontiguousarray(rows[:, :, at : at + 8])
         return field.view(kernel.reader.u64)[:, :, 0].astype(np.uint64, copy=False)
 
-    def _add_tail(self, i: int, pfn: int, actual: int) -> None:
+    def _add_tail(self, i: int, pfn: int, actual: int, count: int) -> None:
         context = self._context
         head_pfn, offset = (
             int(self._folios.head_pfn[i]),
@@ -179,6 +183,7 @@ class _Folios:
                     ("folio", head_pfn),
                     ("stray-head", head_pfn),
                 ),
+                folded=count - 1,
                 pfn=pfn,
                 expected=int(self._words[i]),
                 actual=actual,
