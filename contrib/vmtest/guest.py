@@ -129,6 +129,7 @@ class Guest:
         append: str = "",
         machine: Optional[Machine] = None,
         vmcoreinfo: bool = True,
+        boot_timeout: float = BOOT_TIMEOUT,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.kernel = kernel
@@ -143,6 +144,7 @@ class Guest:
         self._append = append
         self._machine = machine or Machine()
         self._vmcoreinfo = vmcoreinfo
+        self._boot_timeout = boot_timeout
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._agent: Optional[socket.socket] = None
         self._qmp: Optional[Qmp] = None
@@ -164,7 +166,7 @@ class Guest:
             )
         try:
             self._agent = _connect(self.work / "agent")
-            self.wait_ready(BOOT_TIMEOUT)
+            self.wait_ready(self._boot_timeout)
         except BaseException:
             self.close()
             raise
