@@ -38,7 +38,7 @@ class _Kernel:
         self._images = [_machine(faults) for faults in states]
         self._state = 0
         self.pauses = 0
-        monkeypatch.setattr(checks.time, "sleep", self._sleep)
+        monkeypatch.setattr("time.sleep", self._sleep)
         self.prog = Program(Platform(Architecture.X86_64))
         self.prog.add_memory_segment(0, 1 << 46, self._read, True)
         self.prog.set_linux_kernel_custom(self._images[0].vmcoreinfo, True)

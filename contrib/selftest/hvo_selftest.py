@@ -171,7 +171,7 @@ class SelfTest:
     def __init__(self, prog: Program) -> None:
         self._prog = prog
         self._number = 0
-        self._known: set[tuple[object, ...]] = set()
+        self._known: dict[tuple[object, ...], int] = {}
         self.failed = 0
         self.passed = 0
 
@@ -200,13 +200,18 @@ class SelfTest:
 
     def check(self, name: str, *problems: str) -> None:
         """
-        Run the live check as a test: what was wrong before this step is not told twice.
+        Run the live check as a test. What was wrong before this step is told again only
+        if it touches more huge pages now.
 
         :param problems: What else is wrong.
         """
         audit = self._audit()
-        new = [f for f in audit.findings if _subject(f) not in self._known]
-        self._known.update(map(_subject, new))
+        new = [
+            finding
+            for finding in audit.findings
+            if finding.affected > self._known.get(_subject(finding), -1)
+        ]
+        self._known.update((_subject(f), f.affected) for f in audit.findings)
         for rule, why in audit.undecided.items():
             print(f"# {rule} could not be decided: {why}")
         self.result(name, [*problems, *(line for f in new for line in _tell(f))])
