@@ -81,8 +81,11 @@ class Pool:
 
     def persistent(self, nid: int) -> int:
         """How many a node has, without surplus ones, which go by themselves."""
-        surplus = _read(self.directory(nid) / "surplus_hugepages")
-        return self.total(nid) - surplus
+        return self.total(nid) - self.surplus(nid)
+
+    def surplus(self, nid: int) -> int:
+        """How many a node has beyond what was asked for."""
+        return _read(self.directory(nid) / "surplus_hugepages")
 
     def total(self, nid: int) -> int:
         """How many a node has."""
@@ -230,6 +233,9 @@ def _cycle(test: SelfTest, pool: Pool, nid: int, switch: int) -> None:
     name = f"{pool.name} on node {nid} with HVO {state}"
     steps = f"allocate {name}", f"free {name}"
     reason = _too_little(pool)
+    if any(pool.surplus(node) for node in _nids()):
+        # Seen on 6.1: resizing one node then changes the others, too.
+        reason = "the pool has surplus huge pages, and could not be restored"
     if reason is not None:
         for step in steps:
             test.skip(step, reason)
@@ -239,7 +245,6 @@ def _cycle(test: SelfTest, pool: Pool, nid: int, switch: int) -> None:
     optimized = test.optimized(pool)
     try:
         pool.resize(nid, before + pool.count)
-        # Surplus ones become persistent before new ones are allocated.
         got = pool.total(nid) - total
         if got <= 0:
             test.skip(steps[0], f"the kernel found no {pool.name} in one piece")
