@@ -217,7 +217,9 @@ class SelfTest:
         self._known.update((_subject(f), f.affected) for f in audit.findings)
         for rule, why in audit.undecided.items():
             print(f"# {rule} could not be decided: {why}")
-        self.result(name, [*problems, *(line for f in new for line in _tell(f))])
+        told = [*problems, *(line for f in new for line in _tell(f))]
+        # One defect may be behind many findings.
+        self.result(name, list(dict.fromkeys(told)))
 
 
 def _tell(finding: Finding) -> Iterator[str]:
