@@ -61,6 +61,11 @@ class Finding:
     actual: Optional[int] = None
 
 
+def _evidence(finding: Finding) -> Finding:
+    """A finding without how often it was made, and how bad that is."""
+    return replace(finding, affected=0, folded=0, severity="")
+
+
 @dataclass
 class Audit:
     """Collects what the checks find; they only ever add to it."""
@@ -121,6 +126,13 @@ class Audit:
     def count(self, what: str, count: int) -> None:
         """Note that so many more were looked at."""
         self.checked[what] = self.checked.get(what, 0) + count
+
+    def keep_common(self, earlier: Audit) -> None:
+        """Forget what an earlier audit of the same kernel did not find as well."""
+        seen = {_evidence(finding) for finding in earlier.findings}
+        self.findings = [f for f in self.findings if _evidence(f) in seen]
+        common = self.undecided.keys() & earlier.undecided.keys()
+        self.undecided = {rule: self.undecided[rule] for rule in common}
 
     def failed(self, rule: str) -> bool:
         """Whether anything broke a rule."""

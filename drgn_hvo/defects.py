@@ -40,9 +40,10 @@ DEFECTS = {
     for defect in (
         Defect(
             "boot-tail-refcount",
-            ("shared-tail-refcount",),
+            ("shared-tail-refcount", "folio-list"),
             "every struct page of a shared tail page that was allocated at boot has "
-            "reference count 1",
+            "reference count 1; so have free huge pages that such a gigantic page was "
+            "demoted to",
             "7.2.13 and 7.3.4, by their source also 7.1, with gigantic pages allocated "
             "at boot",
             "memmap_init() ran __init_single_page() over the page through the entries "
@@ -53,9 +54,10 @@ DEFECTS = {
         ),
         Defect(
             "restored-fake-heads",
-            ("stray-head",),
+            ("stray-head", "folio-optimized-flag"),
             "struct pages with PG_head and the hugetlb type in frames of their own, of "
-            "folios that are on no list and not optimized",
+            "folios that are on no list and not optimized; huge pages that a larger "
+            "one was demoted to have its HPG_vmemmap_optimized, but share no frames",
             "6.12.115 to 6.12.117 and others that took 'mm/hugetlb_vmemmap: fix "
             "incorrect vmemmap restore in rollback' onto mirrored heads",
             "the kernel log has 'corrupted mapping in tail page' or 'nonzero mapcount' "

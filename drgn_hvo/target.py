@@ -10,6 +10,9 @@ Opening what the user names, and saying in one line why it cannot be opened.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import errno
+import os
+from pathlib import Path
 from typing import Optional
 
 from drgn import (
@@ -23,8 +26,14 @@ from drgn import (
 from drgn_hvo.errors import FormatError, TargetError
 from drgn_hvo.finders import has_debuginfo, install
 from drgn_hvo.kdumpfile import check_kdump_file
+from drgn_hvo.qmp import check_qmp, has_vmcoreinfo_device, is_tcp
 
 __all__ = ("load_symbols", "open_target")
+
+_QEMU = "qemu:"
+
+_KCORE = Path("/proc/kcore")
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
 
 _DRGN_ERRORS = (BadDataError, FaultError, NotImplementedError)
 
@@ -57,12 +66,11 @@ def open_target(
     try:
         prog = Program(vmcoreinfo=note)
         _set_target(prog, target)
-    except FormatError as e:
+    except (FormatError, TargetError) as e:
         raise TargetError(f"{target}: {e}") from None
-    except PermissionError as e:
-        hint = "; debugging the running kernel needs root" if target == "live" else ""
-        raise TargetError(f"{e.filename or target}: {e.strerror}{hint}") from None
     except OSError as e:
+        if target == "live":
+            raise TargetError(_why_not_live(e)) from None
         where = "" if e.filename in (None, target) else f"{e.filename}: "
         raise TargetError(f"{target}: {where}{e.strerror or e}") from None
     except (ArithmeticError, ValueError, LookupError, *_DRGN_ERRORS) as e:
@@ -73,6 +81,10 @@ def open_target(
             raise
         raise TargetError(f"{target}: {_explain(str(e))}") from None
     if not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
+        if target.startswith(_QEMU):
+            # QEMU talks to one client at a time, and the next question is ours.
+            del prog
+            raise TargetError(f"{target}: {_why_no_note(target[len(_QEMU) :])}")
         raise TargetError(
             f"{target}: not a Linux kernel core (no VMCOREINFO note; if it is one, "
             "give --vmcoreinfo)"
@@ -96,12 +108,73 @@ def _read_vmcoreinfo(path: Optional[str]) -> Optional[bytes]:
 def _set_target(prog: Program, target: str) -> None:
     if target == "live":
         prog.set_kernel()
-    elif target.startswith("qemu:"):
-        prog.set_qemu_qmp(target[len("qemu:") :])
+    elif target.startswith(_QEMU):
+        address = target[len(_QEMU) :]
+        _check_qmp(address)
+        prog.set_qemu_qmp(address)
     else:
         with open(target, "rb") as f:
             check_kdump_file(f)
         prog.set_core_dump(target)
+
+
+def _why_not_live(e: OSError) -> str:
+    """Why the running kernel's memory cannot be read."""
+    if e.errno == errno.ENOENT and not _KCORE.exists():
+        return (
+            "live: there is no /proc/kcore: this kernel was built without "
+            "CONFIG_PROC_KCORE, or /proc is not mounted"
+        )
+    if isinstance(e, PermissionError):
+        if os.geteuid() != 0:
+            return "live: debugging the running kernel needs root"
+        mode = _lockdown_mode()
+        if mode == "confidentiality":
+            return (
+                "live: the kernel is locked down (lockdown=confidentiality), so that "
+                "even root cannot read /proc/kcore; only booting without it helps"
+            )
+        return (
+            f"live: {_KCORE}: {e.strerror}, though you are root: a container without "
+            "CAP_SYS_RAWIO, or a security module, forbids it"
+        )
+    return f"live: {e.filename or _KCORE}: {e.strerror or e}"
+
+
+def _lockdown_mode() -> Optional[str]:
+    """The kernel's lockdown mode, ``None`` if nothing says."""
+    try:
+        # The mode in force is in brackets: "none integrity [confidentiality]".
+        return _LOCKDOWN.read_text().partition("[")[2].partition("]")[0] or None
+    except OSError:
+        return None
+
+
+def _check_qmp(address: str) -> None:
+    if not address:
+        raise ValueError("no address; give the path of a QMP socket")
+    # What listens on a port may not speak first, and drgn's errors are good there.
+    if not is_tcp(address):
+        check_qmp(address)
+
+
+def _why_no_note(address: str) -> str:
+    """Why QEMU has no VMCOREINFO of its guest."""
+    if is_tcp(address):
+        return (
+            "VMCOREINFO comes over a Unix socket only: give QEMU one (-qmp "
+            "unix:PATH,server=on,wait=off), or --vmcoreinfo"
+        )
+    try:
+        has_device = has_vmcoreinfo_device(address)
+    except TargetError:
+        return "QEMU has no VMCOREINFO of this guest, and does not say why"
+    if not has_device:
+        return "QEMU was started without -device vmcoreinfo"
+    return (
+        "the guest has not given QEMU its VMCOREINFO: load the module qemu_fw_cfg in "
+        "it, or wait until it has booted (or it is no Linux kernel)"
+    )
 
 
 def _explain(message: str) -> str:

@@ -29,9 +29,12 @@ from drgn_hvo.rules import RULES
 
 __all__ = ("confirmed_audit", "run_audit")
 
-# On a live kernel, what looks wrong is looked at so often, with a pause.
-_LIVE_ATTEMPTS = 3
-_LIVE_PAUSE = 0.1  # seconds; HVO remaps a folio in milliseconds
+# On a live kernel, what looks wrong is read again, with a pause: HVO remaps a folio in
+# milliseconds. Where pools change all the time, one reading mixes what was before with
+# what came after, and it takes more readings until none but real findings are left.
+_LIVE_PAUSE = 0.1  # seconds
+_LIVE_QUIET_READINGS = 3
+_LIVE_READINGS = 12
 
 _CHECKS: tuple[Callable[[Context], None], ...] = (
     check_tails,
@@ -44,21 +47,30 @@ _CHECKS: tuple[Callable[[Context], None], ...] = (
 
 def confirmed_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
     """
-    As :func:`run_audit()`; on a live kernel, keep only what is still wrong when it is
-    read again.
+    As :func:`run_audit()`; on a live kernel, keep only what every one of a bounded
+    number of readings finds, in the same words of memory.
     """
     audit = run_audit(hvo, deep=deep)
     if not hvo.kernel.prog.flags & ProgramFlags.IS_LIVE:
         return audit
-    for _ in range(_LIVE_ATTEMPTS - 1):
-        if not audit.findings:
+    quiet = 1
+    for reading in range(1, _LIVE_READINGS):
+        doubtful = audit.undecided and reading < _LIVE_QUIET_READINGS
+        if quiet == _LIVE_QUIET_READINGS or not (audit.findings or doubtful):
             break
         time.sleep(_LIVE_PAUSE)
-        again = run_audit(Hvo(hvo.kernel, hvo), deep=deep)
-        seen = {(finding.rule, finding.about) for finding in audit.findings}
-        again.findings = [f for f in again.findings if (f.rule, f.about) in seen]
-        audit = again
+        again = Hvo(hvo.kernel, hvo)
+        fresh = run_audit(again, deep=deep)
+        fresh.keep_common(audit)
+        audit = fresh
+        quiet = quiet + 1 if _pools(again) == _pools(hvo) else 1
+        hvo = again
     return audit
+
+
+def _pools(hvo: Hvo) -> tuple[object, ...]:
+    """What changes whenever a huge page does."""
+    return hvo.hugetlb.hstates, hvo.hugetlb.lists
 
 
 def run_audit(hvo: Hvo, *, deep: bool = False) -> Audit:

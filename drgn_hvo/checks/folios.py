@@ -17,7 +17,7 @@ import numpy as np
 from drgn_hvo.audit import Finding
 from drgn_hvo.checks.context import Context
 from drgn_hvo.checks.scan import Rows, SlicePages
-from drgn_hvo.memory import BoolArray, ranges
+from drgn_hvo.memory import BoolArray, Int64Array, ranges
 from drgn_hvo.pagetable import U64Array
 
 __all__ = ("FolioTails", "check_folios")
@@ -138,7 +138,8 @@ class FolioTails:
         self._owner = owner[order]
         self._unseen = 0
         self._seen = int(known.sum()) * (per_slice - 2)
-        self._wrong: list[tuple[int, int, int]] = []
+        # Folio, PFN and tail word of each that is wrong.
+        self._wrong: list[tuple[Int64Array, Int64Array, U64Array]] = []
 
     def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
         """Compare all words with the one that the folio's tails hold."""
@@ -151,22 +152,33 @@ class FolioTails:
         end = np.minimum((1 << self._folios.order[owner]) - start, infos.shape[1])
         self._seen += int(np.maximum(end - first, 0)[~unseen].sum())
         wrong = infos != self._words[owner][:, None]
-        for row in np.flatnonzero(wrong.any(axis=1) & ~unseen).tolist():
-            i = int(owner[row])
-            for entry in range(max(int(first[row]), 0), int(end[row])):
-                if wrong[row, entry]:
-                    pfn = int(self._folios.head_pfn[i] + start[row]) + entry
-                    self._wrong.append((i, pfn, int(infos[row, entry])))
+        suspect = np.flatnonzero(wrong.any(axis=1) & ~unseen)
+        entries = np.arange(infos.shape[1], dtype=np.int64)[None, :]
+        wrong = wrong[suspect] & (entries >= first[suspect, None])
+        row, entry = np.nonzero(wrong & (entries < end[suspect, None]))
+        row = suspect[row]
+        pfns = self._folios.head_pfn[owner[row]] + start[row] + entry
+        self._wrong.append((owner[row], pfns, infos[row, entry]))
 
     def report(self) -> None:
         """Add what was found to the audit."""
         audit = self._context.audit
         audit.missing("pages of vmemmap of folios", self._unseen, "folio-tail-info")
         audit.count("struct_pages", self._seen)
-        for i, pfn, actual in sorted(self._wrong, key=lambda wrong: wrong[:2]):
-            self._add_tail(i, pfn, actual)
+        if not self._wrong:
+            return
+        owner, pfns, infos = (np.concatenate(part) for part in zip(*self._wrong))
+        order = np.lexsort((pfns, owner))
+        # Of a folio with a thousand wrong tails, one is told and the others counted.
+        _, firsts, counts = np.unique(
+            owner[order], return_index=True, return_counts=True
+        )
+        for first, count in zip(order[firsts].tolist(), counts.tolist()):
+            self._add_tail(
+                int(owner[first]), int(pfns[first]), int(infos[first]), count
+            )
 
-    def _add_tail(self, i: int, pfn: int, actual: int) -> None:
+    def _add_tail(self, i: int, pfn: int, actual: int, count: int) -> None:
         context = self._context
         head_pfn, offset = (
             int(self._folios.head_pfn[i]),
@@ -182,6 +194,7 @@ class FolioTails:
                     ("folio", head_pfn),
                     ("stray-head", head_pfn),
                 ),
+                folded=count - 1,
                 pfn=pfn,
                 expected=int(self._words[i]),
                 actual=actual,

@@ -108,6 +108,7 @@ class _Mapping:
                     f"{but} shared frames",
                     ("flag", head_pfn),
                     because=(("head-frame", head_pfn),),
+                    defect="restored-fake-heads" if self._is_copy(i) else None,
                     expected=private ^ bit,
                     actual=private,
                     pfn=head_pfn,
@@ -115,6 +116,19 @@ class _Mapping:
                     **self._context.place(i),  # type: ignore[arg-type]
                 )
             )
+
+    def _is_copy(self, i: int) -> bool:
+        """
+        Whether struct pages of a folio that shares none are copies of another's head,
+        whose flags it then has: a tail at the start of the second slice has PG_head.
+        """
+        context = self._context
+        if context.layout.tails.kind != "fake-head" or self._folios.slices[i] < 2:
+            return False
+        tail = int(self._folios.head_pfn[i]) + context.geometry.pages_per_slice
+        page = context.vmemmap.read_pages(np.array([tail], dtype=np.int64))
+        flags = int(context.vmemmap.flags(page)[0])
+        return not self._optimized()[i] and bool(flags & context.kernel.PG_head_mask)
 
     def _optimized(self) -> BoolArray:
         return self._context.hugetlb.optimized_mapping

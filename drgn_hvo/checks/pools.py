@@ -121,6 +121,7 @@ def _check_members(context: Context, a_list: HugePageList) -> None:
     for i in index[suspect].tolist():
         for wrong in _wrong_member(context, a_list, i):
             head_pfn = int(folios.head_pfn[i])
+            residue = _boot_tail(context, a_list, wrong)
             context.audit.add(
                 Finding(
                     "folio-list",
@@ -131,7 +132,9 @@ def _check_members(context: Context, a_list: HugePageList) -> None:
                         ("head-frame", head_pfn),
                         ("folio", head_pfn),
                         _list_subject(a_list),
+                        *(() if residue is None else (residue.about,)),
                     ),
+                    defect=None if residue is None else residue.defect,
                     pfn=head_pfn,
                     expected=wrong.expected,
                     actual=wrong.actual,
@@ -174,6 +177,22 @@ def _wrong_member(context: Context, a_list: HugePageList, i: int) -> Iterator[_W
     nid = int(context.nids[i])
     if nid >= 0 and nid != a_list.nid:
         yield _Wrong(f"lies on node {nid}", page.flags, None, int(folios.flags[i]))
+
+
+def _boot_tail(
+    context: Context, a_list: HugePageList, wrong: _Wrong
+) -> Optional[Finding]:
+    """
+    The shared tail page whose reference counts a folio has as its own: demoted, a
+    gigantic page gets back struct pages that are copies of it.
+    """
+    if wrong.offset != context.kernel.struct_page.refcount or wrong.actual != 1:
+        return None
+    for finding in context.audit.findings:
+        larger = finding.order is not None and finding.order > a_list.order
+        if finding.defect == "boot-tail-refcount" and larger:
+            return finding
+    return None
 
 
 def _check_counters(context: Context, hstate: HState) -> None:
