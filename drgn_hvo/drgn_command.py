@@ -6,7 +6,7 @@
 
 The verbs of :mod:`drgn_hvo.commands` in a drgn session: ``%hvo show``. drgn's
 commands have no subcommands, so the first word is looked up here. Importing this
-module registers the command.
+module registers the command; the verbs are imported when it is used.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import traceback
-from typing import Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from drgn import FaultError, Program
 from drgn.commands import CommandArgumentError, CommandError, parse_shell_command
 from drgn.commands.linux import linux_kernel_custom_command
 
-from drgn_hvo.commands import VERBS, Verb, add_assume_option, session_of
 from drgn_hvo.errors import HvoError
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands import Verb
 
 __all__ = ()
 
@@ -45,6 +47,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None:
+    from drgn_hvo.commands import add_assume_option
+
     parser = commands.add_parser(verb.name, help=verb.help, description=verb.help)
     verb.add_options(parser)
     add_assume_option(parser)
@@ -53,6 +57,8 @@ def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None
 
 
 def _parser() -> _Parser:
+    from drgn_hvo.commands import VERBS
+
     parser = _Parser(prog="hvo", description=_DESCRIPTION)
     commands = parser.add_subparsers(metavar="VERB", required=True)
     for verb in VERBS:
@@ -61,6 +67,8 @@ def _parser() -> _Parser:
 
 
 def _run(prog: Program, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands import session_of
+
     verb: Verb = args.verb
     try:
         return verb.run(session_of(prog, dict(args.assume)), args)
@@ -89,16 +97,9 @@ _DESCRIPTION = "Explain HugeTLB Vmemmap Optimization (HVO) in this kernel."
 @linux_kernel_custom_command(  # type: ignore[untyped-decorator]
     name="hvo",
     description="explain HugeTLB Vmemmap Optimization (HVO)",
-    usage=f"**hvo** [**--help**] {{{','.join(verb.name for verb in VERBS)}}} ...",
+    usage="**hvo** [**--help**] *VERB* ...",
     long_description=_DESCRIPTION,
-    epilog="\n".join(
-        [
-            "verbs:",
-            *(f"  {verb.name:<8} {verb.help}" for verb in VERBS),
-            "",
-            "%hvo VERB --help shows the options of a verb.",
-        ]
-    ),
+    epilog="%hvo --help lists the verbs, %hvo VERB --help the options of one.",
     parse=parse_shell_command,
 )
 def _cmd_hvo(
