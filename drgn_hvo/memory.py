@@ -10,6 +10,7 @@ made up: one unreadable frame does not hide its neighbours.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
@@ -30,6 +31,11 @@ __all__ = (
 
 # drgn copies what it reads once; larger chunks only cost page faults.
 _CHUNK_SIZE = 1 << 20
+
+# Of a pass over all of memory, so many frames are looked at together: 1 MiB. Fewer
+# neighbours than that are not worth a piece of their own.
+_STREAMED = 256
+_ALONE = 32
 
 # What is read in small pieces is looked at again by other rules: so many frames
 # are kept (8 MiB), of reads of at most so many.
@@ -136,6 +142,28 @@ def is_in(values: Int64Array, sorted_values: Int64Array) -> BoolArray:
     return found
 
 
+def _pieces(pfns: Int64Array) -> Iterator[tuple[int, int]]:
+    """
+    Cut ascending PFNs into pieces: neighbours by themselves, which are then not
+    copied, and what stands alone together with others.
+    """
+    breaks = (np.flatnonzero(np.diff(pfns) != 1) + 1).tolist()
+    begun = 0
+    for start, end in zip([0, *breaks], [*breaks, len(pfns)]):
+        if end - start < _ALONE and end - begun <= _STREAMED:
+            continue
+        if begun < start:
+            yield begun, start
+            begun = start
+        if end - start < _ALONE:
+            continue
+        for first in range(start, end, _STREAMED):
+            yield first, min(end, first + _STREAMED)
+        begun = end
+    if begun < len(pfns):
+        yield begun, len(pfns)
+
+
 class _KeptFrames:
     """Frames that were read already, up to a limit; none is ever dropped."""
 
@@ -184,22 +212,23 @@ class FrameReader:
         self.u32 = np.dtype(f"{order}u4")
         self.i32 = np.dtype(f"{order}i4")
         self._kept = _KeptFrames(page_size)
-        # The page faults of a new array for each chunk cost more than its content.
-        self._scratch = np.empty((0, page_size), dtype=np.uint8)
         # A live kernel changes: there, only reading again tells.
         self._is_live = bool(prog.flags & ProgramFlags.IS_LIVE)
 
-    def read(self, pfns: Int64Array, *, keep: bool = True) -> Frames:
+    def stream(self, pfns: Int64Array) -> Iterator[tuple[slice, Frames]]:
         """
-        Read whole frames, neighbours together.
+        Read frames in order, as many at once as stay in a processor's cache.
 
-        :param keep: False for a pass over all of memory, to which the frames that are
-            kept mean nothing; what it gets is valid until the next read.
+        :return: Where they are in *pfns*, and the frames; these are valid until the
+            next are asked for, and none is kept.
         """
-        if not keep:
-            if len(self._scratch) < len(pfns):
-                self._scratch = np.empty((len(pfns), self.page_size), dtype=np.uint8)
-            return self._read(pfns, self._scratch[: len(pfns)])
+        scratch = np.empty((min(len(pfns), _STREAMED), self.page_size), dtype=np.uint8)
+        for first, last in _pieces(pfns):
+            frames = self._read(pfns[first:last], scratch[: last - first])
+            yield slice(first, last), frames
+
+    def read(self, pfns: Int64Array) -> Frames:
+        """Read whole frames, neighbours together."""
         kept = self._kept.has(pfns)
         if not kept.any():
             frames = self._read(pfns)

@@ -14,7 +14,7 @@ through drgn's own translation instead, and permissions are not known.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
@@ -41,7 +41,7 @@ from drgn_hvo.pagetable import Runs, U64Array, Walk, walk
 __all__ = ("Mapping", "StructPages", "Vmemmap")
 
 # 2 MiB of struct pages a chunk: about as much as stays in a processor's cache.
-_SLICES_PER_CHUNK = 256
+_SLICES_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -238,25 +238,25 @@ class Vmemmap:
             int(pfns[0]), bool(self.runs.writable[i]), int(self.runs.level[i])
         )
 
-    def _read_distinct(
-        self, slices: Int64Array, *, keep: bool = True
-    ) -> tuple[Frames, Int64Array]:
-        """The frames behind slices, each read once, and the row of each slice."""
-        if not self.has_mappings:
-            return self._read_virtual(slices), np.arange(len(slices), dtype=np.int64)
+    def _distinct(self, slices: Int64Array) -> tuple[Int64Array, Optional[Int64Array]]:
+        """
+        The frames behind slices, ascending, and which of them is behind each slice;
+        ``None`` if that is what they are already.
+        """
         pfns, mapped = self.frames(slices)
         if (np.diff(pfns) > 0).all() and mapped.all():
-            rows = np.arange(len(pfns), dtype=np.int64)
-            return self.kernel.reader.read(pfns, keep=keep), rows
+            return pfns, None
         # What is not mapped is PFN -1, which no dump has.
         distinct, index = np.unique(pfns, return_inverse=True)
-        frames = self.kernel.reader.read(distinct, keep=keep)
-        return frames, index.astype(np.int64, copy=False)
+        return distinct, index.astype(np.int64, copy=False)
 
     def _read_slices(self, slices: Int64Array) -> Frames:
         """The content of slices, shared frames read once."""
-        frames, index = self._read_distinct(slices)
-        if len(frames.data) == len(index) and (np.diff(index) == 1).all():
+        if not self.has_mappings:
+            return self._read_virtual(slices)
+        pfns, index = self._distinct(slices)
+        frames = self.kernel.reader.read(pfns)
+        if index is None:
             return frames
         return Frames(frames.data[index], frames.present[index])
 
@@ -395,29 +395,47 @@ class Vmemmap:
         """
         if not self.kernel.geometry.power_of_2:
             pages = self.read_slices(first, end)
-            return self._initialised_words(pages)[None, :], None
+            infos = self._initialised_words(pages.data)
+            infos[~pages.present] = np.uint64(ALL_ONES)
+            return infos[None, :], None
         slices = np.arange(first, end, dtype=np.int64)
-        frames, index = self._read_distinct(slices, keep=False)
-        per_slice = self.kernel.geometry.pages_per_slice
-        pages = StructPages(
-            frames.data.reshape(-1, self.size), np.repeat(frames.present, per_slice)
-        )
-        infos = self._initialised_words(pages).reshape(-1, per_slice)
-        flags = self.flags(StructPages(pages.data[::per_slice], frames.present))
-        PG_heads = flags & np.uint64(self.kernel.PG_head_mask)
-        if len(index) == len(infos):
+        if not self.has_mappings:
+            return self._frame_words(
+                [(slice(None), self._read_virtual(slices))], slices
+            )
+        pfns, index = self._distinct(slices)
+        infos, PG_heads = self._frame_words(self.kernel.reader.stream(pfns), pfns)
+        if index is None:
             return infos, PG_heads
         return infos[index], PG_heads[index]
 
-    def _initialised_words(self, pages: StructPages) -> U64Array:
-        infos = np.array(self.tail_words(pages))
-        # Only what has no tail word can be all zeros.
+    def _frame_words(
+        self, pieces: Iterable[tuple[slice, Frames]], pfns: Int64Array
+    ) -> tuple[U64Array, U64Array]:
+        """As :meth:`_chunk_words()`, of frames that come in pieces."""
+        infos = np.empty(
+            (len(pfns), self.kernel.geometry.pages_per_slice), dtype=np.uint64
+        )
+        flags = np.empty(len(pfns), dtype=np.uint64)
+        at = self.kernel.struct_page.flags
+        for place, frames in pieces:
+            rows = frames.data.reshape(-1, self.size)
+            infos[place] = self._initialised_words(rows).reshape(len(frames.data), -1)
+            flags[place] = column(frames.data, at, self.kernel.reader.u64)
+            if not frames.present.all():
+                infos[place][~frames.present] = np.uint64(ALL_ONES)
+        flags &= np.uint64(self.kernel.PG_head_mask)
+        return infos, flags
+
+    def _initialised_words(self, rows: ByteArray) -> U64Array:
+        """Tail words; all ones for a struct page that is all zeros."""
+        u64 = self.kernel.reader.u64
+        infos = column(rows, self.kernel.struct_page.offset, u64).astype(np.uint64)
+        # Only what has no tail word, and no flags either, can be all zeros.
         empty = np.flatnonzero(infos == 0)
-        rows = column(pages.data, self.kernel.struct_page.flags, self.kernel.reader.u64)
-        empty = empty[rows[empty] == 0]
-        infos[empty[~pages.data[empty].any(axis=1)]] = np.uint64(ALL_ONES)
-        if not pages.present.all():
-            infos[~pages.present] = np.uint64(ALL_ONES)
+        flags = column(rows, self.kernel.struct_page.flags, u64)
+        empty = empty[flags[empty] == 0]
+        infos[empty[~rows[empty].any(axis=1)]] = np.uint64(ALL_ONES)
         return infos
 
 

@@ -14,12 +14,15 @@ from drgn import Architecture, Platform, Program
 import numpy as np
 import pytest
 
-from drgn_hvo import memory
+from drgn_hvo import memory, vmemmap
 from drgn_hvo.hvo import hvo
 from drgn_hvo.memory import joined, without
+from drgn_hvo.pagetable import find_entry
 from drgn_hvo.report.check import CheckScope, check_document
+from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.description import HugePages
 from drgn_hvo.synth.machine import build_machine
+from tests.overlay import Overlay
 from tests.synth_support import ALL, describe
 
 
@@ -94,3 +97,57 @@ def test_ranges_are_joined_and_taken_out():
         assert numbers(*whole) == numbers(*some)
         assert (whole[0][1:] > whole[1][:-1]).all()
         assert numbers(*without(*whole, holes)) == numbers(*some) - numbers(*others)
+
+
+def heads_of(bound):
+    chunks = bound.vmemmap.compound_heads(
+        0,
+        bound.vmemmap.end_pfn,
+        has_mask=bound.layout.encoding.has_mask,
+        has_fake_heads=bound.has_fake_heads,
+    )
+    return np.concatenate(list(chunks))
+
+
+@pytest.mark.parametrize("name", ["shared-7.3", "fake-head-6.12", "plain-7.2"])
+def test_heads_do_not_depend_on_which_frames_the_struct_pages_lie_in(
+    name, monkeypatch
+):
+    """Two frames change places, with what they hold: no head may change."""
+    # A chunk that has no frame twice is a case of its own.
+    monkeypatch.setattr(vmemmap, "_SLICES_PER_CHUNK", 8)
+    base = program(build_machine(describe(name)))
+    bound = hvo(base)
+    kernel, folios = bound.kernel, bound.hugetlb.folios
+    assert kernel.page_table_format is not None
+    own = np.flatnonzero((folios.shared_ptes == 0) & (folios.slices == 8))
+    start = bound.vmemmap.page_address(int(folios.head_pfn[own[0]]))
+    patches = {}
+    entries = [
+        find_entry(kernel.reader, kernel.page_table_format, kernel.vmcoreinfo, va)
+        for va in (start + 4096, start + 5 * 4096)
+    ]
+    for entry, other in zip(entries, entries[::-1]):
+        assert entry is not None
+        assert other is not None
+        assert entry.level == other.level == 0
+        patches[entry.address] = other.value.to_bytes(8, "little")
+        frame, onto = (e.value & 0x000F_FFFF_FFFF_F000 for e in (entry, other))
+        patches[onto] = base.read(frame, 4096, physical=True)
+    permuted = hvo(Overlay(base, patches=patches).prog)
+    index, _ = permuted.vmemmap.frames(
+        np.arange(start, start + 8 * 4096, 4096) // 4096 - permuted.vmemmap.base // 4096
+    )
+    assert (np.diff(index) < 0).any(), "frames are out of order"
+    assert np.array_equal(heads_of(permuted), heads_of(bound))
+
+
+def test_pieces_are_everything_once_in_order():
+    random = np.random.default_rng(2)
+    for _ in range(300):
+        gaps = random.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, 7], random.integers(0, 3000))
+        pfns = np.cumsum(gaps)
+        pieces = list(memory._pieces(pfns))
+        places = [i for first, last in pieces for i in range(first, last)]
+        assert places == list(range(len(pfns)))
+        assert all(0 < last - first <= memory._STREAMED for first, last in pieces)
