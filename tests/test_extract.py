@@ -34,7 +34,7 @@ from drgn_hvo import finders
 from drgn_hvo.cli import main
 from drgn_hvo.cut import NAMES, OMITTED, TYPES
 from drgn_hvo.errors import HvoError, NotInDumpError, UnavailableError, UsageError
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo as bound
 from drgn_hvo.kdump_writer import kdump_pages, pack_page
 from drgn_hvo.pages import parse_page_spec, resolve_page
 from drgn_hvo.pagetable import find_entry
@@ -95,7 +95,7 @@ def test_all_struct_pages(name, tmp_path):
 
 
 def all_heads(prog):
-    hvo = Hvo(prog, None)
+    hvo = bound(prog)
     chunks = hvo.vmemmap.compound_heads(
         0,
         hvo.vmemmap.end_pfn,
@@ -277,7 +277,7 @@ def opened_again(machine, tmp_path):
 def test_no_tasks(real):
     """A task that cannot be looked for is not a task that does not exist."""
     _, copy, _ = real
-    hvo = Hvo(copy, None)
+    hvo = bound(copy)
     with pytest.raises(NotInDumpError, match="it is an extract"):
         resolve_page(hvo.vmemmap, parse_page_spec("task:1:0x1000"))
     with pytest.raises(UnavailableError, match="init_pid_ns is not in this dump"):
@@ -286,8 +286,8 @@ def test_no_tasks(real):
 
 def test_what_is_missing_is_not_in_this_dump(real):
     original, copy, _ = real
-    hvo = Hvo(copy, None)
-    full = Hvo(original, None)
+    hvo = bound(copy)
+    full = bound(original)
     # The kernel's text, and the direct map of a page that was left out.
     text = finders.core_sources(original).address("schedule")
     direct = original["page_offset_base"].value_() + (0x9000 << 12)
@@ -303,7 +303,7 @@ def test_what_is_missing_is_not_in_this_dump(real):
 
 def test_of_huge_pages_even_direct_map_addresses_can_be_named(real):
     original, copy, _ = real
-    hvo = Hvo(copy, None)
+    hvo = bound(copy)
     base = original["page_offset_base"].value_()
     for pfn in hvo.hugetlb.folios.head_pfn.tolist():
         spec = parse_page_spec(f"virt:{base + (pfn + 9 << 12):#x}")
@@ -328,7 +328,7 @@ def test_makedumpfile(real, tmp_path):
     assert "Can't get the prb address" in result.stderr
     sections = re.findall(r"mem_map\[ *\d+\] ([0-9a-f]+) ", result.stdout)
     assert len(sections) == 4
-    hvo = Hvo(real[1], None)
+    hvo = bound(real[1])
     assert int(sections[0], 16) == hvo.vmemmap.base
 
 
@@ -394,7 +394,7 @@ def test_no_types(tmp_path):
     prog = Overlay(base, vmcoreinfo=text.encode()).prog
     copy, document = extract(prog, tmp_path / "core", small=True)
     assert "kallsyms" not in {kept["what"] for kept in document["kept"]}
-    hvo = Hvo(copy, None)
+    hvo = bound(copy)
     assert not hvo.kernel.has_types
     assert hvo.layout.encoding.kind == "mask"
 
@@ -410,7 +410,7 @@ def test_other_kinds_of_targets(machine, tmp_path):
 def test_a_page_that_was_freed_meanwhile_is_left_out(tmp_path, monkeypatch):
     """Between the walk and the reading, a page of vmemmap became somebody's."""
     changing = build_machine(describe("shared-7.3"))
-    hvo = Hvo(program(changing), None)
+    hvo = bound(program(changing))
     first = np.flatnonzero(hvo.hugetlb.optimized_mapping)[0]
     frame = int(hvo.hugetlb.folios.head_frame[first])
     slice_ = int(hvo.hugetlb.folios.head_pfn[first]) // 64

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from drgn_hvo.errors import HvoError, UsageError
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.hvo import hvo as bound
 from drgn_hvo.kdump_writer import kdump_pages
 from drgn_hvo.pagetable import find_entry
 from drgn_hvo.synth.containers import program
@@ -114,7 +114,7 @@ def test_page_tables_that_lead_to_data(name, kind, level, tmp_path):
     page, or one for a whole page table does.
     """
     machine = build_machine(describe(name))
-    hvo = Hvo(program(machine), None)
+    hvo = bound(program(machine))
     groups = machine.plan.huge if kind == "huge" else machine.plan.pages
     placed = next(p for p in groups if getattr(p.group, "kind", "huge") == kind)
     victim = placed.first_pfn + 1
@@ -201,7 +201,7 @@ def stacks(prog):
 @pytest.mark.parametrize("name", ["6.1-2node", "7.2-kdump"])
 def test_real_cores(name, options, tmp_path):
     base = opened(core_path(name))
-    hvo = Hvo(base, None)
+    hvo = bound(base)
     pages = hvo.vmemmap.read_slices(0, hvo.vmemmap.end_pfn // 64)
     words = np.where(pages.present[:, None], pages.data.view("<u8"), 0)
     marked = [set(excluded(base, words)), set(slab(base, words)), set(stacks(base))]

@@ -110,9 +110,7 @@ def heads_of(bound):
 
 
 @pytest.mark.parametrize("name", ["shared-7.3", "fake-head-6.12", "plain-7.2"])
-def test_heads_do_not_depend_on_which_frames_the_struct_pages_lie_in(
-    name, monkeypatch
-):
+def test_heads_do_not_depend_on_which_frames_the_struct_pages_lie_in(name, monkeypatch):
     """Two frames change places, with what they hold: no head may change."""
     # A chunk that has no frame twice is a case of its own.
     monkeypatch.setattr(vmemmap, "_SLICES_PER_CHUNK", 8)

@@ -79,9 +79,12 @@ MIX = (
     ),
     Step(
         "not optimized",
-        "echo 0 >/proc/sys/vm/hugetlb_optimize_vmemmap;"
-        f" n=$(cat {_SYS_2M.format(nid=0)}/nr_hugepages);"
-        f" echo $((n + 5)) >{_SYS_2M.format(nid=0)}/nr_hugepages;"
+        # A pool that grows makes its surplus pages persistent first.
+        f"for pool in {_SYS_2M.format(nid='*')};"
+        " do grep -q '^0' $pool/surplus_hugepages && break; done;"
+        " echo 0 >/proc/sys/vm/hugetlb_optimize_vmemmap;"
+        " n=$(cat $pool/nr_hugepages);"
+        " echo $((n + 5)) >$pool/nr_hugepages;"
         " echo 1 >/proc/sys/vm/hugetlb_optimize_vmemmap",
     ),
 )

@@ -24,9 +24,10 @@ import numpy.typing as npt
 
 from drgn_hvo.audit import Audit, Finding
 from drgn_hvo.checks.context import Context
-from drgn_hvo.checks.folios import check_folios
+from drgn_hvo.checks.folios import FolioTails, check_folios
 from drgn_hvo.checks.mapping import check_mapping
 from drgn_hvo.checks.pools import check_pools
+from drgn_hvo.checks.scan import scan
 from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.folios import Folios, Hugetlb
 from drgn_hvo.helpers._bound import (
@@ -292,6 +293,9 @@ def _validate_folio(bound: Hvo, folio: Object) -> None:
     # Mappings come first: they tell whose frames the others would read.
     for check in (check_mapping, check_folios, check_pools):
         check(context)
+    tails = FolioTails(context)
+    scan(context, [tails])
+    tails.report()
     findings = [f for f in audit.findings if _is_about(f, int(found.head_pfn[index]))]
     if not findings:
         _require_tables(bound, first, first + int(found.slices[index]) - 1)
