@@ -119,7 +119,7 @@ def test_selftest_refuses_to_starve_the_guest(guest):
     free = int(guest.run("awk '/MemAvailable/ { print $2 }' /proc/meminfo")) << 10
     usual = int(guest.run(f"cat {pool}"))
     # At least 512 MiB must be left, whatever is tested.
-    guest.run(f"echo {usual + (free - (500 << 20)) // (2 << 20)} >{pool}")
+    guest.run(f"echo {usual + (free - (400 << 20)) // (2 << 20)} >{pool}")
     before = guest_pools(guest)
     try:
         output, status = guest.status(
@@ -131,6 +131,34 @@ def test_selftest_refuses_to_starve_the_guest(guest):
     assert status == 2, output
     assert "Bail out! refused: " in output
     assert "must be left" in output
+
+
+def test_selftest_restores_what_it_found_when_interrupted(guest):
+    """Ctrl-C, once pools are not as they were."""
+    # Pools with surplus pages are left alone, and then nothing would change.
+    guest.run("rm -f /huge2m/*; echo 0 >/proc/sys/vm/nr_overcommit_hugepages")
+    assert guest_pools(guest).totals[2 << 20]["surplus"] == 0
+    switch = "cat /proc/sys/vm/hugetlb_optimize_vmemmap"
+    before = guest_pools(guest), guest.run(switch)
+    pid = guest.run(
+        "guest-python /scripts/hvo_selftest.py >/tmp/selftest.log 2>&1 & echo $!"
+    ).strip()
+    changed = _within(60, lambda: guest_pools(guest) != before[0])
+    assert changed, guest.run("cat /tmp/selftest.log; cat /proc/meminfo")
+    guest.run(f"kill -INT {pid}")
+    assert _within(60, lambda: "Bail out" in guest.run("cat /tmp/selftest.log"))
+    log = guest.run("cat /tmp/selftest.log")
+    assert "# settings restored\nBail out! interrupted" in log
+    assert (guest_pools(guest), guest.run(switch)) == before
+
+
+def _within(seconds, condition):
+    """Whether a condition comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+    return True
 
 
 def test_a_guest_that_does_not_answer_in_time_ends(kernel, image, tmp_path):
