@@ -38,6 +38,7 @@ __all__ = (
     "BtfMember",
     "BtfParam",
     "btf_header",
+    "pack_btf",
 )
 
 
@@ -98,6 +99,9 @@ _SIZES: dict[int, tuple[int, int]] = {
 
 _MAGIC = 0xEB9F
 
+# A header without the layout section that v7.1 may add.
+_OLD_HEADER_SIZE = 24
+
 # 24 bits since the layout section came; 16 bits before, with the others zero.
 _VLEN_MASK = 0xFFFFFF
 _KIND_MASK = 0x7F
@@ -129,6 +133,30 @@ def btf_header(byteorder: str) -> construct.Struct:
         "layout_off" / construct.If(construct.this.hdr_len >= 32, u32),
         "layout_len" / construct.If(construct.this.hdr_len >= 32, u32),
     )
+
+
+def pack_btf(byteorder: str, types: bytes, strings: bytes) -> bytes:
+    """
+    A whole BTF blob.
+
+    :param types: The type section.
+    :param strings: The string section.
+    """
+    header: bytes = btf_header(byteorder).build(
+        {
+            "magic": _MAGIC,
+            "version": 1,
+            "flags": 0,
+            "hdr_len": _OLD_HEADER_SIZE,
+            "type_off": 0,
+            "type_len": len(types),
+            "str_off": len(types),
+            "str_len": len(strings),
+            "layout_off": None,
+            "layout_len": None,
+        }
+    )
+    return header + types + strings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from drgn_hvo.btf import MODIFIERS, Btf, BtfKind, btf_header
+from drgn_hvo.btf import MODIFIERS, Btf, BtfKind, pack_btf
 from drgn_hvo.kallsyms import Kallsyms
 from drgn_hvo.kallsyms_writer import KernelSymbol
 from drgn_hvo.variables import VARIABLES
@@ -124,9 +124,6 @@ _ELEMENTS: dict[int, tuple[int, int]] = {
     BtfKind.ENUM64: (3, -1),
 }
 
-_MAGIC = 0xEB9F
-_HEADER_SIZE = 24
-
 
 def _references(kind: int, record: list[int]) -> Iterator[int]:
     """Places of type IDs in a record."""
@@ -209,21 +206,7 @@ class _Cutter:
     def _blob(self, words: list[int]) -> bytes:
         dtype = "<u4" if self._btf.byteorder == "little" else ">u4"
         types = np.array(words, dtype=dtype).tobytes()
-        header: bytes = btf_header(self._btf.byteorder).build(
-            {
-                "magic": _MAGIC,
-                "version": 1,
-                "flags": 0,
-                "hdr_len": _HEADER_SIZE,
-                "type_off": 0,
-                "type_len": len(types),
-                "str_off": len(types),
-                "str_len": len(self._strings),
-                "layout_off": None,
-                "layout_len": None,
-            }
-        )
-        return header + types + bytes(self._strings)
+        return pack_btf(self._btf.byteorder, types, bytes(self._strings))
 
 
 def cut_btf(btf: Btf) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import struct
 from typing import Optional, Union
 
-from drgn_hvo.btf import BtfKind, btf_header
+from drgn_hvo.btf import BtfKind, pack_btf
 from drgn_hvo.synth.ctype import (
     UINT,
     Array,
@@ -27,10 +27,6 @@ from drgn_hvo.synth.ctype import (
 )
 
 __all__ = ("write_btf",)
-
-_MAGIC = 0xEB9F
-# A header without the layout section that v7.1 may add.
-_HEADER_SIZE = 24
 
 
 class _Writer:
@@ -131,21 +127,7 @@ class _Writer:
     def finish(self) -> bytes:
         """The blob."""
         types = b"".join(self._records)
-        header = btf_header("little").build(
-            {
-                "magic": _MAGIC,
-                "version": 1,
-                "flags": 0,
-                "hdr_len": _HEADER_SIZE,
-                "type_off": 0,
-                "type_len": len(types),
-                "str_off": len(types),
-                "str_len": len(self._strings),
-                "layout_off": None,
-                "layout_len": None,
-            }
-        )
-        return header + types + bytes(self._strings)
+        return pack_btf("little", types, bytes(self._strings))
 
 
 def write_btf(types: Iterable[CType], functions: Iterable[str] = ()) -> bytes:
