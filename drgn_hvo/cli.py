@@ -312,6 +312,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     :return: The exit status, see :data:`EXIT_STATUSES`.
     """
     args = _parser().parse_args(argv)
+    # Nobody types drgn's commands here, and looking for plugins takes a tenth of a
+    # short run. Who asks for some gets them.
+    os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     try:
         return _run(args)
     except KeyboardInterrupt as e:

@@ -21,7 +21,7 @@ import numpy as np
 from drgn_hvo.encoding import ALL_ONES, compound_info_has_mask
 from drgn_hvo.errors import DetectionError, NotInDumpError
 from drgn_hvo.kernel import Kernel
-from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.memory import BoolArray, Int64Array, distinct
 from drgn_hvo.pagetable import U64Array
 from drgn_hvo.vmemmap import StructPages, Vmemmap
 
@@ -179,12 +179,12 @@ def _classify(vmemmap: Vmemmap, infos: U64Array) -> tuple[BoolArray, BoolArray]:
 def _sample_slices(vmemmap: Vmemmap, most: int) -> Int64Array:
     if not vmemmap.has_mappings:
         slices = vmemmap.end_pfn * vmemmap.size // vmemmap.page_size
-        return np.unique(np.linspace(0, max(0, slices - 1), most, dtype=np.int64))
+        return distinct(np.linspace(0, max(0, slices - 1), most, dtype=np.int64))
     runs = vmemmap.runs
     total = int(runs.count.sum())
     if not total:
         return np.zeros(0, dtype=np.int64)
-    positions = np.unique(np.linspace(0, total - 1, most, dtype=np.int64))
+    positions = distinct(np.linspace(0, total - 1, most, dtype=np.int64))
     ends = np.cumsum(runs.count)
     run = np.searchsorted(ends, positions, side="right")
     first = (runs.va - np.uint64(vmemmap.base)) // np.uint64(vmemmap.page_size)
@@ -301,7 +301,7 @@ def _remapped(vmemmap: Vmemmap) -> _Remapped:
     )
     last = runs.pfn[front] + runs.step[front] * (runs.count[front] - 1)
     repeats = adjacent & (last == runs.pfn[shared])
-    candidates = np.unique(runs.pfn[shared[repeats]])[: _SAMPLES[0]]
+    candidates = distinct(runs.pfn[shared[repeats]])[: _SAMPLES[0]]
     frames = vmemmap.kernel.reader.read(candidates)
     first = StructPages(frames.data[:, : vmemmap.size], frames.present)
     heads = vmemmap.flags(first) & np.uint64(vmemmap.kernel.PG_head_mask)

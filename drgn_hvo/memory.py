@@ -89,7 +89,10 @@ def ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
 
 
 def distinct(values: Int64Array) -> Int64Array:
-    """``np.unique()`` by sorting: ours are almost sorted, and newer NumPy hashes."""
+    """
+    ``np.unique()`` by sorting: ours are almost sorted, and newer NumPy hashes, and
+    imports ``numpy.ma``.
+    """
     values = np.sort(values)
     return values[np.concatenate((values[:1] == values[:1], np.diff(values) != 0))]
 
