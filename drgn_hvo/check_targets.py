@@ -87,10 +87,18 @@ def _ignore_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _preload() -> None:
+    """Import once, here, what each worker would import for its first target."""
+    import drgn_hvo.btf_types
+    import drgn_hvo.kallsyms
+    import drgn_hvo.variables  # noqa: F401
+
+
 @contextmanager
 def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     from concurrent.futures import ProcessPoolExecutor
 
+    _preload()
     pool = ProcessPoolExecutor(jobs, initializer=_ignore_interrupts)
     try:
         yield pool
