@@ -236,7 +236,8 @@ def walk(
             )
             leaf = _is_leaf(page_table, entries, level)
             target = entries.value & np.uint64(address_mask)
-            parts.append(_compress(page_table, entries, target, leaf, level))
+            if leaf.any():
+                parts.append(_compress(page_table, entries, target, leaf, level))
             below.append(
                 _Tables(target[~leaf], entries.va[~leaf], entries.writable[~leaf])
             )
@@ -326,15 +327,13 @@ def _compress(
     is_leaf: BoolArray,
     level: int,
 ) -> Runs:
-    """Join neighbouring mappings of one level into runs."""
+    """Join neighbouring mappings of one level, of which there are some, into runs."""
     width = 1 << page_table.index_bits * level
     va = entries.va[is_leaf]
     # A large page is aligned to its size; a flag uses one of the bits below.
     pfn = (target[is_leaf] >> np.uint64(page_table.page_shift)).astype(np.int64)
     pfn &= -width
     writable = entries.writable[is_leaf]
-    if len(va) == 0:
-        return Runs.concatenate([])
     page = np.uint64(width << page_table.page_shift)
     delta = np.diff(pfn)
     joined = (
