@@ -18,8 +18,10 @@ import time
 
 from drgn import FaultError
 from drgn.helpers.linux.mm import compound_head
+import numpy as np
 
 from drgn_hvo.hvo import Hvo, hvo
+from drgn_hvo.memory import distinct
 from drgn_hvo.target import open_target
 from drgn_hvo.vmemmap import Vmemmap
 
@@ -30,7 +32,7 @@ _TURNS = 61
 _MIB = 1 << 20
 
 
-def _seconds(work: Callable[[], None]) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     """Processor time: what else the machine does is not ours."""
     start = time.process_time()
     work()
@@ -62,6 +64,27 @@ def _read(bound: Hvo) -> None:
             prog.read(address, min(_MIB, last - address))
 
 
+def _parts(bound: Hvo) -> dict[str, float]:
+    """Parts of :func:`_bulk()`: page tables; frames; frames and words out of them."""
+    vmemmap, reader = bound.vmemmap, bound.kernel.reader
+    slices = np.arange(-(-vmemmap.end_pfn * vmemmap.size // vmemmap.page_size))
+    pfns = distinct(vmemmap.frames(slices)[0])
+
+    def frames() -> None:
+        for _ in reader.stream(pfns):
+            pass
+
+    parts: dict[str, Callable[[], object]] = {
+        "walk": lambda: Vmemmap(bound.kernel).runs,
+        "read_frames": frames,
+        "take_words": lambda: vmemmap._frame_words(reader.stream(pfns), pfns),
+    }
+    return {
+        name: median(_seconds(work) for _ in range(_TURNS))
+        for name, work in parts.items()
+    }
+
+
 def _drgn_loop(bound: Hvo, pages: int) -> float:
     page = bound.kernel.prog["vmemmap"].read_()
     step = max(1, (pages - _PAGES) // _WINDOWS)
@@ -91,6 +114,7 @@ def main() -> None:
         "bulk": median(bulk for bulk, _ in turns),
         "read": median(read for _, read in turns),
         "drgn": _drgn_loop(bound, bound.vmemmap.end_pfn) * pages,
+        "parts": _parts(bound),
     }
     json.dump(figures, sys.stdout)
 
