@@ -7,6 +7,7 @@ The truth is what the guest's own ``/sys`` says. Skips with the reason where the
 QEMU, or no kernel beside the repository.
 """
 
+import gc
 import os
 from pathlib import Path
 import shutil
@@ -32,6 +33,7 @@ from contrib.vmtest.scenario import (
     inspect,
     make_mix,
 )
+from drgn_hvo.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT.parent / "shared" / "kernels"
@@ -96,6 +98,26 @@ def test_over_qmp(guest):
     assert seen.checked["findings"] == []
     assert seen.checked["complete"]
     assert 0 < seen.checked["checked"]["optimized_folios"] < two_mib["nr"]
+
+
+def test_extract_of_a_running_guest(guest, tmp_path, capsys):
+    """Over QMP and from inside: what is kept counts and checks as the guest does."""
+    pools = guest_pools(guest)
+    core = tmp_path / "core"
+    # QEMU talks to one at a time: an earlier program must be gone.
+    gc.collect()
+    assert main(["extract", f"qemu:{guest.qmp_path}", "-o", str(core), "--small"]) == 0
+    seen = inspect(str(core))
+    assert compare(pools, seen.shown) == []
+    assert seen.checked["findings"] == []
+    assert seen.checked["complete"]
+    hvo = "guest-python -m drgn_hvo.cli"
+    output, status = guest.status(f"{hvo} extract live -o /tmp/core", timeout=120)
+    assert status == 0, output
+    output, status = guest.status(f"{hvo} check /tmp/core", timeout=60)
+    assert (status, "/tmp/core: clean" in output) == (0, True), output
+    folios = seen.checked["checked"]["folios"]
+    assert f" {folios} huge pages" in output
 
 
 def test_from_inside(guest):
