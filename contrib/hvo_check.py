@@ -14,13 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from drgn import FaultError, NoDefaultProgramError, get_default_prog
+from drgn import NoDefaultProgramError, get_default_prog
 
 from drgn_hvo.commands import VERBS, session_of
-from drgn_hvo.errors import HvoError
-
-EXIT_USAGE = 2
-EXIT_BUG = 70
+from drgn_hvo.failures import EXIT_BUG, EXIT_USAGE, bug, failure
 
 
 def _fail(status: int, message: str) -> int:
@@ -38,12 +35,11 @@ def main() -> int:
         return check.run(session_of(get_default_prog()), args)
     except NoDefaultProgramError:
         return _fail(EXIT_USAGE, "run this with drgn: drgn -c CORE hvo_check.py")
-    except HvoError as e:
-        return _fail(EXIT_USAGE, str(e))
-    except FaultError as e:
-        return _fail(EXIT_USAGE, f"not in this dump: {e}")
     except Exception as e:
-        return _fail(EXIT_BUG, f"a bug in drgn-hvo: {type(e).__name__}: {e}")
+        known = failure(e)
+        if known is not None:
+            return _fail(EXIT_USAGE, known)
+        return _fail(EXIT_BUG, bug(e))
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Optional
 
-from drgn import FaultError
-
-from drgn_hvo.errors import HvoError
+from drgn_hvo.failures import EXIT_BUG, EXIT_USAGE, bug, failure
 from drgn_hvo.hvo import hvo
 from drgn_hvo.progress import progress
 from drgn_hvo.report import Document
@@ -39,11 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ("CheckOptions", "check_targets")
 
-_EXIT_USAGE = 2
-_EXIT_BUG = 70
-
 # The status of several targets is the first of these that occurred.
-_PRECEDENCE = (1, _EXIT_BUG, _EXIT_USAGE, 3, 0)
+_PRECEDENCE = (1, EXIT_BUG, EXIT_USAGE, 3, 0)
 
 
 @dataclass(frozen=True)
@@ -68,17 +63,13 @@ def _check(target: str, options: CheckOptions) -> _Result:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
         found = hvo(prog, dict(options.assume))
         document = check_document(found, target, options.scope)
-    except HvoError as e:
-        return _EXIT_USAGE, error_document(target, str(e))
-    except FaultError as e:
-        return _EXIT_USAGE, error_document(target, f"not in this dump: {e}")
-    except MemoryError:
-        return _EXIT_USAGE, error_document(target, "not enough memory for this target")
     except Exception as e:
+        known = failure(e)
+        if known is not None:
+            return EXIT_USAGE, error_document(target, known)
         if options.debug:
             raise
-        message = f"internal error: {type(e).__name__}: {e} (a bug in drgn-hvo)"
-        return _EXIT_BUG, error_document(target, " ".join(message.split()))
+        return EXIT_BUG, error_document(target, bug(e))
     return exit_status(document, strict=options.scope.strict), document
 
 
@@ -117,7 +108,7 @@ def _result(target: str, future: Future[_Result]) -> _Result:
         return future.result()
     except BrokenProcessPool:
         message = "internal error: the process that read this target died"
-        return _EXIT_BUG, error_document(target, message)
+        return EXIT_BUG, error_document(target, message)
 
 
 def _results(

@@ -25,7 +25,7 @@ from drgn_hvo.commands import (
     add_assume_option,
     check_scope,
 )
-from drgn_hvo.errors import HvoError
+from drgn_hvo.failures import EXIT_BUG, EXIT_USAGE, bug, failure, output_failure
 from drgn_hvo.report import print_json
 from drgn_hvo.synth import CONTAINER_NAMES
 
@@ -47,8 +47,6 @@ EXIT_STATUSES = {
     141: "the reader of the output went away",
 }
 
-EXIT_USAGE = 2
-EXIT_BUG = 70
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
@@ -290,21 +288,6 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _run(args: argparse.Namespace) -> int:
-    from drgn import FaultError
-
-    try:
-        status: int = args.run(args)
-        sys.stdout.flush()
-    except HvoError as e:
-        return _fail(EXIT_USAGE, f"error: {e}")
-    except FaultError as e:
-        return _fail(EXIT_USAGE, f"error: not in this dump: {e}")
-    except MemoryError:
-        return _fail(EXIT_USAGE, "error: not enough memory for this target")
-    return status
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     Run the command line.
@@ -316,7 +299,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # short run. Who asks for some gets them.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     try:
-        return _run(args)
+        status: int = args.run(args)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt as e:
         how_far = f": {e}" if str(e) else ""
         return _fail(EXIT_INTERRUPTED, f"interrupted{how_far}")
@@ -325,15 +310,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return EXIT_BROKEN_PIPE
     except OSError as e:
         _discard_output()
-        return _fail(EXIT_USAGE, f"error: {e.filename or 'output'}: {e.strerror or e}")
+        return _fail(EXIT_USAGE, f"error: {output_failure(e)}")
     except Exception as e:
+        known = failure(e)
+        if known is not None:
+            return _fail(EXIT_USAGE, f"error: {known}")
         if args.debug:
             raise
-        return _fail(
-            EXIT_BUG,
-            f"internal error: {type(e).__name__}: {e} (a bug in drgn-hvo; --debug "
-            "shows where)",
-        )
+        return _fail(EXIT_BUG, bug(e, "; --debug shows where"))
 
 
 if __name__ == "__main__":

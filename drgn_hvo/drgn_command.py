@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
-from drgn import FaultError, Program
+from drgn import Program
 from drgn.commands import CommandArgumentError, CommandError, parse_shell_command
 from drgn.commands.linux import linux_kernel_custom_command
 
-from drgn_hvo.errors import HvoError
+from drgn_hvo.failures import bug, failure, output_failure
 
 if TYPE_CHECKING:
     from drgn_hvo.commands import Verb
@@ -72,23 +72,17 @@ def _run(prog: Program, args: argparse.Namespace) -> int:
     verb: Verb = args.verb
     try:
         return verb.run(session_of(prog, dict(args.assume)), args)
-    except HvoError as e:
-        raise CommandError(str(e)) from None
-    except FaultError as e:
-        raise CommandError(f"not in this dump: {e}") from None
-    except MemoryError:
-        raise CommandError("not enough memory for this target") from None
     except (BrokenPipeError, CommandError):
         raise
     except OSError as e:
-        raise CommandError(f"{e.filename or 'output'}: {e.strerror or e}") from None
+        raise CommandError(output_failure(e)) from None
     except Exception as e:
+        known = failure(e)
+        if known is not None:
+            raise CommandError(known) from None
         if args.debug:
             traceback.print_exc()
-        message = f"internal error: {type(e).__name__}: {e}"
-        raise CommandError(
-            f"{' '.join(message.split())} (a bug in drgn-hvo; --debug shows where)"
-        ) from e
+        raise CommandError(bug(e, "; --debug shows where")) from e
 
 
 _DESCRIPTION = "Explain HugeTLB Vmemmap Optimization (HVO) in this kernel."
