@@ -61,8 +61,7 @@ class Links:
 
     def _addresses(self, pfns: Int64Array) -> U64Array:
         """Where the ``lru`` of folios is."""
-        base = np.uint64(self._vmemmap.base + self._lru)
-        return base + pfns.astype(np.uint64) * np.uint64(self._vmemmap.size)
+        return self._vmemmap.page_addresses(pfns) + np.uint64(self._lru)
 
     def address(self, pfn: int) -> int:
         """Where the ``lru`` of a folio is."""

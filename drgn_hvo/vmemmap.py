@@ -196,6 +196,27 @@ class Vmemmap:
         """Mirror of ``pfn_to_page()``."""
         return self.base + pfn * self.size
 
+    def page_addresses(self, pfns: Int64Array) -> U64Array:
+        """As :meth:`page_address()`, over an array."""
+        return np.uint64(self.base) + pfns.astype(np.uint64) * np.uint64(self.size)
+
+    def head_pfns(self, heads: U64Array) -> U64Array:
+        """
+        The PFNs of heads at some addresses.
+
+        :return: :data:`~drgn_hvo.encoding.ALL_ONES` for what lies outside of vmemmap,
+            and where the address is that.
+        """
+        pfns = heads - np.uint64(self.base)
+        if self.kernel.geometry.power_of_2:
+            pfns >>= np.uint64(self.size.bit_length() - 1)
+        else:
+            pfns //= np.uint64(self.size)
+        outside = pfns >= np.uint64(self.kernel.max_pfn_limit)
+        outside |= heads == np.uint64(ALL_ONES)
+        pfns[outside] = np.uint64(ALL_ONES)
+        return pfns
+
     def page_pfn(self, address: int) -> Optional[int]:
         """Mirror of ``page_to_pfn()``; ``None`` for what is no struct page."""
         pfn, rest = divmod(address - self.base, self.size)
@@ -378,33 +399,21 @@ class Vmemmap:
             heads = fixed_fake_heads(addresses, infos, PG_heads, has_mask)
         else:
             heads = compound_heads(addresses, infos, has_mask)
-        none = np.uint64(ALL_ONES)
-        head_pfns = heads - np.uint64(self.base)
-        if self.kernel.geometry.power_of_2:
-            head_pfns >>= np.uint64(self.size.bit_length() - 1)
-        else:
-            head_pfns //= np.uint64(self.size)
-        outside = head_pfns >= np.uint64(self.kernel.max_pfn_limit)
-        outside |= heads == none
-        head_pfns[outside] = none
-        return head_pfns.reshape(-1)
+        return self.head_pfns(heads).reshape(-1)
 
     def _chunk_words(
         self, first: int, end: int
     ) -> tuple[U64Array, Optional[npt.NDArray[np.uint64]]]:
         """
-        The tail words of the struct pages in a range of slices, one row a slice; all
-        ones, as where nothing was ever initialised, for what the dump lacks and for
-        what is all zeros.
+        As :meth:`initialised_words()`, of the struct pages in a range of slices, one
+        row a slice.
 
         :return: The words, and ``PG_head`` of the first struct page of each row; with
             a sizeof(struct page) that is no power of two, one row and ``None``.
         """
         if not self.kernel.geometry.power_of_2:
             pages = self.read_slices(first, end)
-            infos = self._initialised_words(pages.data)
-            infos[~pages.present] = np.uint64(ALL_ONES)
-            return infos[None, :], None
+            return self.initialised_words(pages)[None, :], None
         slices = np.arange(first, end, dtype=np.int64)
         if not self.has_mappings:
             return self._frame_words(
@@ -434,8 +443,17 @@ class Vmemmap:
         flags &= np.uint64(self.kernel.PG_head_mask)
         return infos, flags
 
+    def initialised_words(self, pages: StructPages) -> U64Array:
+        """
+        The tail word of each struct page; all ones, as where nothing was ever
+        initialised, for what the dump lacks and for what is all zeros.
+        """
+        infos = self._initialised_words(pages.data)
+        infos[~pages.present] = np.uint64(ALL_ONES)
+        return infos
+
     def _initialised_words(self, rows: ByteArray) -> U64Array:
-        """Tail words; all ones for a struct page that is all zeros."""
+        """Likewise, of rows that are all there."""
         u64 = self.kernel.reader.u64
         infos = column(rows, self.kernel.struct_page.offset, u64).astype(np.uint64)
         # Only what has no tail word, and no flags either, can be all zeros.

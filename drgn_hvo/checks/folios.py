@@ -44,8 +44,7 @@ def _tail_words(context: Context) -> U64Array:
         shift = folios.order + (context.size.bit_length() - 1)
         masks = np.uint64((1 << 64) - 1) << shift.astype(np.uint64)
         return masks | np.uint64(1)
-    offset = folios.head_pfn.astype(np.uint64) * np.uint64(context.size)
-    return (offset + np.uint64(context.vmemmap.base)) | np.uint64(1)
+    return context.vmemmap.page_addresses(folios.head_pfn) | np.uint64(1)
 
 
 class _Heads:

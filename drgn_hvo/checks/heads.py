@@ -37,10 +37,9 @@ def _own_heads(
 
     :param behind: The tail words of the struct pages behind them.
     """
-    size = np.uint64(context.size)
-    addresses = np.uint64(context.vmemmap.base) + pfns.astype(np.uint64) * size
-    has_mask = context.layout.encoding.has_mask
-    own = compound_heads(addresses + size, behind, has_mask) == addresses
+    vmemmap, has_mask = context.vmemmap, context.layout.encoding.has_mask
+    next_pages = vmemmap.page_addresses(pfns + 1)
+    own = compound_heads(next_pages, behind, has_mask) == vmemmap.page_addresses(pfns)
     sane = (orders > 0) & (orders <= context.geometry.largest_order)
     aligned = sane & (pfns % (1 << np.where(sane, orders, 0)) == 0)
     return ((behind & np.uint64(1)) != 0) & own & aligned
@@ -245,7 +244,7 @@ class CompoundHeads:
     ) -> None:
         context = self._context
         size, base = np.uint64(context.size), np.uint64(self._vmemmap.base)
-        addresses = base + pfns.astype(np.uint64) * size
+        addresses = self._vmemmap.page_addresses(pfns)
         heads = compound_heads(addresses, infos, context.layout.encoding.has_mask)
         # Tails of one folio lie behind each other.
         new = np.concatenate(([True], heads[1:] != heads[:-1]))

@@ -142,9 +142,7 @@ def owners(hvo: Hvo, pfns: Int64Array) -> Int64Array:
     vmemmap = hvo.vmemmap
     pages = vmemmap.read_pages(pfns)
     infos = vmemmap.tail_words(pages)
-    addresses = np.uint64(vmemmap.base) + pfns.astype(np.uint64) * np.uint64(
-        vmemmap.size
-    )
+    addresses = vmemmap.page_addresses(pfns)
     heads = compound_heads(addresses, infos, hvo.layout.encoding.has_mask)
     offset = heads - np.uint64(vmemmap.base)
     sane = (offset % np.uint64(vmemmap.size) == 0) & (

@@ -157,10 +157,9 @@ def _heads_of(bound: Hvo, pfns: Int64Array) -> npt.NDArray[np.uint64]:
     """Heads of pages in any order, as :meth:`Vmemmap.compound_heads()` answers."""
     vmemmap, kernel = bound.vmemmap, bound.kernel
     has_mask = bound.layout.encoding.has_mask
-    size, base, none = np.uint64(vmemmap.size), np.uint64(vmemmap.base), ALL_ONES
     pages = vmemmap.read_pages(pfns)
-    infos = vmemmap.tail_words(pages)
-    addresses = base + pfns.astype(np.uint64) * size
+    infos = vmemmap.initialised_words(pages)
+    addresses = vmemmap.page_addresses(pfns)
     heads = _head_addresses(addresses, infos, has_mask)
     if bound.has_fake_heads and kernel.geometry.power_of_2:
         PG_heads = vmemmap.flags(pages) & np.uint64(kernel.PG_head_mask)
@@ -168,15 +167,12 @@ def _heads_of(bound: Hvo, pfns: Int64Array) -> npt.NDArray[np.uint64]:
         fake = np.flatnonzero(pages.present & first & (PG_heads != 0))
         behind = vmemmap.tail_words(vmemmap.read_pages(pfns[fake] + 1))
         heads[fake] = fixed_fake_heads(
-            np.stack((addresses[fake], addresses[fake] + size), axis=1),
+            vmemmap.page_addresses(np.stack((pfns[fake], pfns[fake] + 1), axis=1)),
             np.stack((infos[fake], behind), axis=1),
             PG_heads[fake],
             has_mask,
         )[:, 0]
-    head_pfns = (heads - base) // size
-    unknown = (heads == none) | (head_pfns >= np.uint64(kernel.max_pfn_limit))
-    head_pfns[unknown | ~pages.present | ~pages.data.any(axis=1)] = none
-    return head_pfns
+    return vmemmap.head_pfns(heads)
 
 
 def page_folio(page: Object) -> Object:
