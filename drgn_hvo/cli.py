@@ -26,7 +26,7 @@ from drgn_hvo.commands import (
     check_scope,
 )
 from drgn_hvo.failures import EXIT_BUG, EXIT_USAGE, bug, failure, output_failure
-from drgn_hvo.report import print_json
+from drgn_hvo.report import print_document, print_json
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
@@ -239,10 +239,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         all_struct_pages=args.all_struct_pages,
         force=args.force,
     )
-    if args.json:
-        print_json(document)
-    else:
-        print_extract(document)
+    print_document(document, print_extract, as_json=args.json)
     return 0
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Optional
 from drgn import Program, ProgramFlags
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.report import print_json
+from drgn_hvo.report import print_document
 
 if TYPE_CHECKING:
     from drgn_hvo.hvo import Hvo
@@ -31,7 +31,6 @@ __all__ = (
     "Session",
     "Verb",
     "add_assume_option",
-    "add_check_options",
     "check_scope",
     "session_of",
 )
@@ -134,15 +133,11 @@ def _run_show(session: Session, args: argparse.Namespace) -> int:
         print(show_code(session.open(), folios=args.folios), end="")
         return 0
     document = show_document(session.open(), session.target, folios=args.folios)
-    if args.json:
-        print_json(document)
-    else:
-        print_show(document)
+    print_document(document, print_show, as_json=args.json)
     return 0
 
 
-def add_check_options(parser: argparse.ArgumentParser) -> None:
-    """Options of ``check``."""
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("text", "json", "ktap"), default="text")
     parser.add_argument(
         "--deep",
@@ -219,10 +214,7 @@ def _run_page(session: Session, args: argparse.Namespace) -> int:
         print(page_code(specs), end="")
         return 0
     document = page_document(session.open(), session.target, specs)
-    if args.json:
-        print_json(document)
-    else:
-        print_pages(document)
+    print_document(document, print_pages, as_json=args.json)
     return 0
 
 
@@ -234,10 +226,7 @@ def _run_oops(session: Session, args: argparse.Namespace) -> int:
         raise UsageError("--drgn needs PAGE: a log has no equivalent in drgn")
     log = read_log(args.oops)
     document = oops_document(session.open(), session.target, log)
-    if args.json:
-        print_json(document)
-    else:
-        print_oopses(document)
+    print_document(document, print_oopses, as_json=args.json)
     return 0
 
 
@@ -286,7 +275,7 @@ VERBS = (
         _add_show_options,
         _run_show,
     ),
-    Verb("check", "integrity audit", add_check_options, _run_check),
+    Verb("check", "integrity audit", _add_check_options, _run_check),
     Verb("page", "explain struct pages", _add_page_options, _run_page),
     Verb(
         "map",

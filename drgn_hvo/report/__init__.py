@@ -10,12 +10,13 @@ prints; the text for people is made from that document alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import sys
 from typing import Any, Optional
 
 from drgn_hvo import __version__
 
-__all__ = ("Document", "document", "human_size", "print_json")
+__all__ = ("Document", "document", "human_size", "print_document", "print_json")
 
 Document = dict[str, Any]
 
@@ -46,3 +47,17 @@ def print_json(doc: Document) -> None:
 
     json.dump(doc, sys.stdout)
     sys.stdout.write("\n")
+
+
+def print_document(
+    doc: Document, print_text: Callable[[Document], None], *, as_json: bool
+) -> None:
+    """
+    Print a document as JSON or for people.
+
+    :param print_text: Does the latter.
+    """
+    if as_json:
+        print_json(doc)
+    else:
+        print_text(doc)

@@ -20,7 +20,7 @@ from drgn_hvo.checks import confirmed_audit
 from drgn_hvo.defects import DEFECTS
 from drgn_hvo.errors import UsageError
 from drgn_hvo.hvo import Hvo
-from drgn_hvo.report import Document, document, print_json
+from drgn_hvo.report import Document, document, print_document
 from drgn_hvo.rules import RULES, rule_by_id
 
 __all__ = (
@@ -165,10 +165,7 @@ def exit_status(doc: Document, *, strict: bool) -> int:
 
 def print_result(doc: Document, output_format: str) -> None:
     """Print a document of :func:`check_document()`, as ``"text"`` or ``"json"``."""
-    if output_format == "json":
-        print_json(doc)
-    else:
-        _print_check(doc)
+    print_document(doc, _print_check, as_json=output_format == "json")
 
 
 def _print_check(doc: Document) -> None:

@@ -29,7 +29,7 @@ from drgn_hvo.oops import PF_INSTR, PF_PROT, PF_RSVD, PF_USER, PF_WRITE, Log, Oo
 from drgn_hvo.pages import PageSpec
 from drgn_hvo.pagetable import Entry, PageTableFormat, find_entry
 from drgn_hvo.report import Document
-from drgn_hvo.report.page import page_document, page_lines, read_head
+from drgn_hvo.report.page import page_document, page_lines, print_lines, read_head
 from drgn_hvo.tails import SharedTail
 from drgn_hvo.vmemmap import Mapping
 
@@ -523,13 +523,10 @@ def print_oopses(doc: Document) -> None:
     for i, oops in enumerate(doc["oopses"]):
         if i:
             print()
-        lines = _oops_lines(oops, f"{i + 1} of {len(doc['oopses'])}")
-        for name, value in lines:
-            print(f"{name:<12} {value}")
+        print_lines(_oops_lines(oops, f"{i + 1} of {len(doc['oopses'])}"))
         if oops["page"] is not None:
             print()
-            for name, value in page_lines(doc["pages"][oops["page"]]):
-                print(f"{name:<12} {value}")
+            print_lines(page_lines(doc["pages"][oops["page"]]))
     if doc["not_understood"]:
         print()
     for line in doc["not_understood"]:

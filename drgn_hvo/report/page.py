@@ -29,7 +29,14 @@ from drgn_hvo.hvo import Hvo
 from drgn_hvo.pages import PageSpec, resolve_page
 from drgn_hvo.report import Document, document, human_size
 
-__all__ = ("Head", "page_document", "page_lines", "print_pages", "read_head")
+__all__ = (
+    "Head",
+    "page_document",
+    "page_lines",
+    "print_lines",
+    "print_pages",
+    "read_head",
+)
 
 
 def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> Document:
@@ -245,8 +252,13 @@ def print_pages(doc: Document) -> None:
     for i, page in enumerate(doc["pages"]):
         if i:
             print()
-        for name, value in page_lines(page):
-            print(f"{name:<12} {value}")
+        print_lines(page_lines(page))
+
+
+def print_lines(lines: list[tuple[str, str]]) -> None:
+    """Print names and values."""
+    for name, value in lines:
+        print(f"{name:<12} {value}")
 
 
 def page_lines(page: Document) -> list[tuple[str, str]]:
