@@ -43,7 +43,8 @@ class Hvo:
 
     def __init__(self, kernel: Kernel, like: Optional[Hvo] = None) -> None:
         self.kernel = kernel
-        self._like = like
+        # The first of them: those in between need not stay.
+        self._like: Optional[Hvo] = (like._like or like) if like else None
         self.vmemmap = Vmemmap(kernel)
         #: What could not be read, one line each; grows as parts are read.
         self.problems: list[str] = []
