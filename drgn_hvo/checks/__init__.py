@@ -27,13 +27,17 @@ from drgn_hvo.errors import UnavailableError
 from drgn_hvo.hvo import Hvo
 from drgn_hvo.rules import RULES
 
-__all__ = ("confirmed_audit", "run_audit")
+__all__ = ("LIVE_PAUSE", "LIVE_QUIET_READINGS", "confirmed_audit", "run_audit")
 
-# On a live kernel, what looks wrong is read again, with a pause: HVO remaps a folio in
-# milliseconds. Where pools change all the time, one reading mixes what was before with
-# what came after, and it takes more readings until none but real findings are left.
-_LIVE_PAUSE = 0.1  # seconds
-_LIVE_QUIET_READINGS = 3
+#: Seconds after which what looks wrong on a live kernel is read again: HVO remaps a
+#: folio in milliseconds.
+LIVE_PAUSE = 0.1
+
+#: How many readings must agree if nothing changed meanwhile.
+LIVE_QUIET_READINGS = 3
+
+# Where pools change all the time, one reading mixes what was before with what came
+# after, and it takes more readings until none but real findings are left.
 _LIVE_READINGS = 12
 
 _CHECKS: tuple[Callable[[Context], None], ...] = (
@@ -55,10 +59,10 @@ def confirmed_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
         return audit
     quiet = 1
     for reading in range(1, _LIVE_READINGS):
-        doubtful = audit.undecided and reading < _LIVE_QUIET_READINGS
-        if quiet == _LIVE_QUIET_READINGS or not (audit.findings or doubtful):
+        doubtful = audit.undecided and reading < LIVE_QUIET_READINGS
+        if quiet == LIVE_QUIET_READINGS or not (audit.findings or doubtful):
             break
-        time.sleep(_LIVE_PAUSE)
+        time.sleep(LIVE_PAUSE)
         again = Hvo(hvo.kernel, hvo)
         fresh = run_audit(again, deep=deep)
         fresh.keep_common(audit)

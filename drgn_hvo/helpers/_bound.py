@@ -19,6 +19,7 @@ from drgn.helpers import ValidationError
 import numpy as np
 
 from drgn_hvo.audit import Audit, Finding
+from drgn_hvo.checks import LIVE_PAUSE, LIVE_QUIET_READINGS
 from drgn_hvo.encoding import (
     ALL_ONES,
     compound_head,
@@ -39,12 +40,6 @@ __all__ = (
     "struct_page",
 )
 
-_CACHE_KEY = "drgn_hvo.helpers"
-
-# On a live kernel, what looks wrong is looked at so often, with a pause.
-_LIVE_ATTEMPTS = 3
-_LIVE_PAUSE = 0.1  # seconds; HVO remaps a folio in milliseconds
-
 
 def require_hugetlb(bound: Hvo) -> None:
     """
@@ -64,17 +59,14 @@ def require_hugetlb(bound: Hvo) -> None:
 
 def named_type(prog: Program, name: str) -> Optional[Type]:
     """
-    A type, looked up once: a finder takes longer than all else that a helper does.
+    A type.
 
     :return: ``None`` if the kernel has none of that name.
     """
-    known: dict[str, Optional[Type]] = prog.cache.setdefault(_CACHE_KEY, {})
-    if name not in known:
-        try:
-            known[name] = prog.type(name)
-        except LookupError:
-            known[name] = None
-    return known[name]
+    try:
+        return prog.type(name)
+    except LookupError:
+        return None
 
 
 def folio_type(prog: Program) -> Type:
@@ -211,9 +203,9 @@ def attempts(prog: Program) -> Iterator[bool]:
     :return: Whether it is the last time.
     """
     if prog.flags & ProgramFlags.IS_LIVE:
-        for _ in range(_LIVE_ATTEMPTS - 1):
+        for _ in range(LIVE_QUIET_READINGS - 1):
             yield False
-            time.sleep(_LIVE_PAUSE)
+            time.sleep(LIVE_PAUSE)
     yield True
 
 
