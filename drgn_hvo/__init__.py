@@ -17,72 +17,34 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from drgn_hvo.helpers.compound import (
         PageHead as PageHead,
-    )
-    from drgn_hvo.helpers.compound import (
         PageHuge as PageHuge,
-    )
-    from drgn_hvo.helpers.compound import (
         PageSnapshot as PageSnapshot,
-    )
-    from drgn_hvo.helpers.compound import (
         PageTail as PageTail,
-    )
-    from drgn_hvo.helpers.compound import (
         compound_head as compound_head,
-    )
-    from drgn_hvo.helpers.compound import (
         compound_heads as compound_heads,
-    )
-    from drgn_hvo.helpers.compound import (
         compound_info_has_mask as compound_info_has_mask,
-    )
-    from drgn_hvo.helpers.compound import (
         compound_order as compound_order,
-    )
-    from drgn_hvo.helpers.compound import (
         page_folio as page_folio,
-    )
-    from drgn_hvo.helpers.compound import (
         snapshot_page as snapshot_page,
     )
     from drgn_hvo.helpers.hugetlb import (
         VmemmapFrames as VmemmapFrames,
-    )
-    from drgn_hvo.helpers.hugetlb import (
         folio_vmemmap_frames as folio_vmemmap_frames,
-    )
-    from drgn_hvo.helpers.hugetlb import (
         for_each_hugetlb_folio as for_each_hugetlb_folio,
-    )
-    from drgn_hvo.helpers.hugetlb import (
         hugetlb_vmemmap_optimized as hugetlb_vmemmap_optimized,
-    )
-    from drgn_hvo.helpers.hugetlb import (
         validate_hugetlb_folio as validate_hugetlb_folio,
-    )
-    from drgn_hvo.helpers.hugetlb import (
         vmemmap_saved as vmemmap_saved,
     )
     from drgn_hvo.helpers.mmzone import (
         page_to_nid as page_to_nid,
-    )
-    from drgn_hvo.helpers.mmzone import (
         page_zone as page_zone,
-    )
-    from drgn_hvo.helpers.mmzone import (
         page_zonenum as page_zonenum,
     )
     from drgn_hvo.helpers.slab import page_slab as page_slab
     from drgn_hvo.helpers.vmemmap import (
         VmemmapTail as VmemmapTail,
-    )
-    from drgn_hvo.helpers.vmemmap import (
         for_each_vmemmap_tail as for_each_vmemmap_tail,
-    )
-    from drgn_hvo.helpers.vmemmap import (
         validate_shared_tail as validate_shared_tail,
-    )
-    from drgn_hvo.helpers.vmemmap import (
         vmemmap_tails as vmemmap_tails,
     )
 

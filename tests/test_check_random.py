@@ -15,8 +15,7 @@ import resource
 import time
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 import pytest
 
 from drgn_hvo.errors import HvoError

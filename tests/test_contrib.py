@@ -32,6 +32,7 @@ from drgn_hvo.synth.description_file import load_description
 from drgn_hvo.synth.faults import make_machine
 from drgn_hvo.target import open_target
 from tests.cores import CORES, core_path, truth
+from tests.test_cli import check_refused
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRIB = ROOT / "contrib"
@@ -67,14 +68,6 @@ def rows(output, first):
             break
         table.append(dict(zip(header, words)))
     return table
-
-
-def check_refused(result, *words):
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
 
 
 # hvo_check.py

@@ -7,8 +7,7 @@ naturally aligned folio is ``pfn - pfn % 2**order``, whatever the encoding.
 
 import math
 
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 import numpy as np
 import pytest
 

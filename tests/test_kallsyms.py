@@ -7,8 +7,7 @@ import random
 import struct
 import time
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import pytest
 
 from drgn_hvo.errors import FormatError

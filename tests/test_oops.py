@@ -19,8 +19,7 @@ from types import SimpleNamespace
 
 import drgn
 from drgn.helpers.linux.printk import get_dmesg
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import jsonschema
 import pytest
 

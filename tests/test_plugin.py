@@ -17,19 +17,18 @@ import sys
 import textwrap
 import time
 
-import drgn
 from drgn.commands import CommandArgumentError, CommandError, run_command
 import numpy as np
 import pytest
 
 from drgn_hvo.cli import main
 import drgn_hvo.drgn_command  # noqa: F401
-from drgn_hvo.finders import install
 from drgn_hvo.hvo import hvo
 from drgn_hvo.plugin import OFF_SWITCH
 from drgn_hvo.synth.containers import program
 from drgn_hvo.synth.machine import build_machine
 
+from .extract_support import opened
 from .synth_support import describe
 from .test_finders import NOWHERE
 
@@ -166,13 +165,6 @@ def test_core_without_sources_still_opens(tmp_path):
     )
     assert done.stdout == "opened\n", done.stderr
     assert "kallsyms" in NOWHERE
-
-
-def opened(path):
-    prog = drgn.Program()
-    prog.set_core_dump(path)
-    install(prog)
-    return prog
 
 
 @pytest.fixture(scope="module")

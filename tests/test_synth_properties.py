@@ -10,8 +10,7 @@ Whatever is described is what the reader reports.
 import io
 from typing import Any
 
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 import numpy as np
 import pytest
 

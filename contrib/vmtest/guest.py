@@ -220,11 +220,6 @@ class Guest:
             self._qmp = Qmp(self.work / "monitor")
         return self._qmp
 
-    @property
-    def is_running(self) -> bool:
-        """Whether QEMU runs."""
-        return self._process is not None and self._process.poll() is None
-
     def wait_ready(self, timeout: float) -> None:
         """
         Wait until the guest takes commands.
@@ -309,10 +304,6 @@ class Guest:
                 if lines:
                     return lines[-1].strip()
         return "it said nothing"
-
-    def console(self) -> str:
-        """What the kernel logged."""
-        return self.console_log.read_text(errors="replace")
 
     def send(self, command: str) -> None:
         """Give a command that ends this kernel."""

@@ -23,8 +23,12 @@ from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.encoding import ALL_ONES, fixed_fake_heads, is_tail
-from drgn_hvo.encoding import compound_heads as _head_addresses
+from drgn_hvo.encoding import (
+    ALL_ONES,
+    compound_heads as _head_addresses,
+    fixed_fake_heads,
+    is_tail,
+)
 from drgn_hvo.errors import UnavailableError, UsageError
 from drgn_hvo.helpers._bound import (
     StructPage,
