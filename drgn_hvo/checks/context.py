@@ -20,7 +20,7 @@ from drgn_hvo.folios import Hugetlb
 from drgn_hvo.hugetlb import NO_LIST
 from drgn_hvo.hvo import Hvo
 from drgn_hvo.memory import BoolArray
-from drgn_hvo.pagetable import Entry, find_entry, walk
+from drgn_hvo.pagetable import Entry, U64Array, find_entry, walk
 
 __all__ = ("Context",)
 
@@ -58,6 +58,16 @@ class Context:
     def foreign(self) -> BoolArray:
         """Folios whose first slice maps a frame of somebody else; checks set it."""
         return np.zeros(len(self.hugetlb.folios), dtype=np.bool_)
+
+    @cached_property
+    def tail_words(self) -> U64Array:
+        """The word that all tails of each folio hold."""
+        folios = self.hugetlb.folios
+        if self.layout.encoding.has_mask:
+            shift = folios.order + (self.size.bit_length() - 1)
+            masks = np.uint64((1 << 64) - 1) << shift.astype(np.uint64)
+            return masks | np.uint64(1)
+        return self.vmemmap.page_addresses(folios.head_pfn) | np.uint64(1)
 
     @property
     def readable(self) -> BoolArray:

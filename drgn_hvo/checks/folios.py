@@ -37,21 +37,11 @@ def check_folios(context: Context) -> None:
     _Heads(context).check()
 
 
-def _tail_words(context: Context) -> U64Array:
-    """The word that all tails of each folio hold."""
-    folios = context.hugetlb.folios
-    if context.layout.encoding.has_mask:
-        shift = folios.order + (context.size.bit_length() - 1)
-        masks = np.uint64((1 << 64) - 1) << shift.astype(np.uint64)
-        return masks | np.uint64(1)
-    return context.vmemmap.page_addresses(folios.head_pfn) | np.uint64(1)
-
-
 class _Heads:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._folios = context.hugetlb.folios
-        self._words = _tail_words(context)
+        self._words = context.tail_words
 
     def _add_head(
         self,
@@ -121,7 +111,7 @@ class FolioTails:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._folios = folios = context.hugetlb.folios
-        self._words = _tail_words(context)
+        self._words = context.tail_words
         per_slice = context.geometry.pages_per_slice
         first = folios.head_pfn * context.size // context.page_size
         own = folios.slices * (context.geometry.power_of_2 and folios.shared_ptes == 0)
