@@ -31,7 +31,7 @@ __all__ = (
     "compound_head",
     "compound_heads",
     "compound_info_has_mask",
-    "fixed_fake_heads",
+    "fixed_fake_infos",
     "is_mask",
     "is_pointer",
     "is_poisoned",
@@ -337,33 +337,32 @@ def compound_heads(pages: WordArray, infos: WordArray, has_mask: bool) -> WordAr
         heads &= pages
     else:
         heads = np.where(tail != 0, infos - np.uint64(1), pages)
-    none = np.uint64(ALL_ONES)
-    heads[infos == none] = none
+    if infos.max(initial=0) == ALL_ONES:
+        heads[infos == np.uint64(ALL_ONES)] = np.uint64(ALL_ONES)
     return heads
 
 
-def fixed_fake_heads(
-    pages: WordArray, infos: WordArray, PG_heads: WordArray, has_mask: bool
+def fixed_fake_infos(
+    infos: WordArray, next_infos: WordArray, PG_heads: WordArray
 ) -> WordArray:
     """
-    :func:`page_fixed_fake_head()` over whole pages of vmemmap.
+    :func:`page_fixed_fake_head()` over arrays of one shape, of dtype uint64: the words
+    that name the heads.
 
-    :param pages: Addresses of struct pages, one row a page of vmemmap.
-    :param infos: Their words, of the same shape.
-    :param PG_heads: Non-zero where the *first* struct page of a row has
-        ``PG_head``, of shape ``(len(pages),)``.
-    :return: Addresses of the heads, of the shape of *pages*.
+    :param infos: The words of struct pages that are the first ones in their pages of
+        vmemmap.
+    :param next_infos: The words of the struct pages behind them.
+    :param PG_heads: Non-zero where the struct page has ``PG_head``.
+    :return: For :func:`compound_heads()`; where there is a copy of a head, the word
+        behind it.
     """
     import numpy as np
 
     one = np.uint64(1)
-    words = infos.copy()
-    behind = infos[:, 1]
     fake = (
         (PG_heads != 0)
-        & ((infos[:, 0] & one) == 0)
-        & ((behind & one) != 0)
-        & (behind != np.uint64(ALL_ONES))
+        & ((infos & one) == 0)
+        & ((next_infos & one) != 0)
+        & (next_infos != np.uint64(ALL_ONES))
     )
-    words[fake, 0] = behind[fake]
-    return compound_heads(pages, words, has_mask)
+    return np.where(fake, next_infos, infos)

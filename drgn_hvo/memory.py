@@ -23,6 +23,7 @@ __all__ = (
     "Frames",
     "column",
     "distinct",
+    "distinct_index",
     "is_in",
     "joined",
     "ranges",
@@ -41,6 +42,8 @@ _ALONE = 32
 # are kept (8 MiB), of reads of at most so many.
 _KEPT_FRAMES = 2048
 _SMALL_READ = 512
+
+_NO_PFN = np.iinfo(np.int64).max
 
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -94,7 +97,24 @@ def distinct(values: Int64Array) -> Int64Array:
     imports ``numpy.ma``.
     """
     values = np.sort(values)
-    return values[np.concatenate((values[:1] == values[:1], np.diff(values) != 0))]
+    return values[_changes(values)]
+
+
+def distinct_index(values: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """As :func:`distinct()`, and which of the answer each value is."""
+    order = np.argsort(values, kind="stable")
+    ascending = values[order]
+    changes = _changes(ascending)
+    index = np.empty(len(values), dtype=np.int64)
+    index[order] = np.cumsum(changes) - 1
+    return ascending[changes], index
+
+
+def _changes(values: Int64Array) -> BoolArray:
+    """Which values are not the one before."""
+    changes = np.ones(len(values), dtype=np.bool_)
+    np.not_equal(values[1:], values[:-1], out=changes[1:])
+    return changes
 
 
 def joined(starts: Int64Array, ends: Int64Array) -> tuple[Int64Array, Int64Array]:
@@ -173,8 +193,14 @@ class _KeptFrames:
     def __init__(self, page_size: int) -> None:
         self._rows = np.empty((_KEPT_FRAMES, page_size), dtype=np.uint8)
         self._places: dict[int, int] = {}
-        self._sorted = np.zeros(0, dtype=np.int64)
-        self._order = np.zeros(0, dtype=np.int64)
+        self._sort()
+
+    def _sort(self) -> None:
+        known = np.fromiter(self._places, np.int64, len(self._places))
+        order = np.argsort(known)
+        # One behind the end, so that every search leads to something.
+        self._sorted = np.append(known[order], _NO_PFN)
+        self._order = np.append(order, 0)
 
     def add(self, pfns: Int64Array, frames: Frames) -> None:
         """Keep what is new, as far as there is room."""
@@ -184,18 +210,17 @@ class _KeptFrames:
                 break
             if self._places.setdefault(int(pfns[i]), place) == place:
                 self._rows[place] = frames.data[i]
-        if len(self._places) != len(self._sorted):
-            known = np.fromiter(self._places, np.int64, len(self._places))
-            self._order = np.argsort(known)
-            self._sorted = known[self._order]
+        if len(self._places) != len(self._sorted) - 1:
+            self._sort()
 
-    def has(self, pfns: Int64Array) -> BoolArray:
-        """Which frames are kept."""
-        return is_in(pfns, self._sorted)
+    def find(self, pfns: Int64Array) -> tuple[Int64Array, BoolArray]:
+        """Which row each frame is in, and whether it is kept at all."""
+        at = self._sorted.searchsorted(pfns)
+        return self._order[at], self._sorted[at] == pfns
 
-    def rows(self, pfns: Int64Array) -> ByteArray:
-        """The content of frames that are kept."""
-        return self._rows[self._order[np.searchsorted(self._sorted, pfns)]]
+    def rows(self, places: Int64Array) -> ByteArray:
+        """The content of frames, by the rows that they are in."""
+        return self._rows[places]
 
 
 class FrameReader:
@@ -222,25 +247,31 @@ class FrameReader:
         """
         Read frames in order, as many at once as stay in a processor's cache.
 
+        :param pfns: Ascending, each once.
         :return: Where they are in *pfns*, and the frames; these are valid until the
             next are asked for, and none is kept.
         """
         scratch = np.empty((min(len(pfns), _STREAMED), self.page_size), dtype=np.uint8)
         for first, last in _pieces(pfns):
-            frames = self._read(pfns[first:last], scratch[: last - first])
+            piece = pfns[first:last]
+            frames = None
+            if piece[-1] - piece[0] == len(piece) - 1:
+                frames = self._neighbours(int(piece[0]), len(piece))
+            if frames is None:
+                frames = self._read(piece, scratch[: last - first])
             yield slice(first, last), frames
 
     def read(self, pfns: Int64Array) -> Frames:
         """Read whole frames, neighbours together."""
-        kept = self._kept.has(pfns)
+        places, kept = self._kept.find(pfns)
+        if kept.all():
+            return Frames(self._kept.rows(places), kept)
         if not kept.any():
             frames = self._read(pfns)
-        elif kept.all():
-            return Frames(self._kept.rows(pfns), kept)
         else:
             data = np.empty((len(pfns), self.page_size), dtype=np.uint8)
             present = kept.copy()
-            data[kept] = self._kept.rows(pfns[kept])
+            data[kept] = self._kept.rows(places[kept])
             others = self._read(pfns[~kept])
             data[~kept], present[~kept] = others.data, others.present
             frames = Frames(data, present)
@@ -253,9 +284,9 @@ class FrameReader:
         most = _CHUNK_SIZE // size
         breaks = (np.flatnonzero(np.diff(pfns) != 1) + 1).tolist()
         if not breaks and 0 < len(pfns) <= most:
-            chunk = self._chunk(int(pfns[0]), len(pfns))
-            if chunk is not None:
-                return Frames(chunk, np.ones(len(pfns), dtype=np.bool_))
+            frames = self._neighbours(int(pfns[0]), len(pfns))
+            if frames is not None:
+                return frames
         if data is None:
             data = np.empty((len(pfns), size), dtype=np.uint8)
         present = np.zeros(len(pfns), dtype=np.bool_)
@@ -264,6 +295,11 @@ class FrameReader:
                 last = min(end, first + most)
                 self._fill(data, present, int(pfns[first]), first, last)
         return Frames(data, present)
+
+    def _neighbours(self, pfn: int, count: int) -> Optional[Frames]:
+        """Frames that are all there, without a copy."""
+        chunk = self._chunk(pfn, count)
+        return chunk if chunk is None else Frames(chunk, np.ones(count, dtype=np.bool_))
 
     def _chunk(self, pfn: int, count: int) -> Optional[ByteArray]:
         size = self.page_size

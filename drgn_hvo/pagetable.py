@@ -174,7 +174,10 @@ class Walk:
 
 @dataclass(frozen=True)
 class _Tables:
-    """Tables of one level: physical and first virtual address, permission."""
+    """
+    Tables of one level by ascending virtual address: their physical and first virtual
+    addresses, permission.
+    """
 
     address: U64Array
     va: U64Array
@@ -188,6 +191,8 @@ class _Tables:
         if not parts:
             none = np.zeros(0, dtype=np.uint64)
             return cls(none, none, none.astype(np.bool_))
+        if len(parts) == 1:
+            return parts[0]
         columns = zip(*((p.address, p.va, p.writable) for p in parts))
         return cls(*(np.concatenate(column) for column in columns))
 
@@ -199,6 +204,16 @@ class _Entries:
     value: U64Array
     va: U64Array
     writable: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.va)
+
+    def take(self, which: Union[slice, BoolArray]) -> _Entries:
+        return _Entries(self.value[which], self.va[which], self.writable[which])
+
+    def tables(self, address_mask: int) -> _Tables:
+        """The tables that these lead to."""
+        return _Tables(self.value & np.uint64(address_mask), self.va, self.writable)
 
 
 def walk(
@@ -234,13 +249,10 @@ def walk(
             entries = _read_entries(
                 reader, page_table, batch, level, (start, end), missing
             )
-            leaf = _is_leaf(page_table, entries, level)
-            target = entries.value & np.uint64(address_mask)
-            if leaf.any():
-                parts.append(_compress(page_table, entries, target, leaf, level))
-            below.append(
-                _Tables(target[~leaf], entries.va[~leaf], entries.writable[~leaf])
-            )
+            leaves, others = _split(page_table, entries, level, missing)
+            if len(leaves):
+                parts.append(_compress(page_table, leaves, level, address_mask))
+            below.append(others.tables(address_mask))
         tables = _Tables.concatenate(below)
     return Walk(_sorted(Runs.concatenate(parts)), tuple(missing))
 
@@ -257,9 +269,10 @@ def _without_repeats(
     """
     if len(tables.va) < 2:
         return tables
-    _, firsts = np.unique(tables.address, return_index=True)
-    if len(firsts) == len(tables.va):
+    ascending = np.sort(tables.address)
+    if (ascending[1:] != ascending[:-1]).all():
         return tables
+    _, firsts = np.unique(tables.address, return_index=True)
     repeats = np.ones(len(tables.va), dtype=np.bool_)
     repeats[firsts] = False
     reach = 1 << (page_table.page_shift + page_table.index_bits * (level + 1))
@@ -284,70 +297,80 @@ def _read_entries(
     reach = 1 << (shift + page_table.index_bits)
     page_shift = np.uint64(page_table.page_shift)
     frames = reader.read((tables.address >> page_shift).astype(np.int64))
-    for i in np.flatnonzero(~frames.present).tolist():
+    for i in (~frames.present).nonzero()[0].tolist():
         first = max(int(tables.va[i]), limits[0])
         last = min(int(tables.va[i]) + reach, limits[1])
         missing.append(
             MissingTable(int(tables.address[i]), first, last, "not in this dump")
         )
-    values = frames.data.view(reader.u64).astype(np.uint64, copy=False)
-    width = np.uint64(1 << shift)
-    offsets = np.arange(values.shape[1], dtype=np.uint64) * width
-    vas = tables.va[:, None] + offsets[None, :]
-    # Compare ends as "last byte", so that the top of the address space works.
-    wanted = (
-        ((values & np.uint64(page_table.present)) == np.uint64(page_table.present))
-        & (vas + (width - np.uint64(1)) >= np.uint64(limits[0]))
-        & (vas <= np.uint64(limits[1] - 1))
-    )
-    if level > page_table.max_leaf_level:
-        # Bit set where the format has none: damage, not a mapping.
-        broken = wanted & ((values & np.uint64(page_table.leaf)) != 0)
-        for address, first in zip(values[broken].tolist(), vas[broken].tolist()):
-            missing.append(
-                MissingTable(address, first, first + (1 << shift), "is no table")
-            )
-        wanted &= ~broken
-    rows, _ = np.nonzero(wanted)
-    value = values[wanted]
+    # Only the first and the last table reach beyond the range.
+    low = max(0, limits[0] - int(tables.va[0])) >> shift
+    beyond = max(0, int(tables.va[-1]) + reach - limits[1]) >> shift
+    values = frames.data.view(reader.u64).reshape(-1)
+    values = values[low : len(values) - beyond].astype(np.uint64, copy=False)
+    present = np.uint64(page_table.present)
+    (index,) = ((values & present) == present).nonzero()
+    value = values[index]
+    index += low
+    table = index >> page_table.index_bits
+    va = (index & ((1 << page_table.index_bits) - 1)).astype(np.uint64)
+    va <<= np.uint64(shift)
+    va += tables.va[table]
     writable = (value & np.uint64(page_table.writable)) != 0
-    return _Entries(value, vas[wanted], writable & tables.writable[rows])
+    writable &= tables.writable[table]
+    return _Entries(value, va, writable)
 
 
-def _is_leaf(page_table: PageTableFormat, entries: _Entries, level: int) -> BoolArray:
+def _split(
+    page_table: PageTableFormat,
+    entries: _Entries,
+    level: int,
+    missing: list[MissingTable],
+) -> tuple[_Entries, _Entries]:
+    """Part mappings from entries that lead to further tables."""
+    none = entries.take(slice(0, 0))
     if level == 0:
-        return np.ones(len(entries.va), dtype=np.bool_)
-    return (entries.value & np.uint64(page_table.leaf)) != 0
+        return entries, none
+    leaf = (entries.value & np.uint64(page_table.leaf)) != 0
+    if not leaf.any():
+        return none, entries
+    others = entries.take(~leaf)
+    if level <= page_table.max_leaf_level:
+        return entries.take(leaf), others
+    # A bit set where the format has none: damage, not a mapping.
+    shift = page_table.page_shift + page_table.index_bits * level
+    for address, first in zip(entries.value[leaf].tolist(), entries.va[leaf].tolist()):
+        missing.append(
+            MissingTable(address, first, first + (1 << shift), "is no table")
+        )
+    return none, others
 
 
 def _compress(
-    page_table: PageTableFormat,
-    entries: _Entries,
-    target: U64Array,
-    is_leaf: BoolArray,
-    level: int,
+    page_table: PageTableFormat, leaves: _Entries, level: int, address_mask: int
 ) -> Runs:
     """Join neighbouring mappings of one level, of which there are some, into runs."""
     width = 1 << page_table.index_bits * level
-    va = entries.va[is_leaf]
+    va, writable = leaves.va, leaves.writable
     # A large page is aligned to its size; a flag uses one of the bits below.
-    pfn = (target[is_leaf] >> np.uint64(page_table.page_shift)).astype(np.int64)
+    target = leaves.value & np.uint64(address_mask)
+    pfn = (target >> np.uint64(page_table.page_shift)).astype(np.int64)
     pfn &= -width
-    writable = entries.writable[is_leaf]
     page = np.uint64(width << page_table.page_shift)
-    delta = np.diff(pfn)
-    joined = (
-        (np.diff(va) == page)
-        & (writable[1:] == writable[:-1])
-        & ((delta == width) | ((delta == 0) & (level == 0)))
-    )
+    delta = pfn[1:] - pfn[:-1]
+    joined = delta == width
+    if level == 0:
+        joined |= delta == 0
+    joined &= (va[1:] - va[:-1]) == page
+    joined &= writable[1:] == writable[:-1]
     # A run has one step: break where the step changes.
     joined[1:] &= ~joined[:-1] | (delta[1:] == delta[:-1])
-    first = np.concatenate(([0], np.flatnonzero(~joined) + 1))
-    count = np.diff(np.concatenate((first, [len(va)])))
+    edges = np.concatenate(([0], (~joined).nonzero()[0] + 1, [len(va)]))
+    first = edges[:-1]
+    count = edges[1:] - first
     step = np.ones(len(first), dtype=np.int64)
-    many = np.flatnonzero(count > 1)
-    step[many] = (delta[first[many]] != 0).astype(np.int64)
+    (many,) = (count > 1).nonzero()
+    step[many] = delta[first[many]] != 0
     return Runs(
         va[first],
         pfn[first],

@@ -24,7 +24,7 @@ from drgn import FaultError
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.encoding import ALL_ONES, compound_heads, fixed_fake_heads
+from drgn_hvo.encoding import ALL_ONES, compound_heads, fixed_fake_infos
 from drgn_hvo.errors import NotInDumpError, TargetError
 from drgn_hvo.kernel import TRANSLATED_BY_DRGN, Kernel
 from drgn_hvo.memory import (
@@ -34,6 +34,7 @@ from drgn_hvo.memory import (
     Int64Array,
     column,
     distinct,
+    distinct_index,
     ranges,
 )
 from drgn_hvo.pagetable import Runs, U64Array, Walk, walk
@@ -204,18 +205,20 @@ class Vmemmap:
         """
         The PFNs of heads at some addresses.
 
+        :param heads: What the answer is written to.
         :return: :data:`~drgn_hvo.encoding.ALL_ONES` for what lies outside of vmemmap,
             and where the address is that.
         """
-        pfns = heads - np.uint64(self.base)
+        heads -= np.uint64(self.base)
         if self.kernel.geometry.power_of_2:
-            pfns >>= np.uint64(self.size.bit_length() - 1)
+            heads >>= np.uint64(self.size.bit_length() - 1)
         else:
-            pfns //= np.uint64(self.size)
-        outside = pfns >= np.uint64(self.kernel.max_pfn_limit)
-        outside |= heads == np.uint64(ALL_ONES)
-        pfns[outside] = np.uint64(ALL_ONES)
-        return pfns
+            heads //= np.uint64(self.size)
+        # So that "no head here" is outside, too.
+        limit = min(self.kernel.max_pfn_limit, (ALL_ONES - self.base) // self.size)
+        if len(heads) and heads.max() >= limit:
+            heads[heads >= np.uint64(limit)] = np.uint64(ALL_ONES)
+        return heads
 
     def page_pfn(self, address: int) -> Optional[int]:
         """Mirror of ``page_to_pfn()``; ``None`` for what is no struct page."""
@@ -272,11 +275,10 @@ class Vmemmap:
         ``None`` if that is what they are already.
         """
         pfns, mapped = self.frames(slices)
-        if (np.diff(pfns) > 0).all() and mapped.all():
+        if (pfns[1:] > pfns[:-1]).all() and mapped.all():
             return pfns, None
         # What is not mapped is PFN -1, which no dump has.
-        distinct, index = np.unique(pfns, return_inverse=True)
-        return distinct, index.astype(np.int64, copy=False)
+        return distinct_index(pfns)
 
     def _read_slices(self, slices: Int64Array) -> Frames:
         """The content of slices, shared frames read once."""
@@ -388,80 +390,75 @@ class Vmemmap:
     def _chunk_heads(
         self, first: int, end: int, has_mask: bool, has_fake_heads: bool
     ) -> npt.NDArray[np.uint64]:
-        infos, PG_heads = self._chunk_words(first, end)
+        infos = self._chunk_words(first, end, has_fake_heads)
         # Struct pages that straddle pages begin where the first whole one does.
-        first_pfn = -(-first * self.page_size // self.size)
-        offsets = np.arange(infos.size, dtype=np.uint64) * np.uint64(self.size)
-        addresses = (offsets + np.uint64(self.page_address(first_pfn))).reshape(
-            infos.shape
-        )
-        if has_fake_heads and PG_heads is not None:
-            heads = fixed_fake_heads(addresses, infos, PG_heads, has_mask)
-        else:
-            heads = compound_heads(addresses, infos, has_mask)
-        return self.head_pfns(heads).reshape(-1)
+        start = self.page_address(-(-first * self.page_size // self.size))
+        addresses = np.arange(0, infos.size * self.size, self.size, dtype=np.uint64)
+        addresses += np.uint64(start % (1 << 64))
+        heads = compound_heads(addresses, infos.reshape(-1), has_mask)
+        return self.head_pfns(heads)
 
-    def _chunk_words(
-        self, first: int, end: int
-    ) -> tuple[U64Array, Optional[npt.NDArray[np.uint64]]]:
+    def _chunk_words(self, first: int, end: int, has_fake_heads: bool) -> U64Array:
         """
         As :meth:`initialised_words()`, of the struct pages in a range of slices, one
-        row a slice.
-
-        :return: The words, and ``PG_head`` of the first struct page of each row; with
-            a sizeof(struct page) that is no power of two, one row and ``None``.
+        row a slice; with a sizeof(struct page) that is no power of two, one row.
         """
         if not self.kernel.geometry.power_of_2:
-            pages = self.read_slices(first, end)
-            return self.initialised_words(pages)[None, :], None
+            return self.initialised_words(self.read_slices(first, end))[None, :]
         slices = np.arange(first, end, dtype=np.int64)
         if not self.has_mappings:
-            return self._frame_words(
-                [(slice(None), self._read_virtual(slices))], slices
-            )
+            virtual = [(slice(None), self._read_virtual(slices))]
+            return self._frame_words(virtual, len(slices), has_fake_heads)
         pfns, index = self._distinct(slices)
-        infos, PG_heads = self._frame_words(self.kernel.reader.stream(pfns), pfns)
-        if index is None:
-            return infos, PG_heads
-        return infos[index], PG_heads[index]
+        frames = self.kernel.reader.stream(pfns)
+        infos = self._frame_words(frames, len(pfns), has_fake_heads)
+        return infos if index is None else infos[index]
 
     def _frame_words(
-        self, pieces: Iterable[tuple[slice, Frames]], pfns: Int64Array
-    ) -> tuple[U64Array, U64Array]:
-        """As :meth:`_chunk_words()`, of frames that come in pieces."""
-        infos = np.empty(
-            (len(pfns), self.kernel.geometry.pages_per_slice), dtype=np.uint64
-        )
-        flags = np.empty(len(pfns), dtype=np.uint64)
-        at = self.kernel.struct_page.flags
+        self, pieces: Iterable[tuple[slice, Frames]], count: int, has_fake_heads: bool
+    ) -> U64Array:
+        """
+        As :meth:`_chunk_words()`, of frames that come in pieces.
+
+        :param has_fake_heads: Give a copy of a head the word that names the head.
+        """
+        infos = np.empty((count, self.kernel.geometry.pages_per_slice), dtype=np.uint64)
         for place, frames in pieces:
+            words = infos[place]
             rows = frames.data.reshape(-1, self.size)
-            infos[place] = self._initialised_words(rows).reshape(len(frames.data), -1)
-            flags[place] = column(frames.data, at, self.kernel.reader.u64)
+            self._initialised_words(rows, words.reshape(-1))
+            if has_fake_heads:
+                PG_heads = self._PG_heads(frames.data)
+                words[:, 0] = fixed_fake_infos(words[:, 0], words[:, 1], PG_heads)
             if not frames.present.all():
-                infos[place][~frames.present] = np.uint64(ALL_ONES)
-        flags &= np.uint64(self.kernel.PG_head_mask)
-        return infos, flags
+                words[~frames.present] = np.uint64(ALL_ONES)
+        return infos
+
+    def _PG_heads(self, data: ByteArray) -> U64Array:
+        """``PG_head`` of the first struct page of each row."""
+        flags = column(data, self.kernel.struct_page.flags, self.kernel.reader.u64)
+        return flags & np.uint64(self.kernel.PG_head_mask)
 
     def initialised_words(self, pages: StructPages) -> U64Array:
         """
         The tail word of each struct page; all ones, as where nothing was ever
         initialised, for what the dump lacks and for what is all zeros.
         """
-        infos = self._initialised_words(pages.data)
+        infos = np.empty(len(pages.data), dtype=np.uint64)
+        self._initialised_words(pages.data, infos)
         infos[~pages.present] = np.uint64(ALL_ONES)
         return infos
 
-    def _initialised_words(self, rows: ByteArray) -> U64Array:
-        """Likewise, of rows that are all there."""
+    def _initialised_words(self, rows: ByteArray, infos: U64Array) -> None:
+        """Likewise, of rows that are all there, to where they belong."""
         u64 = self.kernel.reader.u64
-        infos = column(rows, self.kernel.struct_page.offset, u64).astype(np.uint64)
+        infos[:] = column(rows, self.kernel.struct_page.offset, u64)
         # Only what has no tail word, and no flags either, can be all zeros.
-        empty = np.flatnonzero(infos == 0)
-        flags = column(rows, self.kernel.struct_page.flags, u64)
-        empty = empty[flags[empty] == 0]
-        infos[empty[~rows[empty].any(axis=1)]] = np.uint64(ALL_ONES)
-        return infos
+        if infos.min(initial=1) == 0:
+            empty = np.flatnonzero(infos == 0)
+            flags = column(rows, self.kernel.struct_page.flags, u64)
+            empty = empty[flags[empty] == 0]
+            infos[empty[~rows[empty].any(axis=1)]] = np.uint64(ALL_ONES)
 
 
 def _repeated_frames(runs: Runs) -> Int64Array:

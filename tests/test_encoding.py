@@ -17,7 +17,7 @@ from drgn_hvo.encoding import (
     compound_head,
     compound_heads,
     compound_info_has_mask,
-    fixed_fake_heads,
+    fixed_fake_infos,
     is_mask,
     is_pointer,
     is_poisoned,
@@ -252,7 +252,9 @@ def test_fake_heads_lead_to_the_real_head(folio):
     head, has_mask, addresses, words = folio
     before = words.copy()
     flags = np.full(len(addresses), 1 << 6, dtype=np.uint64)
-    assert (fixed_fake_heads(addresses, words, flags, has_mask) == head).all()
+    infos = fixed_fake_infos(words[:, 0], words[:, 1], flags)
+    assert (compound_heads(addresses[:, 0], infos, has_mask) == head).all()
+    assert (compound_heads(addresses[:, 1:], words[:, 1:], has_mask) == head).all()
     assert (words == before).all()
     for row in range(len(addresses)):
         first = int(addresses[row, 0])
@@ -265,10 +267,10 @@ def test_fake_heads_lead_to_the_real_head(folio):
 @given(mirrored_folios())
 def test_first_page_without_PG_head_is_no_fake_head(folio):
     _, has_mask, addresses, words = folio
-    heads = fixed_fake_heads(
-        addresses, words, np.zeros(len(words), dtype=np.uint64), has_mask
-    )
-    assert (heads[:, 0] == addresses[:, 0]).all()
+    flags = np.zeros(len(words), dtype=np.uint64)
+    infos = fixed_fake_infos(words[:, 0], words[:, 1], flags)
+    heads = compound_heads(addresses[:, 0], infos, has_mask)
+    assert (heads == addresses[:, 0]).all()
     page = int(addresses[-1, 0])
     word, behind = words[-1, :2].tolist()
     assert page_fixed_fake_head(page, word, False, behind, has_mask) == page
@@ -279,11 +281,13 @@ def test_first_page_without_PG_head_is_no_fake_head(folio):
 def test_head_with_no_tail_behind_it_is_a_head(has_mask, behind):
     page = 0xFFFF_EA00_0000_1000
     assert page_fixed_fake_head(page, 0, True, behind, has_mask) == page
-    pages_ = page + 64 * np.arange(64, dtype=np.uint64).reshape(1, 64)
-    words = np.full((1, 64), behind, dtype=np.uint64)
-    words[0, 0] = 0
-    heads = fixed_fake_heads(pages_, words, np.array([64], dtype=np.uint64), has_mask)
-    assert int(heads[0, 0]) == page
+    first, next_, flag = np.array([[0], [behind], [64]], dtype=np.uint64)
+    heads = compound_heads(
+        np.array([page], dtype=np.uint64),
+        fixed_fake_infos(first, next_, flag),
+        has_mask,
+    )
+    assert int(heads[0]) == page
 
 
 @pytest.mark.parametrize(

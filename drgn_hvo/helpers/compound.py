@@ -26,7 +26,7 @@ import numpy.typing as npt
 from drgn_hvo.encoding import (
     ALL_ONES,
     compound_heads as _head_addresses,
-    fixed_fake_heads,
+    fixed_fake_infos,
     is_tail,
 )
 from drgn_hvo.errors import UnavailableError, UsageError
@@ -163,19 +163,13 @@ def _heads_of(bound: Hvo, pfns: Int64Array) -> npt.NDArray[np.uint64]:
     has_mask = bound.layout.encoding.has_mask
     pages = vmemmap.read_pages(pfns)
     infos = vmemmap.initialised_words(pages)
-    addresses = vmemmap.page_addresses(pfns)
-    heads = _head_addresses(addresses, infos, has_mask)
     if bound.has_fake_heads and kernel.geometry.power_of_2:
         PG_heads = vmemmap.flags(pages) & np.uint64(kernel.PG_head_mask)
         first = pfns % kernel.geometry.pages_per_slice == 0
         fake = np.flatnonzero(pages.present & first & (PG_heads != 0))
         behind = vmemmap.tail_words(vmemmap.read_pages(pfns[fake] + 1))
-        heads[fake] = fixed_fake_heads(
-            vmemmap.page_addresses(np.stack((pfns[fake], pfns[fake] + 1), axis=1)),
-            np.stack((infos[fake], behind), axis=1),
-            PG_heads[fake],
-            has_mask,
-        )[:, 0]
+        infos[fake] = fixed_fake_infos(infos[fake], behind, PG_heads[fake])
+    heads = _head_addresses(vmemmap.page_addresses(pfns), infos, has_mask)
     return vmemmap.head_pfns(heads)
 
 
