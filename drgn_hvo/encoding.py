@@ -337,7 +337,7 @@ def compound_heads(pages: WordArray, infos: WordArray, has_mask: bool) -> WordAr
         heads &= pages
     else:
         heads = np.where(tail != 0, infos - np.uint64(1), pages)
-    if infos.max(initial=0) == ALL_ONES:
+    if infos.size and infos.max() == ALL_ONES:
         heads[infos == np.uint64(ALL_ONES)] = np.uint64(ALL_ONES)
     return heads
 

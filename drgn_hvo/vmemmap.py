@@ -412,7 +412,7 @@ class Vmemmap:
         pfns, index = self._distinct(slices)
         frames = self.kernel.reader.stream(pfns)
         infos = self._frame_words(frames, len(pfns), has_fake_heads)
-        return infos if index is None else infos[index]
+        return infos if index is None else infos.take(index, axis=0)
 
     def _frame_words(
         self, pieces: Iterable[tuple[slice, Frames]], count: int, has_fake_heads: bool
@@ -454,7 +454,7 @@ class Vmemmap:
         u64 = self.kernel.reader.u64
         infos[:] = column(rows, self.kernel.struct_page.offset, u64)
         # Only what has no tail word, and no flags either, can be all zeros.
-        if infos.min(initial=1) == 0:
+        if len(infos) and not infos.min():
             empty = np.flatnonzero(infos == 0)
             flags = column(rows, self.kernel.struct_page.flags, u64)
             empty = empty[flags[empty] == 0]
