@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = (
     "ALL_ONES",
+    "BITS_PER_LONG",
     "Geometry",
     "compound_head",
     "compound_heads",
@@ -44,6 +45,7 @@ __all__ = (
     "tail_mapping",
 )
 
+#: Of every kernel that has HVO.
 BITS_PER_LONG = 64
 
 # 16 GiB, the largest huge page of any port.

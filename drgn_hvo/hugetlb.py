@@ -12,11 +12,9 @@ breaks says where.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import islice
 from typing import Optional
 
 from drgn import FaultError, Object
-from drgn.helpers.linux.hugetlb import for_each_hstate
 
 from drgn_hvo.kernel import Kernel
 from drgn_hvo.links import Links, Passed
@@ -142,16 +140,19 @@ def read_hstates(kernel: Kernel, mmzone: Mmzone, notes: list[str]) -> list[HStat
 
     :param notes: Gets a line for each pool that cannot be read or cannot be one.
     """
-    states = []
+    # As drgn's for_each_hstate(); importing that costs a sixth of the time of a check.
+    prog = kernel.prog
     try:
-        # A damaged count must not lead behind the array.
-        most = kernel.prog["hstates"].type_.length or 0
+        hstates, count = prog["hstates"], prog["hugetlb_max_hstate"].value_()
     except LookupError:
-        most = 0  # CONFIG_HUGETLBFS=n
-    hstates = list(islice(for_each_hstate(kernel.prog), most + 1))
-    if len(hstates) > most:
+        return []  # CONFIG_HUGETLBFS=n
+    # A damaged count must not lead behind the array.
+    most = hstates.type_.length or 0
+    if count > most:
         notes.append(f"hugetlb_max_hstate is more than the {most} pools there can be")
-    for hstate in hstates[:most]:
+    states = []
+    for index in range(min(count, most)):
+        hstate = hstates[index].address_of_()
         try:
             state = _read_hstate(hstate, list(mmzone.pgdats))
         except FaultError as e:

@@ -10,15 +10,17 @@ since Linux kernel commit f09bddbd8661 ("vmcoreinfo: add kallsyms_num_syms
 symbol") (in v6.0).
 
 drgn's loader decodes every name. We want a handful out of 200,000, so names stay
-compressed: one pass finds where each begins, and a name is looked up by a sum
-over its characters that can be had from the compressed form with NumPy. Only
-names with the right sum are decoded.
+compressed: one pass finds where each begins, from 256 names to the next at once
+where the kernel's own marks can be made out, and a name is looked up by a sum over
+its characters that can be had from the compressed form with NumPy. Only names with
+the right sum are decoded.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import repeat
 from typing import Callable, Optional
@@ -38,10 +40,21 @@ Reader = Callable[[int, int], bytes]
 _MAX_SYMBOLS = 4_000_000
 _MAX_NAMES_SIZE = 64 << 20
 
+# kallsyms_markers says where each 256th name begins.
+_NAMES_PER_MARKER = 256
+
+# So many places are tried where its first entry, 0, can be.
+_MAX_GUESSES = 16
+
+# KSYM_NAME_LEN, and the bytes that say how long a name is.
+_MAX_NAME_SIZE = 512 + 2
+
 # Kernel images lie in the top 2 GiB, so no symbol is larger.
 _MAX_EXTENT = 2 << 30
 
 _Addresses = npt.NDArray[np.uint64]
+_Sums = npt.NDArray[np.uint32]
+_Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -206,9 +219,7 @@ _ADDRESSINGS = (
 )
 
 # A weight for each character; names with one sum are rare, anagrams apart.
-_WEIGHTS = (
-    np.arange(1, 257, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-) ** np.uint64(3)
+_WEIGHTS = (np.arange(1, 257, dtype=np.uint32) * np.uint32(0x9E3779B9)) ** np.uint32(3)
 
 
 class Kallsyms:
@@ -225,7 +236,7 @@ class Kallsyms:
     def __init__(self, tables: KallsymsTables, known: Mapping[str, int]) -> None:
         self._names = tables.names
         self._tokens = _tokens(tables)
-        self._starts, self._ends = _scan_names(tables.names, tables.num_syms)
+        self._starts, self._ends = _scan_names(tables)
         self._first = [token[:1] for token in self._tokens]
         self._sums = self._name_sums()
         self.addressing, self._addresses = self._find_addressing(tables, known)
@@ -235,13 +246,13 @@ class Kallsyms:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def _name_sums(self) -> npt.NDArray[np.uint64]:
+    def _name_sums(self) -> _Sums:
         codes = np.frombuffer(self._names, dtype=np.uint8)
-        weights = np.array([_weight(token) for token in self._tokens], dtype=np.uint64)
-        running = np.zeros(len(codes) + 1, dtype=np.uint64)
-        np.cumsum(weights[codes], out=running[1:])
+        weights = np.array([_weight(token) for token in self._tokens], dtype=np.uint32)
+        running = np.zeros(len(codes) + 1, dtype=np.uint32)
+        np.cumsum(weights[codes], dtype=np.uint32, out=running[1:])
         # The first character is the type, not part of the name.
-        types = np.array([_weight(first) for first in self._first], dtype=np.uint64)
+        types = np.array([_weight(first) for first in self._first], dtype=np.uint32)
         return running[self._ends] - running[self._starts] - types[codes[self._starts]]
 
     def _decode(self, index: int) -> bytes:
@@ -254,7 +265,7 @@ class Kallsyms:
 
     def _indices(self, name: str) -> list[int]:
         wanted = name.encode()
-        sums = np.flatnonzero(self._sums == np.uint64(_weight(wanted)))
+        sums = np.flatnonzero(self._sums == np.uint32(_weight(wanted)))
         return [i for i in sums.tolist() if self._decode(i)[1:] == wanted]
 
     def _find_addressing(
@@ -319,7 +330,7 @@ class Kallsyms:
 
 def _weight(text: bytes) -> int:
     codes = np.frombuffer(text, dtype=np.uint8)
-    return int(_WEIGHTS[codes].sum(dtype=np.uint64))
+    return int(_WEIGHTS[codes].sum(dtype=np.uint32))
 
 
 def _tokens(tables: KallsymsTables) -> list[bytes]:
@@ -335,9 +346,7 @@ def _tokens(tables: KallsymsTables) -> list[bytes]:
     return tokens
 
 
-def _scan_names(
-    names: bytes, count: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _scan_names(tables: KallsymsTables) -> tuple[_Places, _Places]:
     """
     Find where each compressed name begins and ends.
 
@@ -345,11 +354,26 @@ def _scan_names(
     73bbb94466fd ("kallsyms: support "big" kernel symbols") (in v6.1) a length
     with bit 7 set goes on in a second byte.
     """
+    # A second byte that is cut off does not make a length of 0.
+    codes = np.frombuffer(tables.names + b"\xff", dtype=np.uint8)
+    places = _marked_places(tables, codes)
+    if places is None:
+        places = _places(tables.names, tables.num_syms)
+    starts, lengths = _lengths(codes, places)
+    if not lengths.all():
+        raise FormatError("kallsyms is damaged: a symbol has no name")
+    ends = starts + lengths
+    if len(places) < tables.num_syms or ends[-1] > len(tables.names):
+        raise FormatError("kallsyms is damaged: its names run past their table")
+    return starts, ends
+
+
+def _places(names: bytes, count: int) -> _Places:
+    """Where the lengths of names are, one after the other, as far as there are any."""
     places = array("q")
     note = places.append
     position = 0
-    try:
-        # The one loop over all symbols: what can be done on arrays comes behind it.
+    with suppress(IndexError):
         for _ in repeat(None, count):
             length = names[position]
             note(position)
@@ -357,24 +381,62 @@ def _scan_names(
                 position += 1 + length
             else:
                 position += 2 + (length & 0x7F | names[position + 1] << 7)
-    except IndexError:
-        position = len(names) + 1
-    starts, lengths = _lengths(names, np.frombuffer(places, dtype=np.int64))
-    if not lengths.all():
-        raise FormatError("kallsyms is damaged: a symbol has no name")
-    if position > len(names):
-        raise FormatError("kallsyms is damaged: its names run past their table")
-    return starts, starts + lengths
+    return np.frombuffer(places, dtype=np.int64)
 
 
-def _lengths(
-    names: bytes, places: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where names begin whose lengths are at some places, and how long they are."""
-    # A second byte that is cut off does not make a length of 0.
-    codes = np.frombuffer(names + b"\xff", dtype=np.uint8)
+def _marked_places(
+    tables: KallsymsTables, codes: npt.NDArray[np.uint8]
+) -> Optional[_Places]:
+    """
+    As :func:`_places()`, from all marks at once.
+
+    :return: ``None`` if the marks are not found, or do not agree with the names: each
+        must be where the 256 names behind the mark before it end.
+    """
+    for marks in _possible_markers(tables):
+        places = np.empty((_NAMES_PER_MARKER, len(marks)), dtype=np.int64)
+        position = marks
+        for row in places:
+            # Damage leads behind the table, and so does what follows the last name.
+            row[:] = np.minimum(position, len(codes) - 2)
+            starts, lengths = _lengths(codes, row)
+            position = starts + lengths
+        if (position[:-1] == marks[1:]).all():
+            return places.T.reshape(-1)[: tables.num_syms]
+    return None
+
+
+def _possible_markers(tables: KallsymsTables) -> Iterator[_Places]:
+    """
+    What ``kallsyms_markers`` can be. VMCOREINFO does not name it; it lies between the
+    names and the tokens, in 6.1.y to v6.3 with ``kallsyms_seqs_of_names`` behind it
+    (``write_src()`` in :linux:`scripts/kallsyms.c`).
+    """
+    count = -(-tables.num_syms // _NAMES_PER_MARKER)
+    order = "<" if tables.byteorder == "little" else ">"
+    words = np.frombuffer(
+        tables.names, dtype=f"{order}u4", count=len(tables.names) // 4
+    )
+    if not 1 < count <= len(words):
+        return
+    (first,) = (words[: len(words) - count + 1] == 0).nonzero()
+    # The last mark lies before the end of the names, but not by more than 256 of them.
+    distance = 4 * first - words[first + count - 1].astype(np.int64)
+    near = (distance > 0) & (distance <= _NAMES_PER_MARKER * _MAX_NAME_SIZE)
+    for start in first[near][:_MAX_GUESSES].tolist():
+        yield words[start : start + count].astype(np.int64)
+
+
+def _lengths(codes: npt.NDArray[np.uint8], places: _Places) -> tuple[_Places, _Places]:
+    """
+    Where names begin whose lengths are at some places, and how long they are.
+
+    :param codes: Of all names, and one byte more.
+    """
     first = codes[places].astype(np.int64)
+    is_big = first >> 7
+    if not is_big.any():
+        return places + 1, first
     second = codes[places + 1].astype(np.int64)
-    is_big = first & 0x80
     lengths = np.where(is_big != 0, first & 0x7F | second << 7, first)
-    return places + 1 + (is_big >> 7), lengths
+    return places + 1 + is_big, lengths

@@ -17,11 +17,9 @@ from functools import cached_property
 from typing import Optional
 
 from drgn import FaultError, Object, Program, sizeof
-from drgn.helpers.linux.bitops import for_each_set_bit
-from drgn.helpers.linux.mmzone import NODE_DATA
-from drgn.helpers.linux.nodemask import nr_node_ids
 import numpy as np
 
+from drgn_hvo.encoding import BITS_PER_LONG
 from drgn_hvo.kernel import Kernel
 from drgn_hvo.memory import Int64Array
 from drgn_hvo.pagetable import U64Array
@@ -71,6 +69,25 @@ class FlagsLayout:
         return field.astype(np.int64)
 
 
+# drgn has helpers for both, but importing them imports all of drgn.helpers.linux: a
+# sixth of the time of a check.
+
+
+def _nr_node_ids(prog: Program) -> int:
+    try:
+        return int(prog["nr_node_ids"].value_())
+    except LookupError:
+        return 1  # CONFIG_NUMA=n: a macro.
+
+
+def _node_data(prog: Program, nid: int) -> Object:
+    """Mirror of ``NODE_DATA()``."""
+    try:
+        return prog["node_data"][nid].read_()
+    except LookupError:
+        return prog["contig_page_data"].address_of_()  # CONFIG_NUMA=n
+
+
 class Mmzone:
     """
     Nodes and zones of a kernel with types.
@@ -91,11 +108,14 @@ class Mmzone:
         try:
             online = prog["node_states"][prog["N_ONLINE"]].bits
             # A damaged nr_node_ids must not lead behind the mask.
-            most = 8 * sizeof(online)
-            if nr_node_ids(prog) > most:
+            most, count = 8 * sizeof(online), _nr_node_ids(prog)
+            if count > most:
                 self._notes.append(f"nr_node_ids is more than {most}, MAX_NUMNODES")
-            for nid in for_each_set_bit(online, min(nr_node_ids(prog), most)):
-                pgdat = NODE_DATA(prog, nid).read_()
+            for nid in range(min(count, most)):
+                word, bit = divmod(nid, BITS_PER_LONG)
+                if not online[word].value_() >> bit & 1:
+                    continue
+                pgdat = _node_data(prog, nid)
                 if pgdat.node_id.value_() == nid:
                     pgdats[nid] = pgdat
                 else:

@@ -14,8 +14,6 @@ import re
 from typing import Callable, Optional
 
 from drgn import FaultError
-from drgn.helpers.linux.mm import follow_phys
-from drgn.helpers.linux.pid import find_task
 
 from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.pagetable import walk
@@ -110,6 +108,8 @@ def _resolve_page(vmemmap: Vmemmap, spec: PageSpec) -> int:
 
 
 def _resolve_virt(vmemmap: Vmemmap, spec: PageSpec) -> int:
+    from drgn.helpers.linux.mm import follow_phys
+
     kernel = vmemmap.kernel
     if spec.value < 1 << 63:
         raise UsageError(
@@ -144,6 +144,9 @@ def _resolve_virt(vmemmap: Vmemmap, spec: PageSpec) -> int:
 
 
 def _resolve_task(vmemmap: Vmemmap, spec: PageSpec) -> int:
+    from drgn.helpers.linux.mm import follow_phys
+    from drgn.helpers.linux.pid import find_task
+
     kernel = vmemmap.kernel
     if not kernel.has_types:
         raise UnavailableError(f"{spec.text}: finding a task needs types")

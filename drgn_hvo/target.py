@@ -26,7 +26,6 @@ from drgn import (
 from drgn_hvo.errors import FormatError, TargetError
 from drgn_hvo.finders import has_debuginfo, install
 from drgn_hvo.kdumpfile import check_kdump_file
-from drgn_hvo.qmp import check_qmp, has_vmcoreinfo_device, is_tcp
 
 __all__ = ("load_symbols", "open_target")
 
@@ -151,6 +150,8 @@ def _lockdown_mode() -> Optional[str]:
 
 
 def _check_qmp(address: str) -> None:
+    from drgn_hvo.qmp import check_qmp, is_tcp
+
     if not address:
         raise ValueError("no address; give the path of a QMP socket")
     # What listens on a port may not speak first, and drgn's errors are good there.
@@ -160,6 +161,8 @@ def _check_qmp(address: str) -> None:
 
 def _why_no_note(address: str) -> str:
     """Why QEMU has no VMCOREINFO of its guest."""
+    from drgn_hvo.qmp import has_vmcoreinfo_device, is_tcp
+
     if is_tcp(address):
         return (
             "VMCOREINFO comes over a Unix socket only: give QEMU one (-qmp "

@@ -61,16 +61,22 @@ class ReadError(Exception):
 class Image:
     """Tables in memory, as the kernel's linker script places them."""
 
-    def __init__(self, symbols, mode, order="little"):
+    def __init__(self, symbols, mode, order="little", align=8, behind_marks=b""):
         e = {"little": "<", "big": ">"}[order]
         self.order = order
         self.memory = bytearray()
         self.symbols = {}
         self.requested = 0
         self.place("kallsyms_num_syms", struct.pack(f"{e}I4x", len(symbols)))
-        names = b"".join(compress(name) for name, _ in symbols)
-        self.place("kallsyms_names", names + bytes(-len(names) % 8))
-        self.place("kallsyms_markers", bytes(16))
+        names, marks = b"", []
+        for i, (name, _) in enumerate(symbols):
+            if i % 256 == 0:
+                marks.append(len(names))
+            names += compress(name)
+        self.place("kallsyms_names", names + bytes(-len(names) % align))
+        table = struct.pack(f"{e}{len(marks)}I", *marks)
+        self.place("kallsyms_markers", table + bytes(-len(table) % align))
+        self.place("kallsyms_seqs_of_names", behind_marks)
         tokens, index = b"", []
         for code in range(256):
             index.append(len(tokens))
@@ -141,6 +147,64 @@ def test_lookup_by_name(mode):
             assert (entry.address, entry.type) == (address, name[0])
     for name in ("", "absent", "_stex", "stext", "_stextt", "T_stext", "é"):
         assert kallsyms.lookup(name) == []
+
+
+def many(count):
+    rng = random.Random(count)
+    names = ["T_stext"] + [
+        f"t{rng.choice('abcdefg') * rng.randrange(1, 140)}_{i}" for i in range(count)
+    ]
+    return [(name, BASE + 16 * i) for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize(
+    ("count", "align", "behind"),
+    [
+        (256, 8, b""),
+        (600, 8, b""),
+        # What v6.2 and v6.3 have behind the marks, three bytes a symbol.
+        (700, 8, bytes(range(1, 256)) * 9 + b"\0" * 9),
+        # v7.2 aligns to 4.
+        (767, 4, b""),
+    ],
+)
+def test_marks_lead_to_the_same_names(count, align, behind, order, monkeypatch):
+    symbols = many(count)
+    image = Image(symbols, "base", order, align, behind)
+    image.symbols.pop("kallsyms_seqs_of_names")
+    marks = image.symbols.pop("kallsyms_markers") - TABLES
+    with monkeypatch.context() as without_loop:
+        without_loop.delattr("drgn_hvo.kallsyms._places")
+        kallsyms = image.load()
+    assert [(s.type + s.name, s.address) for s in kallsyms] == symbols
+    # Marks that are damaged change nothing, wherever they lead.
+    for wrong in (0, 1, 7, 0x7FFF_FFFF, 0xFFFF_FFFF):
+        value = struct.unpack_from(
+            "<I" if order == "little" else ">I", image.memory, marks + 4
+        )[0]
+        image.memory[marks + 4 : marks + 8] = wrong.to_bytes(4, order)
+        kallsyms = image.load()
+        image.memory[marks + 4 : marks + 8] = value.to_bytes(4, order)
+        assert [(s.type + s.name, s.address) for s in kallsyms] == symbols
+
+
+def test_marks_do_not_hide_damaged_names():
+    symbols = many(600)
+    image = Image(symbols, "base")
+    first = image.symbols["kallsyms_names"] - TABLES
+    image.memory[first] += 1
+    with_marks = outcome(image)
+    marks = image.symbols["kallsyms_markers"] - TABLES
+    image.memory[marks : marks + 12] = bytes(12)
+    assert outcome(image) == with_marks
+
+
+def outcome(image):
+    try:
+        return [(s.type + s.name, s.address) for s in image.load()]
+    except FormatError as e:
+        return str(e)
 
 
 def test_static_symbols_may_share_a_name():
