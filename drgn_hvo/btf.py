@@ -22,6 +22,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 import enum
+from functools import cached_property
 from typing import Any, Optional
 
 import construct
@@ -218,7 +219,7 @@ class Btf:
         self._words = np.frombuffer(types, dtype=word).astype(np.uint32, copy=False)
         self._view = self._words.data
         sizes = _layout_sizes(data, header, self.byteorder)
-        self._positions, self.unknown = _scan(self._view, {**sizes, **_SIZES})
+        self._positions, self.unknown = _scan(self._words, {**sizes, **_SIZES})
         # Of type IDs from 1 on.
         self._index = np.frombuffer(self._positions, dtype=np.uint32)[1:]
         self._names = self._words[self._index]
@@ -385,11 +386,25 @@ class Btf:
 
     def _string_offsets(self, name: str) -> Iterator[list[int]]:
         """Where a string lies: whole strings first, then ends of longer ones."""
-        text = name.encode() + b"\0"
-        yield [start + 1 for start in _occurrences(self._strings, b"\0" + text)]
+        yield self._whole_strings(name.encode())
         # Neither pahole nor libbpf shares the ends of strings, but ELF string
         # tables may.
-        yield _occurrences(self._strings, text)
+        yield _occurrences(self._strings, name.encode() + b"\0")
+
+    @cached_property
+    def _string_places(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+        """Where strings begin, and how long they are."""
+        ends = np.flatnonzero(np.frombuffer(self._strings, dtype=np.uint8) == 0)
+        return ends[:-1] + 1, ends[1:] - ends[:-1] - 1
+
+    def _whole_strings(self, text: bytes) -> list[int]:
+        """Faster than a search through megabytes, once there were two."""
+        codes = np.frombuffer(self._strings, dtype=np.uint8)
+        starts, lengths = self._string_places
+        starts = starts[lengths == len(text)]
+        for i, code in enumerate(text):
+            starts = starts[codes[starts + i] == code]
+        return starts.tolist()
 
     def find(self, name: str, kinds: Iterable[BtfKind]) -> list[int]:
         """
@@ -486,8 +501,25 @@ def _layout_sizes(
     return sizes
 
 
+def _steps(
+    words: npt.NDArray[np.uint32], sizes: dict[int, tuple[int, int]]
+) -> npt.NDArray[np.uint32]:
+    """
+    How long each type would be that began at a word, all at once; one of a kind that
+    cannot be stepped over ends behind everything.
+    """
+    base = np.full(_KIND_MASK + 1, len(words) + 1, dtype=np.uint32)
+    each = np.zeros(_KIND_MASK + 1, dtype=np.uint32)
+    for kind, (once, element) in sizes.items():
+        if BtfKind.VOID < kind <= _KIND_MASK:
+            base[kind], each[kind] = 3 + once, element
+    info = words[1:]
+    kinds = info >> np.uint32(24) & np.uint32(_KIND_MASK)
+    return each[kinds] * (info & np.uint32(_VLEN_MASK)) + base[kinds]
+
+
 def _scan(
-    words: memoryview, sizes: dict[int, tuple[int, int]]
+    words: npt.NDArray[np.uint32], sizes: dict[int, tuple[int, int]]
 ) -> tuple[array[int], Optional[tuple[int, int]]]:
     """
     Note where each type begins.
@@ -495,25 +527,21 @@ def _scan(
     :return: Word positions by type ID (that of ``void`` means nothing), and ID
         and kind of the type that could not be stepped over.
     """
-    # By the word with kind and number of elements, of which there are few hundred.
-    steps: dict[int, int] = {}
+    steps = _steps(words, sizes).data
     positions = array("I", [0])
     note = positions.append
     position = 0
     end = len(words)
-    while position < end:
-        if position + 3 > end:
-            raise FormatError("BTF is damaged: its last type is cut off")
-        info = words[position + 1]
-        step = steps.get(info)
-        if step is None:
-            kind = info >> 24 & _KIND_MASK
-            if kind not in sizes or kind == BtfKind.VOID:
-                return positions, (len(positions), kind)
-            once, each = sizes[kind]
-            step = steps[info] = 3 + once + each * (info & _VLEN_MASK)
+    # The one loop over all types: what can be done on arrays comes before it.
+    while position < end - 2:
         note(position)
-        position += step
-    if position != end:
-        raise FormatError("BTF is damaged: its last type is cut off")
-    return positions, None
+        position += steps[position]
+    if position == end:
+        return positions, None
+    if len(positions) > 1:
+        last = positions[-1]
+        kind = int(words[last + 1]) >> 24 & _KIND_MASK
+        if kind not in sizes or kind == BtfKind.VOID:
+            positions.pop()
+            return positions, (len(positions), kind)
+    raise FormatError("BTF is damaged: its last type is cut off")
