@@ -15,7 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.folio import HEAD_PAGES, FolioFields
-from drgn_hvo.memory import ByteArray, Int64Array, column, distinct, is_in
+from drgn_hvo.memory import (
+    ByteArray,
+    Int64Array,
+    column,
+    distinct,
+    distinct_index,
+    is_in,
+)
 from drgn_hvo.pagetable import U64Array
 from drgn_hvo.progress import progress
 from drgn_hvo.vmemmap import Vmemmap
@@ -53,9 +60,6 @@ _RECORD = np.dtype(
     ]
 )
 
-# 4 MiB of frames at once: what is taken out of them is still in the cache.
-_FRAMES_PER_BATCH = 1024
-
 
 class FolioHeads:
     """Reads heads of folios and remembers them."""
@@ -69,22 +73,30 @@ class FolioHeads:
         self._new: list[tuple[Int64Array, HeadRecords]] = []
 
     def of(self, pfns: Int64Array) -> HeadRecords:
-        """The record of each of these heads."""
+        """The record of each of these heads; not to be written to."""
         self._sort_in()
-        self.read(distinct(pfns[~is_in(pfns, self._pfns)]))
-        self._sort_in()
+        if not np.array_equal(pfns, self._pfns):
+            self.read(distinct(pfns[~is_in(pfns, self._pfns)]))
+            self._sort_in()
+        if np.array_equal(pfns, self._pfns):
+            return self._records
         return self._records[np.searchsorted(self._pfns, pfns)]
 
     def read(self, pfns: Int64Array) -> HeadRecords:
-        """Read heads, and remember them."""
-        records: HeadRecords = np.zeros(len(pfns), dtype=_RECORD)
+        """
+        Read heads, and remember them.
+
+        :param pfns: Ascending, each once; of heads that were not read before.
+        """
         geometry = self._vmemmap.kernel.geometry
         whole = (pfns % geometry.pages_per_slice == 0) & geometry.power_of_2
-        self._read_whole(pfns, np.flatnonzero(whole), records)
-        others = np.flatnonzero(~whole)
-        if len(others):
-            pages = self._vmemmap.read_pages(pfns[others], HEAD_PAGES)
-            records[others] = self._record(pages.data, pages.present)
+        if whole.all():
+            records = self._read_whole(pfns)
+        else:
+            records = np.zeros(len(pfns), dtype=_RECORD)
+            records[whole] = self._read_whole(pfns[whole])
+            pages = self._vmemmap.read_pages(pfns[~whole], HEAD_PAGES)
+            records[~whole] = self._record(pages.data, pages.present)
         if len(pfns):
             self._new.append((pfns, records))
         return records
@@ -92,29 +104,29 @@ class FolioHeads:
     def _sort_in(self) -> None:
         if not self._new:
             return
-        parts = [(self._pfns, self._records), *self._new]
+        # Copies of half a million records are worth avoiding.
+        if len(self._pfns) or len(self._new) > 1:
+            parts = [(self._pfns, self._records), *self._new]
+            pfns = np.concatenate([pfns for pfns, _ in parts])
+            order = np.argsort(pfns, kind="stable")
+            records = np.concatenate([records for _, records in parts])
+            self._new = [(pfns[order], records[order])]
+        ((self._pfns, self._records),) = self._new
         self._new = []
-        pfns = np.concatenate([pfns for pfns, _ in parts])
-        order = np.argsort(pfns, kind="stable")
-        self._pfns = pfns[order]
-        self._records = np.concatenate([records for _, records in parts])[order]
 
-    def _read_whole(
-        self, pfns: Int64Array, which: npt.NDArray[np.intp], records: HeadRecords
-    ) -> None:
+    def _read_whole(self, pfns: Int64Array) -> HeadRecords:
         """Read heads with all of their page of vmemmap, in the order of frames."""
         vmemmap = self._vmemmap
-        frames, _ = vmemmap.frames(pfns[which] * vmemmap.size // vmemmap.page_size)
-        order = np.argsort(frames, kind="stable")
-        which, frames = which[order], frames[order]
-        with progress(len(which), "huge page") as bar:
-            for start in range(0, len(which), _FRAMES_PER_BATCH):
-                batch = slice(start, start + _FRAMES_PER_BATCH)
-                read = vmemmap.kernel.reader.read(frames[batch])
+        behind, _ = vmemmap.frames(pfns * vmemmap.size // vmemmap.page_size)
+        frames, index = distinct_index(behind)
+        records: HeadRecords = np.empty(len(frames), dtype=_RECORD)
+        with progress(len(frames), "huge page") as bar:
+            for place, read in vmemmap.kernel.reader.stream(frames):
                 part = self._record(read.data, read.present)
                 self._look_behind(read.data, part)
-                records[which[batch]] = part
+                records[place] = part
                 bar.update(len(part))
+        return records if np.array_equal(frames, behind) else records[index]
 
     def _record(self, rows: ByteArray, present: npt.NDArray[np.bool_]) -> HeadRecords:
         page, fields = self._vmemmap.kernel.struct_page, self._fields

@@ -348,10 +348,7 @@ def hugetlb(
                 f"the {a_list} is broken: the link at {link.address:#x} {link.reason}"
             )
     listed = _Found.merge(
-        [
-            _Found.alike(np.array(a.heads, dtype=np.int64), a.order, a.kind)
-            for a in lists
-        ]
+        [_Found.alike(np.asarray(a.heads), a.order, a.kind) for a in lists]
     )
     unlisted = mapped.take(~is_in(mapped.pfn, listed.pfn))
     unlisted = unlisted.take(~_are_strays(finder, vmemmap, fields, unlisted.pfn))

@@ -11,6 +11,7 @@ breaks says where.
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import Optional
 
@@ -82,14 +83,15 @@ class HugePageList:
 
     :param kind: :data:`FREE_LIST` or :data:`ACTIVE_LIST`.
     :param nid: The node of a free list, ``None`` for the active list.
-    :param heads: PFNs of the folios, in list order, up to where it breaks.
+    :param heads: PFNs of the folios, in list order, up to where it breaks; of 64 bits,
+        for :func:`numpy.asarray()`.
     :param broken: The first link that is wrong, if one is.
     """
 
     order: int
     kind: int
     nid: Optional[int]
-    heads: tuple[int, ...]
+    heads: array[int]
     broken: Optional[BrokenLink]
 
     @property
@@ -180,25 +182,25 @@ def read_lists(
     for kind, nid, head in [*heads, (ACTIVE_LIST, None, pool.hugepage_activelist)]:
         address = head.address_of_().value_()
         pfns, broken = _follow(vmemmap, hstate.order, address, links)
-        lists.append(HugePageList(hstate.order, kind, nid, tuple(pfns), broken))
+        lists.append(HugePageList(hstate.order, kind, nid, pfns, broken))
     return lists
 
 
 def _follow(
     vmemmap: Vmemmap, order: int, head: int, links: Links
-) -> tuple[list[int], Optional[BrokenLink]]:
+) -> tuple[array[int], Optional[BrokenLink]]:
     """Follow a list of folios from its head on, as far as it makes sense."""
     lru = vmemmap.kernel.struct_page.require("lru")
     most = vmemmap.end_pfn >> order
-    pfns: list[int] = []
+    pfns = array("q")
     passed = Passed(links)
     broken: Optional[BrokenLink] = None
     entry = head
     while True:
         stretch = links.stretch(entry, passed, most + 1 - len(pfns))
-        if stretch:
-            pfns += stretch
-            entry = links.address(stretch[-1])
+        if len(stretch):
+            pfns.frombytes(stretch.tobytes())
+            entry = links.address(pfns[-1])
         try:
             following, _ = links.find(entry, order)
         except FaultError:

@@ -74,7 +74,7 @@ class Links:
         row = int(np.searchsorted(self.pfns, pfn))
         return row if row < len(self.pfns) and self.pfns[row] == pfn else -1
 
-    def stretch(self, address: int, passed: Passed, most: int) -> list[int]:
+    def stretch(self, address: int, passed: Passed, most: int) -> Int64Array:
         """
         The folios that surely follow behind an entry: links lead there and back.
 
@@ -83,16 +83,14 @@ class Links:
         """
         pfn = self._vmemmap.page_pfn(address - self._lru)
         row = -1 if pfn is None else self.row(pfn)
-        if row < 0:
-            return []
         rows: list[int] = []
-        while len(rows) < most:
+        while row >= 0 and len(rows) < most:
             row = self._successors[row]
             if row < 0 or passed.rows[row]:
                 break
             passed.rows[row] = 1
             rows.append(row)
-        return self.pfns[rows].tolist()
+        return self.pfns[rows]
 
     def find(self, address: int, order: int) -> tuple[int, int]:
         """

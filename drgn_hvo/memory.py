@@ -249,8 +249,11 @@ class FrameReader:
 
         :param pfns: Ascending, each once.
         :return: Where they are in *pfns*, and the frames; these are valid until the
-            next are asked for, and none is kept.
+            next are asked for, and none is kept unless there are few.
         """
+        if 0 < len(pfns) <= _SMALL_READ:
+            yield slice(0, len(pfns)), self.read(pfns)
+            return
         scratch = np.empty((min(len(pfns), _STREAMED), self.page_size), dtype=np.uint8)
         for first, last in _pieces(pfns):
             piece = pfns[first:last]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from drgn_hvo.audit import Finding, Subject
 from drgn_hvo.checks.context import Context
 from drgn_hvo.hugetlb import ACTIVE_LIST, FREE_LIST, HState, HugePageList
-from drgn_hvo.memory import BoolArray
+from drgn_hvo.memory import BoolArray, distinct
 
 __all__ = ("check_pools",)
 
@@ -81,7 +81,7 @@ def _check_doubles(context: Context) -> None:
     lists = context.hugetlb.lists
     if not lists:
         return
-    pfns = np.concatenate([np.array(a.heads, dtype=np.int64) for a in lists])
+    pfns = np.concatenate([a_list.heads for a_list in lists])
     lengths = [len(a_list.heads) for a_list in lists]
     owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths)
     order = np.argsort(pfns, kind="stable")
@@ -115,7 +115,7 @@ class _Wrong:
 
 def _check_members(context: Context, a_list: HugePageList) -> None:
     folios = context.hugetlb.folios
-    heads = np.array(a_list.heads, dtype=np.int64)
+    heads = np.asarray(a_list.heads)
     index = np.searchsorted(folios.head_pfn, heads)
     suspect = context.readable[index] & _may_be_wrong(context, a_list, index)
     for i in index[suspect].tolist():
@@ -213,7 +213,7 @@ def _check_counters(context: Context, hstate: HState) -> None:
             if actual != len(a_list.heads):
                 what = f"free huge pages of node {a_list.nid}"
                 _add_counter(context, hstate, counter, len(a_list.heads), actual, what)
-    on_lists = len({pfn for a_list in lists for pfn in a_list.heads})
+    on_lists = len(distinct(np.concatenate([a_list.heads for a_list in lists])))
     if hstate.total < on_lists:
         what = "huge pages, fewer than are on its lists"
         _add_counter(context, hstate, pool.nr_huge_pages, on_lists, hstate.total, what)

@@ -11,6 +11,7 @@ for what HVO did to their struct pages: pools and their counters are in
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import fields, replace
@@ -343,7 +344,7 @@ def _with_one_folio(bound: Hvo, i: int) -> Hvo:
     vars(one)["hugetlb"] = Hugetlb(
         hstates=(),
         lists=tuple(
-            replace(a_list, heads=(pfn,) * (pfn in a_list.heads))
+            replace(a_list, heads=array("q", [pfn] * (pfn in a_list.heads)))
             for a_list in whole.lists
         ),
         folios=only,
