@@ -93,10 +93,12 @@ class FolioHeads:
         if whole.all():
             records = self._read_whole(pfns)
         else:
-            records = np.zeros(len(pfns), dtype=_RECORD)
+            records = np.empty(len(pfns), dtype=_RECORD)
             records[whole] = self._read_whole(pfns[whole])
             pages = self._vmemmap.read_pages(pfns[~whole], HEAD_PAGES)
-            records[~whole] = self._record(pages.data, pages.present)
+            others = np.zeros(len(pages.data), dtype=_RECORD)
+            self._record(pages.data, pages.present, others)
+            records[~whole] = others
         if len(pfns):
             self._new.append((pfns, records))
         return records
@@ -119,19 +121,21 @@ class FolioHeads:
         vmemmap = self._vmemmap
         behind, _ = vmemmap.frames(pfns * vmemmap.size // vmemmap.page_size)
         frames, index = distinct_index(behind)
-        records: HeadRecords = np.empty(len(frames), dtype=_RECORD)
+        records: HeadRecords = np.zeros(len(frames), dtype=_RECORD)
         with progress(len(frames), "huge page") as bar:
             for place, read in vmemmap.kernel.reader.stream(frames):
-                part = self._record(read.data, read.present)
+                part = records[place]
+                self._record(read.data, read.present, part)
                 self._look_behind(read.data, part)
-                records[place] = part
                 bar.update(len(part))
         return records if np.array_equal(frames, behind) else records[index]
 
-    def _record(self, rows: ByteArray, present: npt.NDArray[np.bool_]) -> HeadRecords:
+    def _record(
+        self, rows: ByteArray, present: npt.NDArray[np.bool_], records: HeadRecords
+    ) -> None:
+        """Take what is wanted of each head out of its row of bytes."""
         page, fields = self._vmemmap.kernel.struct_page, self._fields
         size, lru = self._vmemmap.size, page.require("lru")
-        records: HeadRecords = np.zeros(len(rows), dtype=_RECORD)
         for name, offset in (
             ("flags", page.flags),
             ("private", page.require("private")),
@@ -151,7 +155,6 @@ class FolioHeads:
         # Few heads have no flags: only those need a closer look.
         blank = np.flatnonzero(records["flags"] == 0)
         records["zeros"][blank] = ~rows[blank, : HEAD_PAGES * size].any(axis=1)
-        return records
 
     def _look_behind(self, rows: ByteArray, records: HeadRecords) -> None:
         """Note what the other struct pages in the frames of heads are."""
