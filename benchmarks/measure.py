@@ -9,7 +9,7 @@ Commands in processes of their own: time, processor time and peak memory of each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 import os
 import subprocess
@@ -17,7 +17,7 @@ import sys
 import time
 from typing import Any, Optional
 
-__all__ = ("Result", "Usage", "best", "hvo", "run")
+__all__ = ("Result", "Usage", "best", "best_of", "hvo", "run", "together")
 
 
 @dataclass(frozen=True)
@@ -74,22 +74,44 @@ def run(command: Sequence[str], statuses: Sequence[int] = (0,)) -> Usage:
     :param statuses: Exit statuses that are as they should be.
     :raises RuntimeError: for any other.
     """
+    return together([command], statuses)
+
+
+def together(
+    commands: Sequence[Sequence[str]], statuses: Sequence[int] = (0,)
+) -> Usage:
+    """As :func:`run()`, of commands that run at the same time."""
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
-    _, status, usage = os.wait4(process.pid, 0)
+    processes = [
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        for command in commands
+    ]
+    cpu_seconds, peak = 0.0, 0
+    for process in processes:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        cpu_seconds += usage.ru_utime + usage.ru_stime
+        peak = max(peak, usage.ru_maxrss)
     seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode not in statuses:
-        raise RuntimeError(f"{' '.join(command)}: status {process.returncode}")
-    return Usage(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    for command, process in zip(commands, processes):
+        if process.returncode not in statuses:
+            raise RuntimeError(f"{' '.join(command)}: status {process.returncode}")
+    return Usage(seconds, cpu_seconds, peak / 1024)
 
 
 def best(command: Sequence[str], times: int, statuses: Sequence[int] = (0,)) -> Usage:
     """The fastest of several runs: others were disturbed."""
-    usages = [run(command, statuses) for _ in range(times)]
-    return min(usages, key=lambda usage: usage.seconds)
+    (usage,) = best_of([lambda: run(command, statuses)], times)
+    return usage
+
+
+def best_of(ways: Sequence[Callable[[], Usage]], times: int) -> list[Usage]:
+    """
+    As :func:`best()`, of what is to be compared: in turns, so that all meet the same
+    neighbours.
+    """
+    turns = [[way() for way in ways] for _ in range(times)]
+    return [min(usages, key=lambda usage: usage.seconds) for usages in zip(*turns)]
 
 
 def hvo(*arguments: object) -> list[str]:
