@@ -80,7 +80,7 @@ class FolioHeads:
             self._sort_in()
         if np.array_equal(pfns, self._pfns):
             return self._records
-        return self._records[np.searchsorted(self._pfns, pfns)]
+        return self._records.take(np.searchsorted(self._pfns, pfns))
 
     def read(self, pfns: Int64Array) -> HeadRecords:
         """
@@ -112,7 +112,7 @@ class FolioHeads:
             pfns = np.concatenate([pfns for pfns, _ in parts])
             order = np.argsort(pfns, kind="stable")
             records = np.concatenate([records for _, records in parts])
-            self._new = [(pfns[order], records[order])]
+            self._new = [(pfns[order], records.take(order))]
         ((self._pfns, self._records),) = self._new
         self._new = []
 
@@ -128,7 +128,7 @@ class FolioHeads:
                 self._record(read.data, read.present, part)
                 self._look_behind(read.data, part)
                 bar.update(len(part))
-        return records if np.array_equal(frames, behind) else records[index]
+        return records if np.array_equal(frames, behind) else records.take(index)
 
     def _record(
         self, rows: ByteArray, present: npt.NDArray[np.bool_], records: HeadRecords

@@ -11,8 +11,8 @@ virtual pages whose frames follow each other, or are all the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Callable, Optional, Union
 
 from drgn import Architecture
@@ -142,16 +142,21 @@ class Runs:
         return len(self.va)
 
     @classmethod
-    def concatenate(cls, parts: Iterable[Runs]) -> Runs:
-        """Join runs of ascending, disjoint parts."""
-        columns = [(p.va, p.pfn, p.count, p.step, p.writable, p.level) for p in parts]
-        if not columns:
+    def merge(cls, parts: Sequence[Runs]) -> Runs:
+        """Join runs of disjoint parts, each of them ascending."""
+        if not parts:
             none = np.zeros(0, dtype=np.int64)
             return cls(
                 none.astype(np.uint64), none, none, none,
                 none.astype(np.bool_), none.astype(np.uint8),
             )  # fmt: skip
-        return cls(*(np.concatenate(c) for c in zip(*columns)))
+        order = np.argsort(np.concatenate([part.va for part in parts]), kind="stable")
+        # Of a large machine's many runs, one array after the other.
+        columns = (
+            np.concatenate([getattr(part, field.name) for part in parts]).take(order)
+            for field in fields(cls)
+        )
+        return cls(*columns)
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ def walk(
                 parts.append(_compress(page_table, leaves, level, address_mask))
             below.append(others.tables(address_mask))
         tables = _Tables.concatenate(below)
-    return Walk(_sorted(Runs.concatenate(parts)), tuple(missing))
+    return Walk(Runs.merge(parts), tuple(missing))
 
 
 def _without_repeats(
@@ -378,18 +383,6 @@ def _compress(
         step,
         writable[first],
         np.full(len(first), level, dtype=np.uint8),
-    )
-
-
-def _sorted(runs: Runs) -> Runs:
-    order = np.argsort(runs.va, kind="stable")
-    return Runs(
-        runs.va[order],
-        runs.pfn[order],
-        runs.count[order],
-        runs.step[order],
-        runs.writable[order],
-        runs.level[order],
     )
 
 
