@@ -12,6 +12,8 @@ together with its neighbours.
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 
 from drgn_hvo.folio_heads import FolioHeads
@@ -43,7 +45,8 @@ class Links:
         self.pfns = pfns[present]
         self._next = records["next"][present]
         self._prev = records["prev"][present]
-        self._successors: list[int] = self._clean_successors().tolist()
+        # One is looked up after the other: faster than in an array.
+        self._successors: memoryview = self._clean_successors().data
         self._others: dict[int, tuple[int, int]] = {}
         self._blocks: set[tuple[int, int]] = set()
 
@@ -83,14 +86,14 @@ class Links:
         """
         pfn = self._vmemmap.page_pfn(address - self._lru)
         row = -1 if pfn is None else self.row(pfn)
-        rows: list[int] = []
+        rows = array("q")
         while row >= 0 and len(rows) < most:
             row = self._successors[row]
             if row < 0 or passed.rows[row]:
                 break
             passed.rows[row] = 1
             rows.append(row)
-        return self.pfns[rows]
+        return self.pfns[np.frombuffer(rows, dtype=np.int64)]
 
     def find(self, address: int, order: int) -> tuple[int, int]:
         """
