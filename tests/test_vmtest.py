@@ -135,6 +135,29 @@ def test_from_inside(guest):
     assert int(guest.run("cat /tmp/churn.turn")) > 4
 
 
+class _LossyPort:
+    """Loses the beginning of what is sent, some times."""
+
+    def __init__(self, port, losses):
+        self.port, self.losses = port, losses
+
+    def sendall(self, data):
+        lost = self.losses.pop(0) if self.losses else 0
+        self.port.sendall(data[lost:])
+
+    def __getattr__(self, name):
+        return getattr(self.port, name)
+
+
+def test_a_command_that_arrives_in_part_is_sent_again(guest, monkeypatch):
+    port = _LossyPort(guest._agent, [1, 3, 16, 5])
+    monkeypatch.setattr(guest, "_agent", port)
+    assert guest.run("echo  a command of some length") == "a command of some length\n"
+    port.losses = [6] * 9
+    with pytest.raises(GuestError, match="never got all of it"):
+        guest.run("echo another one")
+
+
 def test_selftest_refuses_to_starve_the_guest(guest):
     """It touches nothing then."""
     pool = "/proc/sys/vm/nr_hugepages"

@@ -36,6 +36,9 @@ _PR_SET_PDEATHSIG = 1
 
 BOOT_TIMEOUT = 240  # seconds; emulated on a busy machine
 
+# How often a command is sent that arrives in part.
+_SENDINGS = 5
+
 
 # QEMU 7.2 emulates AVX2 wrongly: np.argsort() in the guest then sorts wrongly.
 _CPU = "max,-avx2,-avx512f"
@@ -256,14 +259,22 @@ class Guest:
 
         :param each: Gets each line of the output as soon as it is there.
         """
-        assert self._agent is not None
-        if "\n" in command or len(command) > 2000:
+        if "\n" in command or len(command) > 2000 or not command.isascii():
             raise ValueError("a command is one line")
+        for _ in range(_SENDINGS):
+            text, status = self._send(command, timeout, each)
+            if status != b"lost":
+                return text.decode(errors="replace"), int(status)
+        raise GuestError(f"{command}: the guest never got all of it")
+
+    def _send(
+        self, command: str, timeout: float, each: Callable[[str], None]
+    ) -> tuple[bytes, bytes]:
+        assert self._agent is not None
         self._agent.settimeout(30)
-        self._agent.sendall(command.encode() + b"\n")
-        output = self._record(command, timeout, each)
-        text, _, status = output.rpartition(b"\x1e")
-        return text.decode(errors="replace"), int(status)
+        self._agent.sendall(f"{len(command)} {command}\n".encode())
+        text, _, status = self._record(command, timeout, each).rpartition(b"\x1e")
+        return text, status
 
     def _record(
         self,
