@@ -230,8 +230,11 @@ class Guest:
         :raises GuestError: if it does not; the text ends with what it said last.
         """
         start = time.monotonic()
-        while not self._record("the guest to boot", timeout).endswith(b"\x1eready"):
-            pass
+        record = b""
+        while not record.endswith(b"\x1eready"):
+            record = self._record("the guest to boot", timeout)
+            if record.endswith(b"\x1elost"):
+                raise GuestError("the guest never got all of the last command")
         self.log(f"the guest is up after {time.monotonic() - start:.0f} s")
 
     def run(self, command: str, timeout: float = 60, check: bool = True) -> str:
@@ -262,19 +265,12 @@ class Guest:
         if "\n" in command or len(command) > 2000 or not command.isascii():
             raise ValueError("a command is one line")
         for _ in range(_SENDINGS):
-            text, status = self._send(command, timeout, each)
+            self.send(command)
+            output = self._record(command, timeout, each)
+            text, _, status = output.rpartition(b"\x1e")
             if status != b"lost":
                 return text.decode(errors="replace"), int(status)
         raise GuestError(f"{command}: the guest never got all of it")
-
-    def _send(
-        self, command: str, timeout: float, each: Callable[[str], None]
-    ) -> tuple[bytes, bytes]:
-        assert self._agent is not None
-        self._agent.settimeout(30)
-        self._agent.sendall(f"{len(command)} {command}\n".encode())
-        text, _, status = self._record(command, timeout, each).rpartition(b"\x1e")
-        return text, status
 
     def _record(
         self,
@@ -317,9 +313,10 @@ class Guest:
         return "it said nothing"
 
     def send(self, command: str) -> None:
-        """Give a command that ends this kernel."""
+        """Give a command, as one that ends this kernel."""
         assert self._agent is not None
-        self._agent.sendall(command.encode() + b"\n")
+        self._agent.settimeout(30)
+        self._agent.sendall(f"{len(command)} {command}\n".encode())
 
     def close(self) -> None:
         """End the guest."""
