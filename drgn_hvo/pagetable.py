@@ -36,8 +36,8 @@ __all__ = (
 
 U64Array = npt.NDArray[np.uint64]
 
-# So many tables are decoded at once: 16 MiB of them at 4 KiB each.
-_TABLES_PER_BATCH = 4096
+# So many tables are decoded at once: 2 MiB of them at 4 KiB each.
+_TABLES_PER_BATCH = 512
 
 
 @dataclass(frozen=True)

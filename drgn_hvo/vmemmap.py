@@ -466,12 +466,10 @@ def _repeated_frames(runs: Runs) -> Int64Array:
     repeated = (runs.step == 0) & (runs.count > 1)
     # Elsewhere a frame can occur twice only where two runs overlap: a run that
     # begins below the highest end so far. Such overlaps are small and rare.
-    length = np.where(runs.step == 0, 1, runs.count)
-    order = np.argsort(runs.pfn, kind="stable")
-    first = runs.pfn[order]
-    end = first + length[order]
-    if not len(first):
-        return first
+    first, count = runs.pfn[~repeated], runs.count[~repeated]
+    order = np.argsort(first, kind="stable")
+    first = first[order]
+    end = first + count[order]
     reached = np.maximum.accumulate(end)[:-1]
     overlap = np.flatnonzero(first[1:] < reached)
     starts = first[1:][overlap]
