@@ -17,7 +17,7 @@ import numpy as np
 from drgn_hvo.audit import Finding, Subject
 from drgn_hvo.checks.context import Context
 from drgn_hvo.hugetlb import NO_LIST
-from drgn_hvo.memory import BoolArray, Int64Array, ranges
+from drgn_hvo.memory import BoolArray, Int64Array, is_in, ranges
 from drgn_hvo.tails import SharedTail
 
 __all__ = ("check_mapping",)
@@ -294,15 +294,19 @@ class _Mapping:
             )
 
     def _head_users(self) -> Int64Array:
-        """How many slices map each folio's head frame, besides its own."""
+        """How many slices map each folio's head frame, if any does, besides its own."""
+        vmemmap, frames = self._context.vmemmap, self._folios.head_frame
+        users = np.ones(len(frames), dtype=np.int64)
+        several = is_in(frames, vmemmap.repeated_frames)
+        users[several] = vmemmap.users_of(frames[several])
         slices = self._folios.tail_slices
         own = np.ones(len(self._folios), dtype=np.int64)
         if self._context.layout.tails.kind == "fake-head":
-            same = (slices.pfn == self._folios.head_frame[slices.folio]) & (
+            same = (slices.pfn == frames[slices.folio]) & (
                 (slices.step == 0) | (slices.count == 1)
             )
             np.add.at(own, slices.folio[same], slices.count[same])
-        return self._context.vmemmap.users_of(self._folios.head_frame) - own
+        return users - own
 
     def _check_heads(self) -> None:
         folios = self._folios
