@@ -99,11 +99,15 @@ def _start(core: Path, debuginfo: Optional[list[str]]) -> Iterator[Result]:
 
 
 def _crash(debuginfo: list[str], check: Usage) -> Result:
-    command = ["crash", "-s", "-i", "/dev/null", debuginfo[1], debuginfo[0]]
-    try:
-        crash = run(command)
-    except RuntimeError as e:
-        return Result("check of a real core", 0, "(peer failed)", None, str(e), check)
+    with tempfile.NamedTemporaryFile("w", suffix=".crash") as commands:
+        commands.write("quit\n")
+        commands.flush()
+        command = ["crash", "-s", "-i", commands.name, debuginfo[1], debuginfo[0]]
+        try:
+            crash = best(command, 3)
+        except RuntimeError as e:
+            failed = "check of a real core", 0, "(peer failed)", None, str(e), check
+            return Result(*failed)
     ratio = check.seconds / crash.seconds
     return Result(
         "check of a real core", ratio, "times the time", None, "crash starts",
