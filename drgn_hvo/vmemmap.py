@@ -335,7 +335,7 @@ class Vmemmap:
         if length == self.page_size and (first == last).all():
             whole = self._read_slices(first)
             return StructPages(whole.data, whole.present)
-        slices, index = np.unique(np.concatenate((first, last)), return_inverse=True)
+        slices, index = distinct_index(np.concatenate((first, last)))
         frames = self._read_slices(slices)
         first_row, last_row = index[: len(pfns)], index[len(pfns) :]
         present = frames.present[first_row] & frames.present[last_row]

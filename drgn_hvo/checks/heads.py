@@ -18,7 +18,15 @@ from drgn_hvo.audit import Finding, Subject
 from drgn_hvo.checks.context import Context
 from drgn_hvo.checks.scan import Rows, SlicePages
 from drgn_hvo.encoding import ALL_ONES, compound_heads
-from drgn_hvo.memory import BoolArray, Int64Array, is_in, joined, ranges, without
+from drgn_hvo.memory import (
+    BoolArray,
+    Int64Array,
+    distinct_index,
+    is_in,
+    joined,
+    ranges,
+    without,
+)
 from drgn_hvo.pagetable import U64Array
 from drgn_hvo.vmemmap import StructPages
 
@@ -262,7 +270,7 @@ class CompoundHeads:
 
     def _cover(self, pages: SlicePages, pfns: Int64Array) -> Int64Array:
         """How many pages each head covers, 0 if it is no head."""
-        distinct, index = np.unique(pfns, return_inverse=True)
+        distinct, index = distinct_index(pfns)
         known = is_in(distinct, self._last)
         covers = np.empty(len(distinct), dtype=np.int64)
         places = np.searchsorted(self._last, distinct[known])
