@@ -20,10 +20,10 @@ from drgn import FaultError
 from drgn.helpers.linux.mm import compound_head
 import numpy as np
 
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.memory import distinct
-from drgn_hvo.target import open_target
-from drgn_hvo.vmemmap import Vmemmap
+from drgn_hvo.kernel.arrays import distinct
+from drgn_hvo.kernel.target import open_target
+from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.vmemmap import Vmemmap
 
 # drgn's loop runs over so many windows of so many pages a turn, and is scaled up.
 _WINDOWS, _PAGES = 10, 50

@@ -13,8 +13,8 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from drgn_hvo.synth.description import Description, HugePages, Node, Pages
-from drgn_hvo.synth.output import write_core
+from drgn_hvo.synth.containers.output import write_core
+from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
 
 __all__ = ("empty", "folios", "without_hvo", "write")
 

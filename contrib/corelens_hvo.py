@@ -55,10 +55,10 @@ class Hvo(CorelensModule):
     def run(self, prog: Program, args: argparse.Namespace) -> None:
         """Print the report."""
         # What a report does not run must not cost it the import of NumPy.
+        from drgn_hvo.commands.check import CheckScope, check_document, print_result
+        from drgn_hvo.commands.show import print_show, show_document
         from drgn_hvo.errors import HvoError
-        from drgn_hvo.hvo import hvo
-        from drgn_hvo.report.check import CheckScope, check_document, print_result
-        from drgn_hvo.report.show import print_show, show_document
+        from drgn_hvo.memmap.hvo import hvo
 
         try:
             found = hvo(prog)

@@ -13,14 +13,14 @@ from __future__ import annotations
 from pathlib import Path
 import sys
 
+from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.errors import UsageError
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import CheckScope, check_document
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.description import Description
-from drgn_hvo.synth.description_file import load_description
-from drgn_hvo.synth.faults import FAULTS, Fault, make_machine
-from drgn_hvo.synth.generations import GENERATIONS
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import FAULTS, Fault, make_machine
+from drgn_hvo.synth.described.description import Description
+from drgn_hvo.synth.described.description_file import load_description
+from drgn_hvo.synth.described.generations import GENERATIONS
 
 
 def cell(fault: Fault, description: Description) -> str:

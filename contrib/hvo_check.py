@@ -16,8 +16,8 @@ import sys
 
 from drgn import NoDefaultProgramError, get_default_prog
 
-from drgn_hvo.commands import VERBS, session_of
-from drgn_hvo.failures import EXIT_BUG, EXIT_USAGE, bug, failure
+from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
+from drgn_hvo.commands.verbs import VERBS, session_of
 
 
 def _fail(status: int, message: str) -> int:

@@ -17,11 +17,11 @@ from collections import Counter
 import sys
 import time
 
-from drgn_hvo.audit import Finding
-from drgn_hvo.checks import confirmed_audit
+from drgn_hvo.audit.findings import Finding
+from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.errors import HvoError
-from drgn_hvo.hvo import hvo
-from drgn_hvo.target import open_target
+from drgn_hvo.kernel.target import open_target
+from drgn_hvo.memmap.hvo import hvo
 
 
 def _describe(finding: Finding) -> str:

@@ -5,7 +5,7 @@ Command line
 ------------
 
 ``drgn-hvo``: targets, exit statuses, and what needs no kernel. The commands on a
-kernel are those of :mod:`drgn_hvo.commands`.
+kernel are those of :mod:`drgn_hvo.commands.verbs`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import sys
 from typing import TYPE_CHECKING, NoReturn, Optional
 
 from drgn_hvo import __version__
-from drgn_hvo.commands import (
-    VERBS,
-    Session,
-    Verb,
-    add_assume_option,
-    check_scope,
+from drgn_hvo.commands.document import print_document, print_json
+from drgn_hvo.commands.failures import (
+    EXIT_BUG,
+    EXIT_USAGE,
+    bug,
+    failure,
+    output_failure,
 )
-from drgn_hvo.failures import EXIT_BUG, EXIT_USAGE, bug, failure, output_failure
-from drgn_hvo.report import print_document, print_json
+from drgn_hvo.commands.verbs import VERBS, Session, Verb, add_assume_option, check_scope
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
     from drgn import Program
 
-    from drgn_hvo.hvo import Hvo
+    from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = ("EXIT_STATUSES", "main")
 
@@ -192,7 +192,7 @@ def _jobs(text: str) -> int:
 
 
 def _open_program(args: argparse.Namespace) -> Program:
-    from drgn_hvo.target import open_target
+    from drgn_hvo.kernel.target import open_target
 
     if not args.debug:
         # drgn warns about what we say ourselves, as an error.
@@ -201,7 +201,7 @@ def _open_program(args: argparse.Namespace) -> Program:
 
 
 def _open(args: argparse.Namespace) -> Hvo:
-    from drgn_hvo.hvo import hvo
+    from drgn_hvo.memmap.hvo import hvo
 
     return hvo(_open_program(args), dict(args.assume))
 
@@ -214,7 +214,7 @@ def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
 
 
 def _run_check(args: argparse.Namespace) -> int:
-    from drgn_hvo.check_targets import CheckOptions, check_targets
+    from drgn_hvo.commands.check_targets import CheckOptions, check_targets
 
     options = CheckOptions(
         symbols=tuple(args.symbols),
@@ -244,19 +244,19 @@ def _run_extract(args: argparse.Namespace) -> int:
 
 
 def _run_synth(args: argparse.Namespace) -> int:
-    from drgn_hvo.synth.command import run_synth
+    from drgn_hvo.commands.synth import run_synth
 
     return run_synth(args)
 
 
 def _run_faults(args: argparse.Namespace) -> int:
-    from drgn_hvo.synth.command import run_faults
+    from drgn_hvo.commands.synth import run_faults
 
     return run_faults(args)
 
 
 def _run_rules(args: argparse.Namespace) -> int:
-    from drgn_hvo.report.catalogue import print_rules, rules_document
+    from drgn_hvo.commands.catalogues import print_rules, rules_document
 
     if args.json:
         print_json(rules_document())
@@ -266,7 +266,7 @@ def _run_rules(args: argparse.Namespace) -> int:
 
 
 def _run_defects(args: argparse.Namespace) -> int:
-    from drgn_hvo.report.catalogue import defects_document, print_defects
+    from drgn_hvo.commands.catalogues import defects_document, print_defects
 
     if args.json:
         print_json(defects_document())

@@ -28,8 +28,8 @@ def drgn_prog_set(prog: Program) -> None:
     if not prog.flags & ProgramFlags.IS_LINUX_KERNEL or os.environ.get(OFF_SWITCH):
         return
     # Registers %hvo when it is imported.
-    import drgn_hvo.drgn_command  # noqa: F401
-    from drgn_hvo.finders import install
+    import drgn_hvo.commands.in_drgn  # noqa: F401
+    from drgn_hvo.kernel.finders import install
 
     install(prog)
 

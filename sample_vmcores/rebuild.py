@@ -19,9 +19,9 @@ import tempfile
 from typing import Any
 
 from drgn_hvo.errors import HvoError
-from drgn_hvo.kdump_writer import kdump_pages
-from drgn_hvo.synth.description_file import load_description, load_toml
-from drgn_hvo.synth.output import write_core
+from drgn_hvo.formats.kdump_writer import kdump_pages
+from drgn_hvo.synth.containers.output import write_core
+from drgn_hvo.synth.described.description_file import load_description, load_toml
 
 HERE = Path(__file__).resolve().parent
 

@@ -13,16 +13,16 @@ import io
 import drgn
 import numpy as np
 
+from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.commands.map import print_map
+from drgn_hvo.commands.page import page_document
+from drgn_hvo.commands.show import show_document
 from drgn_hvo.extract.command import extract_document
-from drgn_hvo.finders import install
-from drgn_hvo.hvo import hvo
-from drgn_hvo.pages import parse_page_spec
-from drgn_hvo.report.check import CheckScope, check_document
-from drgn_hvo.report.map import print_map
-from drgn_hvo.report.page import page_document
-from drgn_hvo.report.show import show_document
-from drgn_hvo.synth.faults import FAULTS
-from drgn_hvo.synth.generations import generation
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.page_spec import parse_page_spec
+from drgn_hvo.synth.damage.faults import FAULTS
+from drgn_hvo.synth.described.generations import generation
 
 __all__ = ("DAMAGED", "answers", "extract", "opened")
 

@@ -7,7 +7,7 @@ Texts of oopses
 Made from the kernel's own format strings.
 """
 
-from drgn_hvo.oops import parse_log
+from drgn_hvo.formats.oops_log import parse_log
 
 __all__ = (
     "FETCH",

@@ -10,7 +10,7 @@ frames missing, and another VMCOREINFO: damage without copying a file.
 
 import drgn
 
-from drgn_hvo.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 
 START_KERNEL_MAP = 0xFFFFFFFF80000000
 END = 1 << 46

@@ -12,12 +12,12 @@ from typing import Any, Optional
 
 from drgn import Program
 
-from drgn_hvo.finders import install
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.description import Description, HugePages, Node, Pages
-from drgn_hvo.synth.generations import GENERATIONS, generation
-from drgn_hvo.synth.machine import Machine, build_machine
-from drgn_hvo.synth.plan import AnyPlaced
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
+from drgn_hvo.synth.described.generations import GENERATIONS, generation
+from drgn_hvo.synth.machine.machine import Machine, build_machine
+from drgn_hvo.synth.machine.plan import AnyPlaced
 
 __all__ = (
     "ALL",

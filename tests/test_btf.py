@@ -16,9 +16,9 @@ import drgn
 from drgn import Architecture, Object, Platform, PlatformFlags, Qualifiers, TypeKind
 import pytest
 
-from drgn_hvo.btf import Btf, BtfKind
-from drgn_hvo.btf_types import BtfTypes
 from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.btf import Btf, BtfKind
+from drgn_hvo.kernel.btf_types import BtfTypes
 
 # fmt: off
 INT, PTR, ARRAY, STRUCT, UNION, ENUM, FWD, TYPEDEF, VOLATILE, CONST = range(1, 11)

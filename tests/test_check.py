@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from drgn_hvo.defects import DEFECTS
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import CheckScope, check_document, exit_status
-from drgn_hvo.rules import RULES
+from drgn_hvo.audit.defects import DEFECTS
+from drgn_hvo.audit.rules import RULES
+from drgn_hvo.commands.check import CheckScope, check_document, exit_status
+from drgn_hvo.memmap.hvo import hvo
 from tests.cores import CORES, open_core, truth
 from tests.overlay import Overlay
 

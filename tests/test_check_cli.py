@@ -19,13 +19,13 @@ import time
 import jsonschema
 import pytest
 
-from drgn_hvo import check_targets
+from drgn_hvo.audit.defects import DEFECTS
+from drgn_hvo.audit.rules import RULES
 from drgn_hvo.cli import main
-from drgn_hvo.defects import DEFECTS
-from drgn_hvo.report.catalogue import rules_page
-from drgn_hvo.rules import RULES
-from drgn_hvo.schema import load_schema
+from drgn_hvo.commands import check_targets
+from drgn_hvo.commands.schema import load_schema
 from tests.test_cli import COMMAND, run
+from tools.rules_page import rules_page
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
 CLEAN = SAMPLES / "shared-7.3.kdump"
@@ -203,5 +203,5 @@ def test_the_page_on_rules_is_that_of_the_table():
 
 
 def test_python_minus_m():
-    command = [sys.executable, "-m", "drgn_hvo.report.catalogue"]
+    command = [sys.executable, "-m", "tools.rules_page"]
     assert subprocess.check_output(command, text=True) == rules_page()

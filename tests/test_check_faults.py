@@ -11,11 +11,11 @@ was changed, and nothing else.
 
 import pytest
 
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import CheckScope, check_document, exit_status
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import FAULTS, make_machine
-from drgn_hvo.synth.generations import GENERATIONS
+from drgn_hvo.commands.check import CheckScope, check_document, exit_status
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import FAULTS, make_machine
+from drgn_hvo.synth.described.generations import GENERATIONS
 from tests.synth_support import ALL, describe
 
 CASES = [
@@ -88,7 +88,7 @@ def test_a_suspect_of_a_running_kernel_is_read_again(monkeypatch, reads):
             for change, old in applied.changes:
                 machine.image.write(change.address, old)
 
-    monkeypatch.setattr("drgn_hvo.checks.time.sleep", pause)
+    monkeypatch.setattr("drgn_hvo.audit.run.time.sleep", pause)
     assert audit(program(machine, is_live=True))["findings"] == []
     assert len(pauses) == reads
 
@@ -96,7 +96,7 @@ def test_a_suspect_of_a_running_kernel_is_read_again(monkeypatch, reads):
 def test_what_stays_wrong_in_a_running_kernel_is_reported(monkeypatch):
     machine, _ = make_machine(describe("shared-7.3"), ["pte-writable"])
     pauses: list[float] = []
-    monkeypatch.setattr("drgn_hvo.checks.time.sleep", pauses.append)
+    monkeypatch.setattr("drgn_hvo.audit.run.time.sleep", pauses.append)
     (finding,) = audit(program(machine, is_live=True))["findings"]
     assert finding["rule"] == "vmemmap-tail-writable"
     assert len(pauses) == 2

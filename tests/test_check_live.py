@@ -13,9 +13,9 @@ from functools import cache
 from drgn import Architecture, Platform, Program
 import pytest
 
-from drgn_hvo import checks
-from drgn_hvo.hvo import hvo
-from drgn_hvo.synth.faults import make_machine
+from drgn_hvo.audit import run as checks
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.damage.faults import make_machine
 from tests.synth_support import describe
 
 HEALTHY: tuple[str, ...] = ()

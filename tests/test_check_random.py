@@ -18,11 +18,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings, strategies as st
 import pytest
 
+from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.errors import HvoError
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import CheckScope, check_document
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.machine import build_machine
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import ALL, describe
 from tests.test_synth_properties import machines
 

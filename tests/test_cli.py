@@ -420,7 +420,7 @@ def test_interrupt(tmp_path):
 
 def test_a_bug_is_not_an_error_of_the_user(core, monkeypatch, capsys):
     from drgn_hvo import cli
-    from drgn_hvo.report import show
+    from drgn_hvo.commands import show
 
     def broken(*args, **kwargs):
         raise ZeroDivisionError("injected")

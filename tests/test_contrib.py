@@ -27,10 +27,10 @@ from drgn.helpers.linux.mm import follow_pfn, for_each_vma
 import jsonschema
 import pytest
 
-from drgn_hvo.schema import load_schema
-from drgn_hvo.synth.description_file import load_description
-from drgn_hvo.synth.faults import make_machine
-from drgn_hvo.target import open_target
+from drgn_hvo.commands.schema import load_schema
+from drgn_hvo.kernel.target import open_target
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.described.description_file import load_description
 from tests.cores import CORES, core_path, truth
 from tests.test_cli import check_refused
 

@@ -15,10 +15,10 @@ import time
 import drgn
 import pytest
 
+from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import HvoError
-from drgn_hvo.finders import core_sources
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.show import show_document
+from drgn_hvo.kernel.finders import core_sources
+from drgn_hvo.memmap.hvo import hvo
 from tests.cores import open_core, truth
 from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text
 

@@ -9,12 +9,12 @@ from drgn.commands import run_command
 from drgn.helpers.linux.mm import follow_pfn
 import pytest
 
-import drgn_hvo.drgn_command  # noqa: F401
-from drgn_hvo.finders import install
-from drgn_hvo.hvo import hvo
-from drgn_hvo.pages import parse_page_spec
-from drgn_hvo.report.page import page_document
-from drgn_hvo.report.show import show_document
+import drgn_hvo.commands.in_drgn  # noqa: F401
+from drgn_hvo.commands.page import page_document
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.page_spec import parse_page_spec
 
 from .cores import open_core
 from .synth_support import ALL, describe, machine_and_program

@@ -11,7 +11,7 @@ from hypothesis import example, given, strategies as st
 import numpy as np
 import pytest
 
-from drgn_hvo.encoding import (
+from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     Geometry,
     compound_head,

@@ -30,18 +30,18 @@ import jsonschema
 import numpy as np
 import pytest
 
-from drgn_hvo import finders
 from drgn_hvo.cli import main
-from drgn_hvo.cut import NAMES, OMITTED, TYPES
+from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.errors import HvoError, NotInDumpError, UnavailableError, UsageError
-from drgn_hvo.hvo import hvo as bound
-from drgn_hvo.kdump_writer import kdump_pages, pack_page
-from drgn_hvo.pages import parse_page_spec, resolve_page
-from drgn_hvo.pagetable import find_entry
-from drgn_hvo.schema import load_schema
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import make_machine
-from drgn_hvo.synth.machine import build_machine
+from drgn_hvo.formats.kdump_writer import kdump_pages, pack_page
+from drgn_hvo.kernel import finders
+from drgn_hvo.kernel.kept_names import NAMES, OMITTED, TYPES
+from drgn_hvo.kernel.pagetables import find_entry
+from drgn_hvo.memmap.hvo import hvo as bound
+from drgn_hvo.memmap.page_spec import parse_page_spec, resolve_page
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.cores import CORES, core_path, open_core, truth
 from tests.extract_support import DAMAGED, answers, extract, opened
 from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text

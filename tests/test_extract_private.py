@@ -21,13 +21,13 @@ import numpy as np
 import pytest
 
 from drgn_hvo.errors import HvoError, UsageError
-from drgn_hvo.hvo import hvo as bound
-from drgn_hvo.kdump_writer import kdump_pages
-from drgn_hvo.pagetable import find_entry
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import make_machine
-from drgn_hvo.synth.machine import build_machine
-from drgn_hvo.synth.plan import KERNEL_PAGES
+from drgn_hvo.formats.kdump_writer import kdump_pages
+from drgn_hvo.kernel.pagetables import find_entry
+from drgn_hvo.memmap.hvo import hvo as bound
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.machine.machine import build_machine
+from drgn_hvo.synth.machine.plan import KERNEL_PAGES
 from tests.cores import core_path
 from tests.extract_support import DAMAGED, extract, opened
 from tests.overlay import Overlay
@@ -220,8 +220,8 @@ def test_disk_full(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
         "from drgn_hvo.errors import UsageError\n"
         "from drgn_hvo.extract.command import extract_document\n"
-        "from drgn_hvo.synth.containers import program\n"
-        "from drgn_hvo.synth.machine import build_machine\n"
+        "from drgn_hvo.synth.containers.elf import program\n"
+        "from drgn_hvo.synth.machine.machine import build_machine\n"
         "from tests.synth_support import describe\n"
         "prog = program(build_machine(describe('shared-7.3')))\n"
         "try:\n"
@@ -245,8 +245,8 @@ def test_interrupted(tmp_path):
         "import sys, time\n"
         "from drgn_hvo.extract import core\n"
         "from drgn_hvo.extract.command import extract_document\n"
-        "from drgn_hvo.synth.containers import program\n"
-        "from drgn_hvo.synth.machine import build_machine\n"
+        "from drgn_hvo.synth.containers.elf import program\n"
+        "from drgn_hvo.synth.machine.machine import build_machine\n"
         "from tests.synth_support import describe\n"
         "def slow(*_):\n"
         "    print('packing', flush=True)\n"

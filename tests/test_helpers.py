@@ -41,14 +41,14 @@ from drgn_hvo import (
     vmemmap_saved,
     vmemmap_tails,
 )
-from drgn_hvo.encoding import ALL_ONES
 from drgn_hvo.errors import HvoError
-from drgn_hvo.finders import install
+from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.helpers._bound import StructPage
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import FAULTS, make_machine
-from drgn_hvo.synth.generations import GENERATIONS, generation
-from drgn_hvo.synth.structures import ZONE_NAMES
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import FAULTS, make_machine
+from drgn_hvo.synth.described.generations import GENERATIONS, generation
+from drgn_hvo.synth.machine.structures import ZONE_NAMES
 from tests.synth_support import (
     ALL,
     describe,

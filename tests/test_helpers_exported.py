@@ -17,7 +17,7 @@ import sys
 import pytest
 
 import drgn_hvo
-from drgn_hvo.helpers.reference import helper_modules, reference_page
+from tools.helpers_pages import helper_modules, reference_page
 
 
 def test_exports():

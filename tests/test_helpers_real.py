@@ -44,9 +44,9 @@ from drgn_hvo import (
     vmemmap_saved,
     vmemmap_tails,
 )
-from drgn_hvo.encoding import ALL_ONES
 from drgn_hvo.errors import HvoError
-from drgn_hvo.finders import has_debuginfo, install
+from drgn_hvo.formats.tail_words import ALL_ONES
+from drgn_hvo.kernel.finders import has_debuginfo, install
 from tests.cores import CORES, open_core, truth
 from tests.test_dwarf import WITHOUT, vmlinux_path
 from tests.test_real_cores import DRGN_IS_WRONG, layout_of

@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 import pytest
 
 from drgn_hvo.errors import FormatError
-from drgn_hvo.kallsyms import Kallsyms, KallsymsTables
+from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables
 
 BASE = 0xFFFF_FFFF_8100_0000
 TABLES = 0xFFFF_FFFF_8200_0000
@@ -175,7 +175,7 @@ def test_marks_lead_to_the_same_names(count, align, behind, order, monkeypatch):
     image.symbols.pop("kallsyms_seqs_of_names")
     marks = image.symbols.pop("kallsyms_markers") - TABLES
     with monkeypatch.context() as without_loop:
-        without_loop.delattr("drgn_hvo.kallsyms._places")
+        without_loop.delattr("drgn_hvo.formats.kallsyms._places")
         kallsyms = image.load()
     assert [(s.type + s.name, s.address) for s in kallsyms] == symbols
     # Marks that are damaged change nothing, wherever they lead.

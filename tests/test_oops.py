@@ -15,7 +15,7 @@ from hypothesis import given, strategies as st
 import pytest
 
 from drgn_hvo.errors import FormatError, HvoError, UsageError
-from drgn_hvo.oops import Oops, parse_log, read_log
+from drgn_hvo.formats.oops_log import Oops, parse_log, read_log
 from tests.oops_support import (
     RELEASE,
     WRITE,

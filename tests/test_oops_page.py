@@ -21,17 +21,17 @@ from hypothesis import given, strategies as st
 import jsonschema
 import pytest
 
-from drgn_hvo.hvo import hvo
-from drgn_hvo.oops import Oops
-from drgn_hvo.report.oops import oops_document, print_oopses
-from drgn_hvo.schema import load_schema
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import make_machine
-from drgn_hvo.synth.generations import GENERATIONS
-from drgn_hvo.tails import SharedTail
-from drgn_hvo.target import open_target
-from drgn_hvo.verdicts import VERDICTS, Facts, Place
-from drgn_hvo.vmemmap import Mapping
+from drgn_hvo.audit.page_faults import VERDICTS, Facts, Place
+from drgn_hvo.commands.oops import oops_document, print_oopses
+from drgn_hvo.commands.schema import load_schema
+from drgn_hvo.formats.oops_log import Oops
+from drgn_hvo.kernel.target import open_target
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.mapping import SliceMapping
+from drgn_hvo.memmap.shared_tails import SharedTail
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.described.generations import GENERATIONS
 from tests.cores import CORES, core_path, open_core, truth
 from tests.oops_support import PROT, WRITE, parse, text
 from tests.overlay import Overlay, vmcoreinfo_text
@@ -336,7 +336,7 @@ def test_only_refused_writes_have_the_signature(
         None,
         True,
         mapped,
-        Mapping(5, writable, 0) if mapped else None,
+        SliceMapping(5, writable, 0) if mapped else None,
         None,
         TAIL if has_tail and mapped else None,
         Place(0, 9, index) if mapped else None,

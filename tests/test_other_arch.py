@@ -14,12 +14,12 @@ import drgn
 import numpy as np
 import pytest
 
-from drgn_hvo.encoding import ALL_ONES
+from drgn_hvo.commands.page import page_document
+from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import HvoError
-from drgn_hvo.hvo import hvo
-from drgn_hvo.pages import parse_page_spec
-from drgn_hvo.report.page import page_document
-from drgn_hvo.report.show import show_document
+from drgn_hvo.formats.tail_words import ALL_ONES
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.page_spec import parse_page_spec
 
 VMEMMAP = 0xFFFFFDFFC0000000
 PAGES = 1024

@@ -8,11 +8,11 @@ from hypothesis import given, settings, strategies as st
 import numpy as np
 import pytest
 
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.memory import distinct_index
-from drgn_hvo.pagetable import find_entry, walk
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.machine import build_machine
+from drgn_hvo.kernel.arrays import distinct_index
+from drgn_hvo.kernel.pagetables import find_entry, walk
+from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import describe
 
 PAGE = 4096

@@ -22,11 +22,11 @@ import numpy as np
 import pytest
 
 from drgn_hvo.cli import main
-import drgn_hvo.drgn_command  # noqa: F401
-from drgn_hvo.hvo import hvo
+import drgn_hvo.commands.in_drgn  # noqa: F401
+from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.plugin import OFF_SWITCH
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.machine import build_machine
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.machine.machine import build_machine
 
 from .extract_support import opened
 from .synth_support import describe
@@ -42,7 +42,13 @@ SESSION = {
     for key, value in os.environ.items()
     if key not in ("DRGN_DISABLE_PLUGINS", "DRGN_PLUGINS", OFF_SWITCH)
 }
-HEAVY = ("numpy", "construct", "tqdm", "drgn_hvo.btf", "drgn_hvo.kallsyms")
+HEAVY = (
+    "numpy",
+    "construct",
+    "tqdm",
+    "drgn_hvo.formats.btf",
+    "drgn_hvo.formats.kallsyms",
+)
 
 
 def installed():
@@ -119,7 +125,8 @@ def test_userspace_is_left_alone():
         """
         import sys
         print(prog.registered_type_finders() >= {"hvo"})
-        print("drgn_hvo.finders" in sys.modules, "drgn_hvo.plugin" in sys.modules)
+        ours = "drgn_hvo.kernel.finders", "drgn_hvo.plugin"
+        print(*(name in sys.modules for name in ours))
         from drgn.commands import run_command
         run_command(prog, "hvo", onerror=lambda e: print(type(e).__name__))
         """,
@@ -261,7 +268,7 @@ def test_a_bug_is_called_one(prog, monkeypatch, capsys):
     def broken(*args, **kwargs):
         raise KeyError("oops")
 
-    monkeypatch.setattr("drgn_hvo.report.show.show_document", broken)
+    monkeypatch.setattr("drgn_hvo.commands.show.show_document", broken)
     with pytest.raises(
         CommandError, match=r"internal error: KeyError.*bug in drgn-hvo"
     ):

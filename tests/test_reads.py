@@ -14,14 +14,15 @@ from drgn import Architecture, Platform, Program
 import numpy as np
 import pytest
 
-from drgn_hvo import memory, vmemmap
-from drgn_hvo.hvo import hvo
-from drgn_hvo.memory import joined, without
-from drgn_hvo.pagetable import find_entry
-from drgn_hvo.report.check import CheckScope, check_document
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.description import HugePages
-from drgn_hvo.synth.machine import build_machine
+from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.kernel import frames as memory
+from drgn_hvo.kernel.arrays import joined, without
+from drgn_hvo.kernel.pagetables import find_entry
+from drgn_hvo.memmap import vmemmap
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.described.description import HugePages
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.overlay import Overlay
 from tests.synth_support import ALL, describe
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from drgn_hvo.cli import main
-from drgn_hvo.encoding import ALL_ONES
-from drgn_hvo.finders import install
-from drgn_hvo.hvo import hvo
+from drgn_hvo.formats.tail_words import ALL_ONES
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.memmap.hvo import hvo
 from tests.cores import CORES, core_path, open_core, truth
 
 # drgn's compound_head() takes masks for pointers unless struct zone has the array.

@@ -20,16 +20,16 @@ import time
 import drgn
 import pytest
 
+from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import UsageError
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.show import show_document
-from drgn_hvo.synth.btf_writer import write_btf
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.faults import make_machine
-from drgn_hvo.synth.generations import generation
-from drgn_hvo.synth.machine import build_machine
-from drgn_hvo.synth.output import CONTAINERS, write_core, write_machine
-from drgn_hvo.synth.structures import structures
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.containers.output import CONTAINERS, write_core, write_machine
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.described.generations import generation
+from drgn_hvo.synth.machine.btf_writer import write_btf
+from drgn_hvo.synth.machine.machine import build_machine
+from drgn_hvo.synth.machine.structures import structures
 from tests.synth_support import ALL, describe
 
 
@@ -223,7 +223,7 @@ def test_disk_full(tmp_path):
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "from drgn_hvo.synth.output import write_core\n"
+        "from drgn_hvo.synth.containers.output import write_core\n"
         "from drgn_hvo.errors import UsageError\n"
         "from tests.synth_support import describe\n"
         "try:\n"
@@ -241,7 +241,7 @@ def test_disk_full(tmp_path):
 def test_interrupted(tmp_path):
     script = (
         "import sys, time\n"
-        "from drgn_hvo.synth.output import write_core\n"
+        "from drgn_hvo.synth.containers.output import write_core\n"
         "from tests.synth_support import describe\n"
         "def slow(_):\n"
         "    print('writing', flush=True)\n"

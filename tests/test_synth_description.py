@@ -10,14 +10,12 @@ TOML in, one clear line out if no machine can be so.
 import pytest
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.description import (
-    Description,
-    HugePages,
-    Node,
-    Pages,
+from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
+from drgn_hvo.synth.described.description_file import (
+    load_description,
+    parse_description,
 )
-from drgn_hvo.synth.description_file import load_description, parse_description
-from drgn_hvo.synth.machine import build_machine
+from drgn_hvo.synth.machine.machine import build_machine
 
 GOOD = """
 generation = "shared-7.3"

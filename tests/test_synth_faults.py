@@ -18,14 +18,14 @@ import pytest
 
 from drgn_hvo.cli import main
 from drgn_hvo.errors import UsageError
-from drgn_hvo.finders import install
-from drgn_hvo.hvo import hvo
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.description import HugePages
-from drgn_hvo.synth.faults import FAULTS, catalogue, make_machine
-from drgn_hvo.synth.generations import GENERATIONS, generation
-from drgn_hvo.synth.machine import build_machine
-from drgn_hvo.synth.output import write_core
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.containers.output import write_core
+from drgn_hvo.synth.damage.faults import FAULTS, catalogue, make_machine
+from drgn_hvo.synth.described.description import HugePages
+from drgn_hvo.synth.described.generations import GENERATIONS, generation
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import ALL, describe
 from tests.test_synth_containers import opened
 

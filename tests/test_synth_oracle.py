@@ -26,9 +26,9 @@ from drgn.helpers.linux.mmzone import (
 )
 import pytest
 
-from drgn_hvo.synth.description import SECTION_PAGES
-from drgn_hvo.synth.generations import generation
-from drgn_hvo.synth.structures import ZONE_NAMES
+from drgn_hvo.synth.described.description import SECTION_PAGES
+from drgn_hvo.synth.described.generations import generation
+from drgn_hvo.synth.machine.structures import ZONE_NAMES
 from tests.synth_support import (
     ALL,
     describe,

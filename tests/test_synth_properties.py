@@ -14,19 +14,19 @@ from hypothesis import HealthCheck, assume, given, settings, strategies as st
 import numpy as np
 import pytest
 
-from drgn_hvo.btf import Btf, BtfKind
-from drgn_hvo.encoding import ALL_ONES
 from drgn_hvo.errors import UsageError
-from drgn_hvo.hvo import hvo
-from drgn_hvo.kallsyms import Kallsyms, KallsymsTables
-from drgn_hvo.kallsyms_writer import KernelSymbol, kallsyms_tables
-from drgn_hvo.synth.btf_writer import write_btf
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.ctype import ULONG, array, pointer, struct, union
-from drgn_hvo.synth.description import Description, HugePages, Node, Pages
-from drgn_hvo.synth.generations import generation
-from drgn_hvo.synth.kdump import FlattenedFile
-from drgn_hvo.synth.machine import build_machine
+from drgn_hvo.formats.btf import Btf, BtfKind
+from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables
+from drgn_hvo.formats.kallsyms_writer import KernelSymbol, kallsyms_tables
+from drgn_hvo.formats.tail_words import ALL_ONES
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.containers.kdump import FlattenedFile
+from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
+from drgn_hvo.synth.described.generations import generation
+from drgn_hvo.synth.machine.btf_writer import write_btf
+from drgn_hvo.synth.machine.ctype import ULONG, array, pointer, struct, union
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import ALL, expected_folios, expected_heads
 
 SECTION = 0x8000

@@ -11,12 +11,12 @@ pure layer with it.
 import numpy as np
 import pytest
 
-from drgn_hvo.encoding import ALL_ONES
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.show import show_document
-from drgn_hvo.synth.description import HugePages, Node
-from drgn_hvo.synth.generations import generation
-from drgn_hvo.synth.structures import structures
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.formats.tail_words import ALL_ONES
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.described.description import HugePages, Node
+from drgn_hvo.synth.described.generations import generation
+from drgn_hvo.synth.machine.structures import structures
 from tests.synth_support import (
     ALL,
     describe,

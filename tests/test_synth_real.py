@@ -13,11 +13,11 @@ import struct
 
 import pytest
 
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.show import show_document
-from drgn_hvo.synth.containers import program
-from drgn_hvo.synth.machine import build_machine
-from drgn_hvo.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.cores import open_core
 from tests.synth_support import describe
 

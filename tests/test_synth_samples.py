@@ -14,11 +14,11 @@ import sys
 
 import pytest
 
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import CheckScope, check_document
-from drgn_hvo.synth.description_file import load_description, load_toml
-from drgn_hvo.synth.faults import make_machine
-from drgn_hvo.synth.generations import GENERATIONS
+from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.described.description_file import load_description, load_toml
+from drgn_hvo.synth.described.generations import GENERATIONS
 from tests.cores import core_path
 from tests.extract_support import answers
 from tests.synth_support import expected_folios

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from drgn_hvo import qmp, target
 from drgn_hvo.errors import TargetError
-from drgn_hvo.target import open_target
+from drgn_hvo.kernel import qmp, target
+from drgn_hvo.kernel.target import open_target
 
 
 def _error(name):

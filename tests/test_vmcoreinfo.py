@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 import pytest
 
 from drgn_hvo.errors import FormatError
-from drgn_hvo.vmcoreinfo import VALUE_SYMBOLS, Vmcoreinfo
+from drgn_hvo.formats.vmcoreinfo import VALUE_SYMBOLS, Vmcoreinfo
 
 REAL = b"""\
 OSRELEASE=7.2.13+deb14-cloud-amd64

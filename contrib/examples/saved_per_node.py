@@ -21,7 +21,7 @@ from drgn import FaultError, get_default_prog
 from drgn.helpers.common.format import number_in_binary_units, print_table
 
 from drgn_hvo.errors import HvoError
-from drgn_hvo.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo
 
 
 def saved_per_node(found: Hvo) -> dict[int, tuple[int, int, int]]:

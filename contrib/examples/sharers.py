@@ -23,9 +23,9 @@ from drgn.helpers.common.format import print_table
 import numpy as np
 
 from drgn_hvo.errors import HvoError, UsageError
-from drgn_hvo.hugetlb import LIST_NAMES
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.pages import parse_page_spec, resolve_page
+from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.page_spec import parse_page_spec, resolve_page
+from drgn_hvo.memmap.pools import LIST_NAMES
 
 
 def frame_of_tails(found: Hvo, text: str) -> int:

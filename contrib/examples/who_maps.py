@@ -26,11 +26,11 @@ from drgn.helpers.common.format import escape_ascii_string, print_table
 from drgn.helpers.linux.list import list_for_each_entry
 from drgn.helpers.linux.mm import virt_to_phys
 
+from drgn_hvo.commands.page import page_document
 from drgn_hvo.errors import HvoError, UnavailableError, UsageError
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.pages import parse_page_spec
-from drgn_hvo.pagetable import Walk, walk
-from drgn_hvo.report.page import page_document
+from drgn_hvo.kernel.pagetables import Walk, walk
+from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.page_spec import parse_page_spec
 
 
 @dataclass(frozen=True)

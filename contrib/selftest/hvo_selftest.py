@@ -28,12 +28,12 @@ from typing import NoReturn, Optional
 from drgn import Program
 import numpy as np
 
-from drgn_hvo.audit import Audit, Finding
-from drgn_hvo.checks import confirmed_audit
-from drgn_hvo.defects import DEFECTS
+from drgn_hvo.audit.defects import DEFECTS
+from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.errors import HvoError
-from drgn_hvo.hvo import hvo
-from drgn_hvo.target import open_target
+from drgn_hvo.kernel.target import open_target
+from drgn_hvo.memmap.hvo import hvo
 
 EXIT_PASSED, EXIT_FAILED, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 2, 4
 

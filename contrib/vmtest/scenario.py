@@ -16,10 +16,10 @@ import re
 from typing import Any
 
 from contrib.vmtest.guest import Guest
-from drgn_hvo.hvo import hvo
-from drgn_hvo.report.check import CheckScope, check_document
-from drgn_hvo.report.show import show_document
-from drgn_hvo.target import open_target
+from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.kernel.target import open_target
+from drgn_hvo.memmap.hvo import hvo
 
 __all__ = (
     "BOOT",

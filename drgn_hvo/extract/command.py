@@ -15,15 +15,15 @@ from typing import Optional
 
 from drgn import Program
 
+from drgn_hvo.commands.document import Document, document
 from drgn_hvo.errors import UsageError
 from drgn_hvo.extract.core import Extract, collect, write_extract
 from drgn_hvo.extract.needs import REASONS, find_needs
 from drgn_hvo.extract.recorder import record
 from drgn_hvo.extract.small import Replaced, small_tables
 from drgn_hvo.files import check_replaceable, replace_file
-from drgn_hvo.hvo import Hvo
+from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.progress import progress
-from drgn_hvo.report import Document, document
 
 __all__ = ("extract_document", "print_extract")
 

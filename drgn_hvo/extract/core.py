@@ -17,8 +17,7 @@ from drgn import Program, ProgramFlags
 import numpy as np
 
 from drgn_hvo.extract.needs import Needs
-from drgn_hvo.hvo import Hvo
-from drgn_hvo.kdump_writer import (
+from drgn_hvo.formats.kdump_writer import (
     KdumpHeader,
     KdumpWriter,
     PackedPage,
@@ -26,10 +25,12 @@ from drgn_hvo.kdump_writer import (
     pack_page,
     pfn_bitmap,
 )
-from drgn_hvo.memory import FrameReader, Int64Array
+from drgn_hvo.formats.vmcoreinfo import EXTRACT_KEY, Vmcoreinfo
+from drgn_hvo.kernel.arrays import Int64Array
+from drgn_hvo.kernel.frames import FrameReader
+from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.progress import Bar
-from drgn_hvo.vmcoreinfo import EXTRACT_KEY, Vmcoreinfo
-from drgn_hvo.vmemmap import Vmemmap
 
 __all__ = ("Extract", "Kept", "collect", "write_extract")
 

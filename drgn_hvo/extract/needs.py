@@ -20,9 +20,9 @@ import numpy as np
 from drgn_hvo.extract.owners import Owner, owners
 from drgn_hvo.extract.recorder import Recording
 from drgn_hvo.extract.tables import Translator, pages_of
-from drgn_hvo.hvo import Hvo
-from drgn_hvo.memory import BoolArray, FrameReader, Int64Array, ranges
-from drgn_hvo.pagetable import U64Array
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ranges
+from drgn_hvo.kernel.frames import FrameReader
+from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = ("REASONS", "Needs", "find_needs")
 

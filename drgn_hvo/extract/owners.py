@@ -19,10 +19,10 @@ from typing import Optional
 from drgn import offsetof
 import numpy as np
 
-from drgn_hvo.encoding import compound_heads
-from drgn_hvo.folio import HEAD_PAGES
-from drgn_hvo.hvo import Hvo
-from drgn_hvo.memory import BoolArray, ByteArray, Int64Array, column
+from drgn_hvo.formats.tail_words import compound_heads
+from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, column
+from drgn_hvo.memmap.folio_fields import HEAD_PAGES
+from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = ("Owner", "owners")
 

@@ -17,16 +17,16 @@ from contextlib import contextmanager, suppress
 from drgn import FaultError, Object, Program, ProgramFlags
 import numpy as np
 
-from drgn_hvo.checks import run_audit
+from drgn_hvo.audit.run import run_audit
+from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import HvoError, UnavailableError
-from drgn_hvo.finders import install
-from drgn_hvo.hvo import Hvo
-from drgn_hvo.kernel import Kernel
-from drgn_hvo.memory import Int64Array, ranges
-from drgn_hvo.report.show import show_document
-from drgn_hvo.target import load_symbols
-from drgn_hvo.variables import VARIABLES
-from drgn_hvo.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.kernel.arrays import Int64Array, ranges
+from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.kernel.target import load_symbols
+from drgn_hvo.kernel.variables import VARIABLES
+from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = ("Recorder", "Recording", "record")
 

@@ -15,13 +15,13 @@ from typing import Optional
 
 import numpy as np
 
-from drgn_hvo.cut import cut_btf, cut_symbols
 from drgn_hvo.errors import HvoError, UnavailableError
+from drgn_hvo.extract.cut_tables import cut_btf, cut_symbols
 from drgn_hvo.extract.recorder import Recording
 from drgn_hvo.extract.tables import Translator, pages_of
-from drgn_hvo.finders import CoreSources
-from drgn_hvo.kallsyms_writer import KallsymsImage, kallsyms_tables
-from drgn_hvo.memory import FrameReader
+from drgn_hvo.formats.kallsyms_writer import KallsymsImage, kallsyms_tables
+from drgn_hvo.kernel.finders import CoreSources
+from drgn_hvo.kernel.frames import FrameReader
 
 __all__ = ("Replaced", "small_tables")
 

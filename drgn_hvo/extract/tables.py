@@ -14,9 +14,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.memory import FrameReader, Int64Array
-from drgn_hvo.pagetable import PageTableFormat, U64Array, walk
-from drgn_hvo.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.formats.page_table_formats import PageTableFormat
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.kernel.arrays import Int64Array, U64Array
+from drgn_hvo.kernel.frames import FrameReader
+from drgn_hvo.kernel.pagetables import walk
 
 __all__ = ("Translator", "pages_of")
 

@@ -18,17 +18,17 @@ from drgn import FaultError, Program, ProgramFlags, Type
 from drgn.helpers import ValidationError
 import numpy as np
 
-from drgn_hvo.audit import Audit, Finding
-from drgn_hvo.checks import LIVE_PAUSE, LIVE_QUIET_READINGS
-from drgn_hvo.encoding import (
+from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.run import LIVE_PAUSE, LIVE_QUIET_READINGS
+from drgn_hvo.errors import UnavailableError
+from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     compound_head,
     is_poisoned,
     page_fixed_fake_head,
 )
-from drgn_hvo.errors import UnavailableError
-from drgn_hvo.hvo import Hvo
-from drgn_hvo.memory import ByteArray
+from drgn_hvo.kernel.arrays import ByteArray
+from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = (
     "StructPage",
@@ -161,8 +161,8 @@ class StructPage:
 
     def row(self) -> ByteArray:
         """
-        It and the struct page behind it, as :class:`~drgn_hvo.folio.FolioFields`
-        wants it; zeros if it is no head, as then the next one is not its own.
+        It and the struct page behind it, as ``FolioFields`` wants it; zeros if it is no
+        head, as then the next one is not its own.
         """
         behind = bytes(len(self.data))
         if self.is_head:

@@ -23,20 +23,16 @@ from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.encoding import (
+from drgn_hvo.errors import UnavailableError, UsageError
+from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     compound_heads as _head_addresses,
     fixed_fake_infos,
     is_tail,
 )
-from drgn_hvo.errors import UnavailableError, UsageError
-from drgn_hvo.helpers._bound import (
-    StructPage,
-    folio_type,
-    struct_page,
-)
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.memory import Int64Array
+from drgn_hvo.helpers._bound import StructPage, folio_type, struct_page
+from drgn_hvo.kernel.arrays import Int64Array
+from drgn_hvo.memmap.hvo import Hvo, hvo
 
 __all__ = (
     "PageHead",

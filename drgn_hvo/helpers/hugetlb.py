@@ -11,26 +11,22 @@ for what HVO did to their struct pages: pools and their counters are in
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
-from copy import copy
-from dataclasses import fields, replace
-from typing import NamedTuple, Optional, TypeVar
+from typing import NamedTuple, Optional
 
 from drgn import FaultError, Object, Program
 from drgn.helpers import ValidationError
 from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
-import numpy.typing as npt
 
-from drgn_hvo.audit import Audit, Finding
-from drgn_hvo.checks.context import Context
-from drgn_hvo.checks.folios import FolioTails, check_folios
-from drgn_hvo.checks.mapping import check_mapping
-from drgn_hvo.checks.pools import check_pools
-from drgn_hvo.checks.scan import scan
+from drgn_hvo.audit.check_folios import FolioTails, check_folios
+from drgn_hvo.audit.check_mappings import check_mapping
+from drgn_hvo.audit.check_pools import check_pools
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.one_subject import with_one_folio
+from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import HvoError, UnavailableError
-from drgn_hvo.folios import Folios, Hugetlb
 from drgn_hvo.helpers._bound import (
     StructPage,
     attempts,
@@ -40,9 +36,9 @@ from drgn_hvo.helpers._bound import (
     struct_page,
 )
 from drgn_hvo.helpers.compound import PageHuge
-from drgn_hvo.hugetlb import hpg_flags
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.memory import BoolArray, Int64Array
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array
+from drgn_hvo.memmap.hvo import Hvo, hvo, saved_by_node_order
+from drgn_hvo.memmap.pools import hpg_flags
 
 __all__ = (
     "VmemmapFrames",
@@ -218,21 +214,6 @@ def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
     return saved_by_node_order(bound)
 
 
-def saved_by_node_order(bound: Hvo) -> dict[tuple[Optional[int], int], int]:
-    """What :func:`vmemmap_saved()` answers, in ascending order."""
-    folios = bound.hugetlb.folios
-    keys = np.stack((bound.folio_nids, folios.order), axis=1)
-    pairs, index = np.unique(keys, axis=0, return_inverse=True)
-    pages = np.bincount(
-        index.reshape(-1), weights=folios.shared_ptes, minlength=len(pairs)
-    )
-    return {
-        (None if nid < 0 else nid, order): int(count)
-        for (nid, order), count in zip(pairs.tolist(), pages.tolist())
-        if count
-    }
-
-
 # What the audit says of a single folio.
 _FOLIO_RULES = (
     "vmemmap-tail-frame",
@@ -290,7 +271,7 @@ def _validate_folio(bound: Hvo, folio: Object) -> None:
         raise ValidationError(f"{address:#x} is not a hugetlb folio")
     first = int(found.head_pfn[index]) * bound.vmemmap.size // bound.vmemmap.page_size
     audit = Audit()
-    context = Context(_with_one_folio(bound, index), audit)
+    context = Context(with_one_folio(bound, index), audit)
     # Mappings come first: they tell whose frames the others would read.
     for check in (check_mapping, check_folios, check_pools):
         check(context)
@@ -305,54 +286,3 @@ def _validate_folio(bound: Hvo, folio: Object) -> None:
 
 def _is_about(finding: Finding, head_pfn: int) -> bool:
     return finding.rule in _FOLIO_RULES or finding.about == ("list-of", head_pfn)
-
-
-T = TypeVar("T")
-
-
-def _select(table: T, which: npt.NDArray[np.generic]) -> T:
-    """Some elements of a dataclass of arrays."""
-    columns = {field.name: getattr(table, field.name) for field in fields(table)}  # type: ignore[arg-type]
-    return replace(
-        table,  # type: ignore[type-var]
-        **{
-            name: values[which]
-            for name, values in columns.items()
-            if isinstance(values, np.ndarray)
-        },
-    )
-
-
-def _only(folios: Folios, i: int) -> Folios:
-    slices = _select(folios.tail_slices, folios.tail_slices.folio == i)
-    return replace(
-        _select(folios, np.array([i], dtype=np.int64)),
-        tail_slices=replace(slices, folio=np.zeros_like(slices.folio)),
-    )
-
-
-def _with_one_folio(bound: Hvo, i: int) -> Hvo:
-    """The same kernel with a single folio, on the lists that it is on."""
-    whole = bound.hugetlb
-    pfn = int(whole.folios.head_pfn[i])
-    only = _only(whole.folios, i)
-    slices = only.tail_slices
-    one = copy(bound)
-    # What cached_property has kept of all folios.
-    for name in ("hugetlb", "folio_nids", "folio_zones"):
-        vars(one).pop(name, None)
-    vars(one)["hugetlb"] = Hugetlb(
-        hstates=(),
-        lists=tuple(
-            replace(a_list, heads=array("q", [pfn] * (pfn in a_list.heads)))
-            for a_list in whole.lists
-        ),
-        folios=only,
-        hpg_flags=whole.hpg_flags,
-    )
-    # As if it alone used them: that others do is not its fault.
-    vars(one)["shared_tails"] = [
-        replace(tail, mapped_by=int(slices.count[slices.pfn == tail.pfn].sum()))
-        for tail in bound.shared_tails
-    ]
-    return one

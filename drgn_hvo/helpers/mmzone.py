@@ -19,9 +19,9 @@ import numpy as np
 
 from drgn_hvo.errors import HvoError, NotInDumpError, UnavailableError
 from drgn_hvo.helpers._bound import struct_page
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.mmzone import FlagsLayout
-from drgn_hvo.pagetable import U64Array
+from drgn_hvo.kernel.arrays import U64Array
+from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.zones import FlagsLayout
 
 __all__ = ("page_to_nid", "page_zone", "page_zonenum")
 

@@ -14,7 +14,7 @@ from drgn import NULL, Object
 from drgn.helpers.linux.mm import PageSlab
 
 from drgn_hvo.helpers._bound import named_type, struct_page
-from drgn_hvo.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo
 
 __all__ = ("page_slab",)
 

@@ -21,15 +21,15 @@ from drgn import Object, Program
 from drgn.helpers import ValidationError
 from drgn.helpers.common.prog import takes_program_or_default
 
-from drgn_hvo.audit import Audit
-from drgn_hvo.checks.context import Context
-from drgn_hvo.checks.tails import check_tails
-from drgn_hvo.encoding import ALL_ONES
+from drgn_hvo.audit.check_shared_tails import check_tails
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Audit
 from drgn_hvo.errors import UnavailableError
+from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.helpers._bound import attempts, decide, require_hugetlb
-from drgn_hvo.hvo import Hvo, hvo
-from drgn_hvo.layout import TailArray
-from drgn_hvo.tails import SharedTail
+from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.layout import TailArray
+from drgn_hvo.memmap.shared_tails import SharedTail
 
 __all__ = (
     "VmemmapTail",

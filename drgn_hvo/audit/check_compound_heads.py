@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Tails without a head
+--------------------
+
+With ``--deep`` every tail in all of vmemmap is resolved.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Finding
+from drgn_hvo.audit.scan import Rows, SlicePages
+from drgn_hvo.formats.tail_words import ALL_ONES, compound_heads
+from drgn_hvo.kernel.arrays import (
+    BoolArray,
+    Int64Array,
+    U64Array,
+    distinct_index,
+    is_in,
+    ranges,
+)
+from drgn_hvo.memmap.vmemmap import StructPages
+
+__all__ = ("CompoundHeads",)
+
+
+# More pages than any folio has: for heads of which nothing is known.
+_ANY_ORDER = 1 << 32
+
+
+class CompoundHeads:
+    """``compound-heads``: every tail in vmemmap."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._vmemmap = context.vmemmap
+        firsts, ends = self._vmemmap.run_slices
+        # Slices that share a frame hold the same words: the rules on shared tail
+        # pages and on mappings decide those.
+        single = self._vmemmap.runs.step == 1
+        self.slices = ranges(firsts[single], (ends - firsts)[single])
+        self._seen = self._unseen = self._unseen_heads = 0
+        # How many pages the last heads cover, whose tails may go on: by PFN.
+        self._last = np.zeros(0, dtype=np.int64)
+        self._last_covers = np.zeros(0, dtype=np.int64)
+
+    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+        """Resolve all tails."""
+        present, infos = pages.present[rows], pages.infos[rows]
+        self._unseen += int((~present).sum())
+        self._seen += int(present.sum()) * infos.shape[1]
+        tails = (infos & np.uint64(1)) != 0
+        tails &= (infos != np.uint64(ALL_ONES)) & present[:, None]
+        tails &= ~self._is_exempt(pages.flags[rows])
+        if tails.any():
+            self._check_tails(pages, pages.pfns(rows)[tails], infos[tails])
+
+    def report(self) -> None:
+        """Add what was counted to the audit."""
+        audit = self._context.audit
+        audit.missing("pages of vmemmap", self._unseen, "compound-heads")
+        audit.missing("heads of tails", self._unseen_heads, "compound-heads")
+        audit.count("struct_pages", self._seen)
+
+    def _is_exempt(self, flags: U64Array) -> BoolArray:
+        """ZONE_DEVICE: device DAX shares tails in its own way."""
+        layout = self._context.hvo.mmzone.flags_layout
+        device = self._context.kernel.constant("ZONE_DEVICE")
+        if layout is None or device is None:
+            return np.zeros(flags.shape, dtype=np.bool_)
+        return layout.zonenums(flags) == device
+
+    def _check_tails(
+        self, pages: SlicePages, pfns: Int64Array, infos: U64Array
+    ) -> None:
+        context = self._context
+        size, base = np.uint64(context.size), np.uint64(self._vmemmap.base)
+        addresses = self._vmemmap.page_addresses(pfns)
+        heads = compound_heads(addresses, infos, context.layout.encoding.has_mask)
+        # Tails of one folio lie behind each other.
+        new = np.concatenate(([True], heads[1:] != heads[:-1]))
+        offset = heads[new] - base
+        inside = (offset % size == 0) & (
+            offset // size < np.uint64(self._vmemmap.end_pfn)
+        )
+        distinct = np.where(inside, (offset // size).astype(np.int64), -1)
+        index = np.cumsum(new) - 1
+        head_pfns = distinct[index]
+        covers = self._cover(pages, distinct)[index]
+        wrong = (head_pfns < 0) | (head_pfns > pfns) | (pfns >= head_pfns + covers)
+        for i in np.flatnonzero(wrong).tolist():
+            self._add(int(pfns[i]), int(infos[i]), int(head_pfns[i]))
+
+    def _cover(self, pages: SlicePages, pfns: Int64Array) -> Int64Array:
+        """How many pages each head covers, 0 if it is no head."""
+        distinct, index = distinct_index(pfns)
+        known = is_in(distinct, self._last)
+        covers = np.empty(len(distinct), dtype=np.int64)
+        places = np.searchsorted(self._last, distinct[known])
+        covers[known] = self._last_covers[places]
+        covers[~known] = self._read_covers(distinct[~known], pages)
+        self._last, self._last_covers = distinct, covers
+        return covers[index]
+
+    def _read_covers(self, pfns: Int64Array, pages: SlicePages) -> Int64Array:
+        rows = pages.read_heads(pfns)
+        first = StructPages(rows.data[:, : self._context.size], rows.present)
+        mask = np.uint64(self._context.kernel.PG_head_mask)
+        is_head = rows.present & ((self._vmemmap.flags(first) & mask) != 0)
+        orders = self._context.hvo.fields.orders(rows.data)
+        if orders is None:
+            reason = "nothing says where folios keep their order"
+            self._context.audit.undecided.setdefault("compound-heads", reason)
+            return np.full(len(pfns), _ANY_ORDER, dtype=np.int64)
+        # What an ELF core leaves out reads as zeros.
+        unseen = ~rows.present | ~np.any(first.data, axis=1)
+        unseen &= pfns >= 0
+        self._unseen_heads += int(unseen.sum())
+        largest = self._context.geometry.largest_order
+        sane = is_head & (orders > 0) & (orders <= largest)
+        covers = np.where(sane, 1 << np.where(sane, orders, 0), 0)
+        return np.where(unseen, _ANY_ORDER, covers)
+
+    def _add(self, pfn: int, actual: int, head_pfn: int) -> None:
+        context = self._context
+        folios = context.hugetlb.folios
+        owner = context.folio_of(pfn)
+        folio = head_pfn if owner is None else int(folios.head_pfn[owner])
+        where = f"PFN {head_pfn}" if head_pfn >= 0 else "outside of vmemmap"
+        context.audit.add(
+            Finding(
+                "compound-heads",
+                f"the tail of PFN {pfn} resolves to {where}, which is no head that "
+                "covers it",
+                ("compound", folio),
+                because=(
+                    ("folio", folio),
+                    ("folio-tail", folio),
+                    ("head-frame", folio),
+                    ("stray-head", folio),
+                    ("restored",),
+                ),
+                affected=int(owner is not None),
+                pfn=pfn,
+                head_pfn=None if head_pfn < 0 else head_pfn,
+                actual=actual,
+                **context.word_place(pfn, context.kernel.struct_page.offset),  # type: ignore[arg-type]
+            )
+        )

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Struct pages of folios
+----------------------
+
+The heads of hugetlb folios, and the tails in the pages of vmemmap that they have to
+themselves. The rules on pages that folios share are those of shared tail pages.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Finding
+from drgn_hvo.audit.scan import Rows, SlicePages
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ranges
+
+__all__ = ("FolioTails", "check_folios")
+
+
+def check_folios(context: Context) -> None:
+    """Decide ``folio-head``."""
+    folios = context.hugetlb.folios
+    context.audit.missing(
+        "first struct pages of folios",
+        int((~folios.present).sum()),
+        "folio-head",
+        "folio-tail-info",
+        "folio-optimized-flag",
+        "folio-list",
+    )
+    _Heads(context).check()
+
+
+class _Heads:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._folios = context.hugetlb.folios
+        self._words = context.tail_words
+
+    def _add_head(
+        self,
+        i: int,
+        what: str,
+        offset: int,
+        expected: Optional[int],
+        actual: Optional[int],
+    ) -> None:
+        head_pfn = int(self._folios.head_pfn[i])
+        self._context.audit.add(
+            Finding(
+                "folio-head",
+                f"the head of the folio of PFN {head_pfn} {what}",
+                ("folio", head_pfn),
+                because=(("head-frame", head_pfn),),
+                pfn=head_pfn,
+                expected=expected,
+                actual=actual,
+                **self._context.word_place(head_pfn, offset),  # type: ignore[arg-type]
+                **self._context.place(i),  # type: ignore[arg-type]
+            )
+        )
+
+    def check(self) -> None:
+        folios, context = self._folios, self._context
+        page, fields = context.kernel.struct_page, context.hvo.fields
+        present = context.readable
+        mask = context.kernel.PG_head_mask
+        for i in self._where(present & ~folios.PG_head):
+            flags = int(folios.flags[i])
+            self._add_head(i, "has no PG_head", page.flags, flags | mask, flags)
+        unaligned = folios.head_pfn % (1 << folios.order) != 0
+        for i in self._where(present & unaligned):
+            self._add_head(
+                i, f"is not aligned to order {folios.order[i]}", 0, None, None
+            )
+        if folios.own_order is not None and fields.order_place is not None:
+            for i in self._where(present & (folios.own_order != folios.order)):
+                own, order = int(folios.own_order[i]), int(folios.order[i])
+                what = f"says that it is of order {own}, not {order}"
+                self._add_head(i, what, fields.order_place[0], order, own)
+        if folios.is_hugetlb is not None and fields.hugetlb_place is not None:
+            for i in self._where(present & ~folios.is_hugetlb):
+                self._add_head(
+                    i, "is not of type hugetlb", fields.hugetlb_place[0], None, None
+                )
+        for i in self._where(present & (folios.next_info != self._words)):
+            self._add_head(
+                i,
+                "has no tail of its own behind it",
+                context.size + page.offset,
+                int(self._words[i]),
+                int(folios.next_info[i]),
+            )
+
+    def _where(self, wrong: BoolArray) -> list[int]:
+        return np.flatnonzero(wrong).tolist()
+
+
+class FolioTails:
+    """
+    ``folio-tail-info``: tails from the third struct page on (the second is the head's
+    business), in the first slice, and in all slices of folios that share none.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._folios = folios = context.hugetlb.folios
+        self._words = context.tail_words
+        per_slice = context.geometry.pages_per_slice
+        first = folios.head_pfn * context.size // context.page_size
+        own = folios.slices * (context.geometry.power_of_2 and folios.shared_ptes == 0)
+        counts = np.where(context.readable, np.maximum(own, 1), 0)
+        # What was read with the head is known.
+        known = folios.uniform & (folios.tail_info == self._words) & (counts > 0)
+        known &= 1 << folios.order >= per_slice
+        slices = ranges(first + known, counts - known)
+        owner = np.repeat(np.arange(len(folios), dtype=np.int64), counts - known)
+        # Those of folios that overlap are not in order.
+        order = np.argsort(slices, kind="stable")
+        self.slices = slices[order]
+        self._owner = owner[order]
+        self._unseen = 0
+        self._seen = int(known.sum()) * (per_slice - 2)
+        # Folio, PFN and tail word of each that is wrong.
+        self._wrong: list[tuple[Int64Array, Int64Array, U64Array]] = []
+
+    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+        """Compare all words with the one that the folio's tails hold."""
+        owner, infos = self._owner[mine], pages.infos[rows]
+        unseen = ~pages.present[rows] | pages.zeros[rows]
+        self._unseen += int(unseen.sum())
+        # Struct pages of the folio, from the head on, that are in each row.
+        start = pages.first_pfns[rows] - self._folios.head_pfn[owner]
+        first = np.maximum(2 - start, 0)
+        end = np.minimum((1 << self._folios.order[owner]) - start, infos.shape[1])
+        self._seen += int(np.maximum(end - first, 0)[~unseen].sum())
+        wrong = infos != self._words[owner][:, None]
+        suspect = np.flatnonzero(wrong.any(axis=1) & ~unseen)
+        entries = np.arange(infos.shape[1], dtype=np.int64)[None, :]
+        wrong = wrong[suspect] & (entries >= first[suspect, None])
+        row, entry = np.nonzero(wrong & (entries < end[suspect, None]))
+        row = suspect[row]
+        pfns = self._folios.head_pfn[owner[row]] + start[row] + entry
+        self._wrong.append((owner[row], pfns, infos[row, entry]))
+
+    def report(self) -> None:
+        """Add what was found to the audit."""
+        audit = self._context.audit
+        audit.missing("pages of vmemmap of folios", self._unseen, "folio-tail-info")
+        audit.count("struct_pages", self._seen)
+        if not self._wrong:
+            return
+        owner, pfns, infos = (np.concatenate(part) for part in zip(*self._wrong))
+        order = np.lexsort((pfns, owner))
+        # Of a folio with a thousand wrong tails, one is told and the others counted.
+        _, firsts, counts = np.unique(
+            owner[order], return_index=True, return_counts=True
+        )
+        for first, count in zip(order[firsts].tolist(), counts.tolist()):
+            self._add_tail(
+                int(owner[first]), int(pfns[first]), int(infos[first]), count
+            )
+
+    def _add_tail(self, i: int, pfn: int, actual: int, count: int) -> None:
+        context = self._context
+        head_pfn, offset = (
+            int(self._folios.head_pfn[i]),
+            context.kernel.struct_page.offset,
+        )
+        context.audit.add(
+            Finding(
+                "folio-tail-info",
+                f"the tail of PFN {pfn} does not resolve to its head, PFN {head_pfn}",
+                ("folio-tail", head_pfn),
+                because=(
+                    ("head-frame", head_pfn),
+                    ("folio", head_pfn),
+                    ("stray-head", head_pfn),
+                ),
+                folded=count - 1,
+                pfn=pfn,
+                expected=int(self._words[i]),
+                actual=actual,
+                **context.word_place(pfn, offset),  # type: ignore[arg-type]
+                **context.place(i),  # type: ignore[arg-type]
+            )
+        )

@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Mappings of vmemmap
+-------------------
+
+What the page tables of vmemmap say of every folio, against what its generation of
+HVO makes of them.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
+from drgn_hvo.memmap.pools import NO_LIST
+from drgn_hvo.memmap.shared_tails import SharedTail
+
+__all__ = ("check_mapping",)
+
+
+def check_mapping(context: Context) -> None:
+    """Decide the ``vmemmap-`` rules on slices, and those on optimized folios."""
+    folios = context.hugetlb.folios
+    context.audit.checked.update(
+        folios=len(folios),
+        optimized_folios=int(context.hugetlb.optimized_mapping.sum()),
+        vmemmap_ptes=int(folios.mapped.sum()),
+    )
+    _Mapping(context).check()
+
+
+class _Mapping:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._audit = context.audit
+        self._folios = context.hugetlb.folios
+        self._first_slice = self._folios.head_pfn * context.size // context.page_size
+        self._expected = self._expected_frames()
+        self._irregular = np.zeros(len(self._folios), dtype=np.bool_)
+
+    def check(self) -> None:
+        self._check_heads()
+        self._check_flag()
+        self._check_empty_slots()
+        self._check_tails()
+        self._check_holes()
+        self._check_unoptimized()
+        for tail in self._context.hvo.shared_tails:
+            self._check_strays(tail)
+        self._audit.in_transition += int(self._irregular.sum())
+
+    @property
+    def _has_zones(self) -> bool:
+        """Whether slots belong to zones, not to nodes."""
+        array = self._context.layout.tails.array
+        return array is None or array.where != "pglist_data"
+
+    def _slot_of(self, i: int) -> Subject:
+        context = self._context
+        zone = int(context.zones[i]) if self._has_zones else None
+        return context.slot_subject(
+            int(context.nids[i]), zone, int(self._folios.order[i])
+        )
+
+    def _expected_frames(self) -> Int64Array:
+        """The frame that tail slices of each folio should map, -1 if none."""
+        if self._context.layout.tails.kind != "shared":
+            return self._folios.head_frame
+        frames = np.full(len(self._folios), -1, dtype=np.int64)
+        for tail in self._context.hvo.shared_tails:
+            if tail.pfn is not None:
+                mine = self._context.of_slot(tail.nid, tail.zone_index, tail.order)
+                frames[mine] = tail.pfn
+        return frames
+
+    def _is_excused(self, i: int) -> bool:
+        """Whether what is irregular about a folio is that it is in transition."""
+        if self._context.in_transition[i]:
+            self._irregular[i] = True
+            return True
+        return False
+
+    def _check_flag(self) -> None:
+        flag = self._context.hugetlb.has_hpg_flag("vmemmap_optimized")
+        if flag is None:
+            self._audit.undecided["folio-optimized-flag"] = "bit of the flag not known"
+            return
+        mapping = self._context.hugetlb.optimized_mapping
+        wrong = (flag != mapping) & self._context.readable
+        for i in np.flatnonzero(wrong).tolist():
+            if self._is_excused(i):
+                continue
+            private = int(self._folios.private[i])
+            bit = 1 << self._context.hugetlb.hpg_flags["vmemmap_optimized"]
+            has = "has" if flag[i] else "lacks"
+            but = "maps" if mapping[i] else "does not map"
+            offset = self._context.kernel.struct_page.require("private")
+            head_pfn = int(self._folios.head_pfn[i])
+            self._audit.add(
+                Finding(
+                    "folio-optimized-flag",
+                    f"the folio of PFN {head_pfn} {has} HPG_vmemmap_optimized, but "
+                    f"{but} shared frames",
+                    ("flag", head_pfn),
+                    because=(("head-frame", head_pfn),),
+                    defect="restored-fake-heads" if self._is_copy(i) else None,
+                    expected=private ^ bit,
+                    actual=private,
+                    pfn=head_pfn,
+                    **self._context.word_place(head_pfn, offset),  # type: ignore[arg-type]
+                    **self._context.place(i),  # type: ignore[arg-type]
+                )
+            )
+
+    def _is_copy(self, i: int) -> bool:
+        """
+        Whether struct pages of a folio that shares none are copies of another's head,
+        whose flags it then has: a tail at the start of the second slice has PG_head.
+        """
+        context = self._context
+        if context.layout.tails.kind != "fake-head" or self._folios.slices[i] < 2:
+            return False
+        tail = int(self._folios.head_pfn[i]) + context.geometry.pages_per_slice
+        page = context.vmemmap.read_pages(np.array([tail], dtype=np.int64))
+        flags = int(context.vmemmap.flags(page)[0])
+        return not self._optimized()[i] and bool(flags & context.kernel.PG_head_mask)
+
+    def _optimized(self) -> BoolArray:
+        return self._context.hugetlb.optimized_mapping
+
+    def _check_empty_slots(self) -> None:
+        """Slots that hold nothing although folios use them: one finding each."""
+        if self._context.layout.tails.kind != "shared":
+            return
+        empty = self._optimized() & (self._expected < 0) & (self._context.nids >= 0)
+        unknown = self._optimized() & (self._expected < 0) & (self._context.nids < 0)
+        self._audit.missing(
+            "nodes and zones of folios", int(unknown.sum()), "vmemmap-tail-frame"
+        )
+        users: dict[Subject, list[int]] = {}
+        for i in np.flatnonzero(empty).tolist():
+            users.setdefault(self._slot_of(i), []).append(i)
+        for subject, folios in users.items():
+            if not self._audit.about(subject):
+                self._add_empty_slot(subject, folios)
+
+    def _add_empty_slot(self, subject: Subject, folios: list[int]) -> None:
+        context = self._context
+        _, nid, zone, order = subject
+        pgdat = context.hvo.mmzone.pgdats.get(nid)  # type: ignore[call-overload]
+        min_order = context.layout.tails.min_order
+        if pgdat is None or min_order is None or order < min_order:  # type: ignore[operator]
+            return
+        owner = pgdat if zone is None else pgdat.node_zones[zone]
+        slot = owner.vmemmap_tails[order - min_order].address_of_().value_()  # type: ignore[operator]
+        pfn = int(self._folios.tail_slices.pfn[self._pairs_of(folios[0])[0]])
+        place = {**context.place(folios[0]), "head_pfn": None}
+        self._audit.add(
+            Finding(
+                "vmemmap-tail-frame",
+                f"vmemmap_tails[{order - min_order}] is empty, but {len(folios)} "  # type: ignore[operator]
+                f"folios of order {order} share PFN {pfn}",
+                subject,
+                affected=len(folios),
+                pfn=pfn,
+                address=slot,
+                physical_address=context.translate(slot),
+                actual=0,
+                **place,  # type: ignore[arg-type]
+            )
+        )
+
+    def _pairs_of(self, i: int) -> list[int]:
+        return np.flatnonzero(self._folios.tail_slices.folio == i).tolist()
+
+    def _check_tails(self) -> None:
+        """Slices behind the first: the right frame, by read-only base-page entries."""
+        slices = self._folios.tail_slices
+        mine = self._optimized()[slices.folio] & (self._expected[slices.folio] >= 0)
+        right = (slices.pfn == self._expected[slices.folio]) & (
+            (slices.step == 0) | (slices.count == 1)
+        )
+        for pair in np.flatnonzero(mine & ~right).tolist():
+            self._add_wrong_frame(pair)
+        loose = slices.writable | (slices.level > 0)
+        for pair in np.flatnonzero(mine & right & loose).tolist():
+            self._add_writable(pair)
+
+    def _add_wrong_frame(self, pair: int) -> None:
+        slices = self._folios.tail_slices
+        i = int(slices.folio[pair])
+        if self._is_excused(i):
+            return
+        head_pfn = int(self._folios.head_pfn[i])
+        slot = self._slot_of(i)
+        # A wrong slot makes all its folios look wrong: that is one story.
+        users = self._audit.about(slot) and self._context.layout.tails.kind == "shared"
+        about: Subject = ("users", *slot) if users else ("tail-frame", head_pfn)
+        if self._audit.again("vmemmap-tail-frame", about):
+            return
+        first = int(slices.first[pair])
+        place = self._context.entry_place(int(self._first_slice[i]) + first)
+        expected = int(self._expected[i])
+        self._audit.add(
+            Finding(
+                "vmemmap-tail-frame",
+                f"slice {first} of the folio of PFN {head_pfn} maps PFN "
+                f"{int(slices.pfn[pair])}, not PFN {expected}",
+                about,
+                because=(slot, ("head-frame", head_pfn)),
+                pfn=int(slices.pfn[pair]),
+                affected=self._users_of(i) if users else 1,
+                expected=self._with_frame(place["actual"], expected),
+                **place,  # type: ignore[arg-type]
+                **self._context.place(i),  # type: ignore[arg-type]
+            )
+        )
+
+    def _users_of(self, i: int) -> int:
+        context = self._context
+        zone = int(context.zones[i]) if self._has_zones else None
+        return context.slot_users(
+            int(context.nids[i]), zone, int(self._folios.order[i])
+        )
+
+    def _with_frame(self, entry: Optional[int], pfn: int) -> Optional[int]:
+        page_table = self._context.kernel.page_table_format
+        if entry is None or page_table is None:
+            return None
+        return entry & ~page_table.address | pfn << page_table.page_shift
+
+    def _add_writable(self, pair: int) -> None:
+        slices = self._folios.tail_slices
+        i = int(slices.folio[pair])
+        if self._is_excused(i):
+            return
+        page_table = self._context.kernel.page_table_format
+        assert page_table is not None, "run_audit() has checked that"
+        head_pfn, first = int(self._folios.head_pfn[i]), int(slices.first[pair])
+        count = int(slices.count[pair])
+        place = self._context.entry_place(int(self._first_slice[i]) + first)
+        actual = place["actual"]
+        which = (
+            f"slice {first}" if count == 1 else f"slices {first} to {first + count - 1}"
+        )
+        how = "writable" if slices.writable[pair] else "mapped by a large page"
+        # The range that is protected was computed in bytes of struct pages.
+        to_the_end = first > 1 and first + count == int(self._folios.slices[i])
+        gigantic = self._folios.order[i] > 10
+        self._audit.add(
+            Finding(
+                "vmemmap-tail-writable",
+                f"{which} of the folio of PFN {head_pfn} share a frame, but are {how}",
+                ("tail-writable", head_pfn),
+                because=(("head-frame", head_pfn),),
+                defect="boot-tail-writable" if gigantic and to_the_end else None,
+                folded=count - 1,
+                pfn=int(slices.pfn[pair]),
+                expected=None if actual is None else actual & ~page_table.writable,
+                **place,  # type: ignore[arg-type]
+                **self._context.place(i),  # type: ignore[arg-type]
+            )
+        )
+
+    def _check_holes(self) -> None:
+        """Slices behind the first that are not mapped at all."""
+        holes = (
+            self._folios.mapped + (self._folios.head_frame < 0) < self._folios.slices
+        )
+        for i in np.flatnonzero(holes).tolist():
+            first = int(self._first_slice[i])
+            slices = np.arange(first, first + int(self._folios.slices[i]))
+            _, mapped = self._context.vmemmap.frames(slices)
+            hole = next(s for s in slices[~mapped].tolist() if s != first)
+            if self._context.is_missing(hole) or self._is_excused(i):
+                continue
+            optimized = bool(self._optimized()[i])
+            head_pfn = int(self._folios.head_pfn[i])
+            self._audit.add(
+                Finding(
+                    "vmemmap-tail-writable" if optimized else "folio-unoptimized",
+                    f"slice {hole - first} of the folio of PFN {head_pfn} is not "
+                    "mapped",
+                    ("tail-writable" if optimized else "unoptimized", head_pfn),
+                    folded=int((~mapped[1:]).sum()) - 1,
+                    **self._context.entry_place(hole),  # type: ignore[arg-type]
+                    **self._context.place(i),  # type: ignore[arg-type]
+                )
+            )
+
+    def _head_users(self) -> Int64Array:
+        """How many slices map each folio's head frame, if any does, besides its own."""
+        vmemmap, frames = self._context.vmemmap, self._folios.head_frame
+        users = np.ones(len(frames), dtype=np.int64)
+        several = is_in(frames, vmemmap.repeated_frames)
+        users[several] = vmemmap.users_of(frames[several])
+        slices = self._folios.tail_slices
+        own = np.ones(len(self._folios), dtype=np.int64)
+        if self._context.layout.tails.kind == "fake-head":
+            same = (slices.pfn == frames[slices.folio]) & (
+                (slices.step == 0) | (slices.count == 1)
+            )
+            np.add.at(own, slices.folio[same], slices.count[same])
+        return users - own
+
+    def _check_heads(self) -> None:
+        folios = self._folios
+        index, mapped = self._context.vmemmap.slices_to_runs(self._first_slice)
+        writable = np.zeros(len(folios), dtype=np.bool_)
+        if len(self._context.vmemmap.runs):
+            writable = mapped & self._context.vmemmap.runs.writable[index]
+        others = np.where(mapped, self._head_users(), 0)
+        for i in np.flatnonzero(~mapped | ~writable | (others > 0)).tolist():
+            first = int(self._first_slice[i])
+            if not mapped[i] and self._context.is_missing(first):
+                continue
+            if self._is_excused(i):
+                continue
+            place = first
+            if others[i] and writable[i] and self._is_owner(i):
+                same = self._folios.head_frame == self._folios.head_frame[i]
+                if same.sum() > 1:
+                    continue  # another folio has it wrongly
+                stray = self._stray_slice(i)
+                if stray is None:
+                    continue  # a slice of its own: vmemmap-tail-frame
+                place = stray
+            self._add_head(i, place, bool(mapped[i]), int(others[i]))
+
+    def _stray_slice(self, i: int) -> Optional[int]:
+        """A slice outside a folio that maps the folio's head frame."""
+        slices = self._context.vmemmap.slices_on(int(self._folios.head_frame[i]))
+        first = int(self._first_slice[i])
+        inside = (slices >= first) & (slices < first + int(self._folios.slices[i]))
+        return next(iter(slices[~inside].tolist()), None)
+
+    def _owner_of(self, slice_: int) -> tuple[Subject, ...]:
+        """The folio that a slice belongs to, as what its mapping is about."""
+        last = self._first_slice + self._folios.slices
+        inside = (self._first_slice <= slice_) & (slice_ < last)
+        return tuple(
+            ("tail-frame", head) for head in self._folios.head_pfn[inside].tolist()
+        )
+
+    def _is_owner(self, i: int) -> bool:
+        """
+        Whether a head frame that something else maps, too, is rightly this folio's:
+        the list entry in front of its head leads back to it.
+        """
+        context = self._context
+        lru = context.kernel.struct_page.require("lru")
+        address = context.vmemmap.page_address(int(self._folios.head_pfn[i])) + lru
+        if self._folios.on_list[i] == NO_LIST:
+            return False
+        previous = context.read_u64(address + 8)
+        return previous is not None and context.read_u64(previous) == address
+
+    def _add_head(self, i: int, slice_: int, mapped: bool, others: int) -> None:
+        """
+        :param slice_: The slice whose entry is wrong, the first or somebody else's.
+        """
+        page_table = self._context.kernel.page_table_format
+        assert page_table is not None, "run_audit() has checked that"
+        head_pfn, frame = int(self._folios.head_pfn[i]), int(self._folios.head_frame[i])
+        own = slice_ == self._first_slice[i]
+        place = self._context.entry_place(slice_)
+        actual, expected = place["actual"], None
+        if not mapped:
+            what = "is not mapped"
+        elif others:
+            # What is read through this slice is somebody else's.
+            self._context.foreign[i] = own
+            what = f"maps PFN {frame}, which {others} slices of others map, too"
+        else:
+            what = "is read-only"
+            expected = None if actual is None else actual | page_table.writable
+        self._audit.add(
+            Finding(
+                "vmemmap-head-frame",
+                f"slice 0 of the folio of PFN {head_pfn} {what}",
+                ("head-frame", head_pfn),
+                because=() if own else self._owner_of(slice_),
+                pfn=frame if mapped else None,
+                expected=expected,
+                **place,  # type: ignore[arg-type]
+                **self._context.place(i),  # type: ignore[arg-type]
+            )
+        )
+
+    def _check_unoptimized(self) -> None:
+        flag = self._context.hugetlb.has_hpg_flag("vmemmap_optimized")
+        plain = ~self._optimized() & self._context.readable
+        if flag is not None:
+            plain &= ~flag
+        slices = self._folios.tail_slices
+        for pair in np.flatnonzero(plain[slices.folio] & ~slices.writable).tolist():
+            i, first = int(slices.folio[pair]), int(slices.first[pair])
+            if self._is_excused(i):
+                continue
+            head_pfn = int(self._folios.head_pfn[i])
+            self._audit.add(
+                Finding(
+                    "folio-unoptimized",
+                    f"slice {first} of the folio of PFN {head_pfn}, which is not "
+                    "optimized, is read-only",
+                    ("unoptimized", head_pfn),
+                    folded=int(slices.count[pair]) - 1,
+                    pfn=int(slices.pfn[pair]),
+                    **self._context.entry_place(int(self._first_slice[i]) + first),  # type: ignore[arg-type]
+                    **self._context.place(i),  # type: ignore[arg-type]
+                )
+            )
+
+    def _check_strays(self, tail: SharedTail) -> None:
+        """Slices that map a shared tail page and have no business to."""
+        if tail.pfn is None or self._audit.about(
+            self._context.slot_subject(tail.nid, tail.zone_index, tail.order)
+        ):
+            return
+        slices = self._folios.tail_slices
+        # Of a folio that the dump does not have, zone and node are not known.
+        owner = (self._expected == tail.pfn) | ~self._context.readable
+        rightful = owner[slices.folio] & (slices.pfn == tail.pfn)
+        rightful &= (self._folios.order[slices.folio] == tail.order) & (
+            (slices.step == 0) | (slices.count == 1)
+        )
+        if int(slices.count[rightful].sum()) == tail.mapped_by:
+            return
+        known = ranges(
+            self._first_slice[slices.folio[rightful]] + slices.first[rightful],
+            slices.count[rightful],
+        )
+        strays = np.setdiff1d(self._context.vmemmap.slices_on(tail.pfn), known)
+        for slice_ in strays[:64].tolist():
+            self._add_stray(tail, slice_, len(strays))
+
+    def _add_stray(self, tail: SharedTail, slice_: int, count: int) -> None:
+        pfn = slice_ * self._context.page_size // self._context.size
+        head_pfn = pfn >> tail.order << tail.order
+        owner = self._context.folio_of(pfn)
+        if owner is not None:
+            head_pfn = int(self._folios.head_pfn[owner])
+            if self._is_excused(owner):
+                return
+        zone = self._context.zone_name(tail.nid, tail.zone_index)
+        self._audit.add(
+            Finding(
+                "stray-shared-tail",
+                f"the slice of PFN {pfn} maps the shared tail page of order "
+                f"{tail.order}, but belongs to no optimized folio of it",
+                ("stray-tail", slice_),
+                because=(
+                    ("head-frame", head_pfn),
+                    ("tail-frame", head_pfn),
+                    ("folio", head_pfn),
+                    ("list-of", head_pfn),
+                ),
+                affected=int(owner is not None),
+                nid=tail.nid,
+                zone=zone,
+                order=tail.order,
+                pfn=tail.pfn,
+                head_pfn=None if owner is None else head_pfn,
+                **self._context.entry_place(slice_),  # type: ignore[arg-type]
+            )
+        )

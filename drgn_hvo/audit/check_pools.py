@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Pools of huge pages
+-------------------
+
+Lists and counters of every ``struct hstate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Optional
+
+from drgn import FaultError, Object
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.kernel.arrays import BoolArray, distinct
+from drgn_hvo.memmap.pools import ACTIVE_LIST, FREE_LIST, HState, HugePageList
+
+__all__ = ("check_pools",)
+
+
+def check_pools(context: Context) -> None:
+    """Decide ``folio-list``, ``hstate-lists`` and ``hstate-counters``."""
+    for a_list in context.hugetlb.lists:
+        _check_links(context, a_list)
+        _check_members(context, a_list)
+    _check_doubles(context)
+    for hstate in context.hugetlb.hstates:
+        _check_counters(context, hstate)
+
+
+def _list_subject(a_list: HugePageList) -> Subject:
+    return ("list", a_list.order, a_list.kind, a_list.nid)
+
+
+def _check_links(context: Context, a_list: HugePageList) -> None:
+    broken = a_list.broken
+    if broken is None:
+        return
+    if broken.value is None:
+        context.audit.missing(
+            f"entries of the {a_list}", 1, "hstate-lists", "hstate-counters"
+        )
+        return
+    # The folio whose lru breaks, or the last one in front of it.
+    pfn = _folio_of(context, broken.address)
+    last = a_list.heads[-1] if a_list.heads else None
+    context.audit.add(
+        Finding(
+            "hstate-lists",
+            f"the {a_list} is broken behind {len(a_list.heads)} folios: the link at "
+            f"{broken.address:#x} {broken.reason}",
+            _list_subject(a_list),
+            because=(("head-frame", pfn), ("head-frame", last), ("folio", pfn)),
+            nid=a_list.nid,
+            order=a_list.order,
+            head_pfn=pfn,
+            address=broken.address,
+            physical_address=context.translate(broken.address),
+            actual=broken.value,
+        )
+    )
+
+
+def _folio_of(context: Context, link: int) -> Optional[int]:
+    """The folio whose ``lru`` a link is in."""
+    lru = context.kernel.struct_page.require("lru")
+    offset = (link - context.vmemmap.base) % context.size
+    if offset not in (lru, lru + 8):
+        return None
+    return context.vmemmap.page_pfn(link - offset)
+
+
+def _check_doubles(context: Context) -> None:
+    lists = context.hugetlb.lists
+    if not lists:
+        return
+    pfns = np.concatenate([a_list.heads for a_list in lists])
+    lengths = [len(a_list.heads) for a_list in lists]
+    owner = np.repeat(np.arange(len(lists), dtype=np.int64), lengths)
+    order = np.argsort(pfns, kind="stable")
+    doubles = pfns[order[1:][np.diff(pfns[order]) == 0]]
+    first: dict[int, HugePageList] = {}
+    for i in np.flatnonzero(np.isin(pfns, doubles)).tolist():
+        pfn, a_list = int(pfns[i]), lists[owner[i]]
+        if first.setdefault(pfn, a_list) is a_list:
+            continue
+        context.audit.add(
+            Finding(
+                "hstate-lists",
+                f"the folio of PFN {pfn} is on the {first[pfn]} and on the {a_list}",
+                ("list-of", pfn),
+                because=(_list_subject(a_list), _list_subject(first[pfn])),
+                order=a_list.order,
+                head_pfn=pfn,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class _Wrong:
+    """What is wrong with a folio on a list, and where that is written."""
+
+    what: str
+    offset: int
+    expected: Optional[int]
+    actual: Optional[int]
+
+
+def _check_members(context: Context, a_list: HugePageList) -> None:
+    folios = context.hugetlb.folios
+    heads = np.asarray(a_list.heads)
+    index = np.searchsorted(folios.head_pfn, heads)
+    suspect = context.readable[index] & _may_be_wrong(context, a_list, index)
+    for i in index[suspect].tolist():
+        for wrong in _wrong_member(context, a_list, i):
+            head_pfn = int(folios.head_pfn[i])
+            residue = _boot_tail(context, a_list, wrong)
+            context.audit.add(
+                Finding(
+                    "folio-list",
+                    f"the folio of PFN {head_pfn} is on the {a_list}, but {wrong.what}",
+                    ("folio-list", head_pfn),
+                    because=(
+                        ("list-of", head_pfn),
+                        ("head-frame", head_pfn),
+                        ("folio", head_pfn),
+                        _list_subject(a_list),
+                        *(() if residue is None else (residue.about,)),
+                    ),
+                    defect=None if residue is None else residue.defect,
+                    pfn=head_pfn,
+                    expected=wrong.expected,
+                    actual=wrong.actual,
+                    **context.word_place(head_pfn, wrong.offset),  # type: ignore[arg-type]
+                    **context.place(i),  # type: ignore[arg-type]
+                )
+            )
+
+
+def _may_be_wrong(
+    context: Context, a_list: HugePageList, index: npt.NDArray[np.intp]
+) -> BoolArray:
+    """Which folios of a list to look at one by one."""
+    folios, is_free = context.hugetlb.folios, a_list.kind == FREE_LIST
+    freed = context.hugetlb.has_hpg_flag("freed")
+    suspect = np.zeros(len(index), dtype=np.bool_)
+    if freed is not None:
+        suspect |= freed[index] != is_free
+    if is_free:
+        suspect |= folios.refcount[index] != 0
+        suspect |= context.nids[index] != a_list.nid
+    return suspect
+
+
+def _wrong_member(context: Context, a_list: HugePageList, i: int) -> Iterator[_Wrong]:
+    folios, page = context.hugetlb.folios, context.kernel.struct_page
+    private, refcount = int(folios.private[i]), int(folios.refcount[i])
+    bit = context.hugetlb.hpg_flags.get("freed")
+    if bit is not None and bool(private >> bit & 1) != (a_list.kind == FREE_LIST):
+        has = "lacks" if a_list.kind == FREE_LIST else "has"
+        yield _Wrong(
+            f"{has} HPG_freed", page.require("private"), private ^ 1 << bit, private
+        )
+    if a_list.kind != FREE_LIST:
+        return
+    if refcount:
+        yield _Wrong(
+            f"has reference count {refcount}", page.require("refcount"), 0, refcount
+        )
+    nid = int(context.nids[i])
+    if nid >= 0 and nid != a_list.nid:
+        yield _Wrong(f"lies on node {nid}", page.flags, None, int(folios.flags[i]))
+
+
+def _boot_tail(
+    context: Context, a_list: HugePageList, wrong: _Wrong
+) -> Optional[Finding]:
+    """
+    The shared tail page whose reference counts a folio has as its own: demoted, a
+    gigantic page gets back struct pages that are copies of it.
+    """
+    if wrong.offset != context.kernel.struct_page.refcount or wrong.actual != 1:
+        return None
+    for finding in context.audit.findings:
+        larger = finding.order is not None and finding.order > a_list.order
+        if finding.defect == "boot-tail-refcount" and larger:
+            return finding
+    return None
+
+
+def _check_counters(context: Context, hstate: HState) -> None:
+    lists = [a for a in context.hugetlb.lists if a.order == hstate.order]
+    whole = all(a_list.is_whole for a_list in lists)
+    pool = Object(context.kernel.prog, "struct hstate *", hstate.address)
+    for member, expected, actual, what in _sums(hstate):
+        if expected != actual:
+            _add_counter(context, hstate, pool.member_(member), expected, actual, what)
+    if not whole:
+        reason = f"lists of order {hstate.order} are broken"
+        context.audit.undecided.setdefault("hstate-counters", reason)
+        return
+    for a_list in lists:
+        if a_list.kind == FREE_LIST and a_list.nid is not None:
+            counter = pool.free_huge_pages_node[a_list.nid]
+            actual = hstate.free_node[a_list.nid]
+            if actual != len(a_list.heads):
+                what = f"free huge pages of node {a_list.nid}"
+                _add_counter(context, hstate, counter, len(a_list.heads), actual, what)
+    on_lists = len(distinct(np.concatenate([a_list.heads for a_list in lists])))
+    if hstate.total < on_lists:
+        what = "huge pages, fewer than are on its lists"
+        _add_counter(context, hstate, pool.nr_huge_pages, on_lists, hstate.total, what)
+
+
+def _sums(hstate: HState) -> Iterator[tuple[str, int, int, str]]:
+    """Totals that must be the sums of their nodes: member, sum, total, name."""
+    nodes = hstate.total_node, hstate.free_node, hstate.surplus_node
+    totals = hstate.total, hstate.free, hstate.surplus
+    members = "nr_huge_pages", "free_huge_pages", "surplus_huge_pages"
+    names = "huge pages", "free huge pages", "surplus huge pages"
+    for member, node, total, name in zip(members, nodes, totals, names):
+        yield member, sum(node.values()), total, f"{name} in total"
+
+
+def _add_counter(
+    context: Context,
+    hstate: HState,
+    counter: Object,
+    expected: int,
+    actual: int,
+    what: str,
+) -> None:
+    address = counter.address_of_().value_()
+    held = _lock_is_held(context)
+    context.audit.add(
+        Finding(
+            "hstate-counters",
+            f"the pool of order {hstate.order} counts {actual} {what}, not {expected}"
+            + (" (hugetlb_lock is held)" if held else ""),
+            ("counter", hstate.order),
+            because=tuple(
+                ("list", hstate.order, kind, nid)
+                for kind in (FREE_LIST, ACTIVE_LIST)
+                for nid in (*hstate.free_node, None)
+            ),
+            severity="warning" if held else "",
+            order=hstate.order,
+            address=address,
+            physical_address=context.translate(address),
+            expected=expected,
+            actual=actual,
+            affected=0,
+        )
+    )
+
+
+def _lock_is_held(context: Context) -> bool:
+    """Whether somebody was changing the pools: then counters may lag."""
+    try:
+        lock = context.kernel.prog["hugetlb_lock"]
+        return bool(lock.rlock.raw_lock.val.counter.value_())
+    except (AttributeError, LookupError, FaultError):
+        return False

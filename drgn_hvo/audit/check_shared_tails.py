@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Shared tail pages
+-----------------
+
+The slots of ``vmemmap_tails[]``, and every word of the frames that they name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.formats.tail_words import set_compound_head, tail_mapping
+from drgn_hvo.kernel.arrays import BoolArray, ByteArray, U64Array, column
+from drgn_hvo.memmap.shared_tails import SharedTail
+
+__all__ = ("check_tails",)
+
+_ALL_BITS = (1 << 64) - 1
+
+# The rules on what is in a shared tail page.
+_CONTENT = (
+    "shared-tail-info",
+    "shared-tail-mapping",
+    "shared-tail-mapcount",
+    "shared-tail-flags",
+    "shared-tail-refcount",
+    "shared-tail-rest",
+)
+
+
+def check_tails(context: Context) -> None:
+    """Decide ``vmemmap-alignment`` and the ``shared-tail-`` rules."""
+    _check_alignment(context)
+    if context.layout.tails.kind != "shared":
+        return
+    tails = context.hvo.shared_tails
+    context.audit.checked["shared_tail_pages"] = len(
+        {tail.pfn for tail in tails if tail.pfn is not None}
+    )
+    usable = [tail for tail in tails if _check_entry(context, tail)]
+    for tail in _check_unique(context, usable):
+        _check_content(context, tail)
+
+
+def _check_alignment(context: Context) -> None:
+    max_order = context.layout.tails.max_order
+    if not context.layout.encoding.has_mask:
+        return
+    if max_order is None:
+        context.audit.skipped["vmemmap-alignment"] = (
+            "MAX_FOLIO_ORDER is not known: there is no vmemmap_tails[]"
+        )
+        return
+    required = context.geometry.vmemmap_align(max_order)
+    base = context.vmemmap.base
+    if base % required:
+        context.audit.add(
+            Finding(
+                "vmemmap-alignment",
+                f"vmemmap is not aligned to {required:#x}: masks of the largest orders "
+                "lead to wrong heads",
+                ("vmemmap",),
+                address=base,
+                expected=base & -required,
+                actual=base,
+                affected=0,
+            )
+        )
+
+
+def _subject(context: Context, tail: SharedTail) -> Subject:
+    return context.slot_subject(*_slot(tail))
+
+
+def _slot(tail: SharedTail) -> tuple[int, Optional[int], int]:
+    return tail.nid, tail.zone_index, tail.order
+
+
+def _place(context: Context, tail: SharedTail) -> dict[str, object]:
+    return {
+        "nid": tail.nid,
+        "zone": context.zone_name(tail.nid, tail.zone_index),
+        "order": tail.order,
+        "pfn": tail.pfn,
+    }
+
+
+def _slot_finding(context: Context, rule: str, tail: SharedTail, why: str) -> Finding:
+    where = f"vmemmap_tails[{tail.index}] of node {tail.nid}"
+    if tail.zone_index is not None:
+        where += f" zone {context.zone_name(tail.nid, tail.zone_index)}"
+    return Finding(
+        rule,
+        f"{where} {why}",
+        _subject(context, tail),
+        affected=context.slot_users(*_slot(tail)),
+        address=tail.slot,
+        physical_address=context.translate(tail.slot),
+        actual=tail.value,
+        **_place(context, tail),  # type: ignore[arg-type]
+    )
+
+
+def _check_entry(context: Context, tail: SharedTail) -> bool:
+    """Whether a slot names a frame that can be a shared tail page."""
+    why, undecided = _wrong_entry(context, tail)
+    if undecided:
+        context.audit.missing(
+            "struct pages of shared tail pages", 1, "shared-tail-entry"
+        )
+        return True
+    if why is None:
+        return True
+    context.audit.add(_slot_finding(context, "shared-tail-entry", tail, why))
+    return False
+
+
+def _wrong_entry(context: Context, tail: SharedTail) -> tuple[Optional[str], bool]:
+    """Why a slot is wrong, and whether that cannot be told."""
+    if tail.pfn is None:
+        return f"holds {tail.value:#x}, which names no page", False
+    slice_ = tail.pfn * context.size // context.page_size
+    if context.vmemmap.mapping(slice_) is None:
+        if context.is_missing(slice_):
+            return None, True
+        return f"names PFN {tail.pfn}, which is no RAM", False
+    pages = context.vmemmap.read_pages(np.array([tail.pfn], dtype=np.int64))
+    if not pages.present[0] or not pages.data.any():
+        return None, True
+    why = _wrong_own_page(context, tail, pages.data)
+    if why is None and not tail.mapped_by and context.slot_users(*_slot(tail)):
+        why = "is not the page that the huge pages of this order map"
+    return (None if why is None else f"names PFN {tail.pfn}, which {why}"), False
+
+
+def _wrong_own_page(
+    context: Context, tail: SharedTail, page: ByteArray
+) -> Optional[str]:
+    kernel = context.kernel
+    flags = int(column(page, kernel.struct_page.flags, kernel.reader.u64)[0])
+    info = int(column(page, kernel.struct_page.offset, kernel.reader.u64)[0])
+    at = kernel.struct_page.require("mapcount")
+    kind = int(column(page, at, kernel.reader.u32)[0])
+    hwpoison = kernel.constant("PG_hwpoison")
+    if hwpoison is not None and flags >> hwpoison & 1:
+        return "is poisoned (PG_hwpoison)"
+    if not tail.boot and info & 1:
+        return "is the tail of a compound page"
+    if flags & kernel.PG_head_mask:
+        return "is the head of a compound page"
+    if kind != 0xFFFFFFFF:
+        return f"has a type or is mapped (page_type {kind:#x})"
+    if not tail.boot and (tail.frame_refcount or 0) < 1:
+        return f"is free (reference count {tail.frame_refcount})"
+    return None
+
+
+def _check_unique(context: Context, tails: list[SharedTail]) -> Iterator[SharedTail]:
+    """Report frames that two slots name; give the slots whose content to check."""
+    first: dict[Optional[int], SharedTail] = {}
+    doubles: set[Optional[int]] = set()
+    for tail in tails:
+        if tail.pfn in first:
+            doubles.add(tail.pfn)
+        first.setdefault(tail.pfn, tail)
+    for pfn in doubles:
+        named = [tail for tail in tails if tail.pfn == pfn]
+        # The right one is that of the order that the tails themselves hold.
+        right = [t for t in named if _own_content(context, t)] or named[:1]
+        wrong = [t for t in named if t is not right[0]]
+        for tail in wrong:
+            why = f"names PFN {pfn}, as does the slot of order {right[0].order}"
+            context.audit.add(_slot_finding(context, "shared-tail-unique", tail, why))
+        tails = [t for t in tails if t not in wrong]
+    yield from tails
+
+
+def _own_content(context: Context, tail: SharedTail) -> bool:
+    rows = _Rows.read(context, tail)
+    return rows is not None and bool((rows.infos == np.uint64(rows.word)).any())
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The struct pages in a shared tail page."""
+
+    data: ByteArray
+    infos: U64Array
+    word: int
+
+    @classmethod
+    def read(cls, context: Context, tail: SharedTail) -> Optional[_Rows]:
+        frames = context.kernel.reader.read(np.array([tail.pfn], dtype=np.int64))
+        if not frames.present[0]:
+            return None
+        rows = frames.data.reshape(-1, context.size)
+        kernel = context.kernel
+        infos = column(rows, kernel.struct_page.offset, kernel.reader.u64)
+        word = set_compound_head(context.geometry, 0, tail.order, True)
+        return cls(rows, infos.astype(np.uint64), word)
+
+
+@dataclass(frozen=True)
+class _Expectation:
+    """What one rule says of a word: ``value & mask == expected``."""
+
+    rule: str
+    offset: int
+    size: int
+    mask: int
+    expected: int
+    what: str
+
+
+def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
+    page = context.kernel.struct_page
+    per_node = tail.zone_index is None
+    word = set_compound_head(context.geometry, 0, tail.order, True)
+    yield _Expectation("shared-tail-info", page.offset, 8, _ALL_BITS, word, page.member)
+    mapping = page.require("mapping")
+    yield _Expectation(
+        "shared-tail-mapping",
+        mapping,
+        8,
+        _ALL_BITS,
+        tail_mapping(context.kernel.illegal_pointer_value),
+        "mapping",
+    )
+    mapcount = page.require("mapcount")
+    initial = 0 if per_node else 0xFFFFFFFF
+    yield _Expectation(
+        "shared-tail-mapcount", mapcount, 4, 0xFFFFFFFF, initial, "_mapcount"
+    )
+    flags = _expected_flags(context, tail)
+    if flags is not None:
+        yield _Expectation("shared-tail-flags", page.flags, 8, *flags, "flags")
+    refcount = page.require("refcount")
+    yield _Expectation("shared-tail-refcount", refcount, 4, 0xFFFFFFFF, 0, "_refcount")
+    known = {page.flags, page.offset, mapping, mapcount & ~7, refcount & ~7}
+    if tail.boot:
+        known.add(page.require("lru") + 8)
+    for offset in sorted(set(range(0, context.size, 8)) - known):
+        what = f"the word at offset {offset}"
+        yield _Expectation("shared-tail-rest", offset, 8, _ALL_BITS, 0, what)
+
+
+def _expected_flags(context: Context, tail: SharedTail) -> Optional[tuple[int, int]]:
+    """Mask and value of ``flags``; ``None`` if the positions are not known."""
+    layout = context.hvo.mmzone.flags_layout
+    count = context.kernel.constant("__NR_PAGEFLAGS")
+    if layout is None or count is None:
+        reason = "positions in page->flags not known"
+        context.audit.undecided.setdefault("shared-tail-flags", reason)
+        return None
+    mask = (1 << count) - 1
+    mask |= layout.node_mask << layout.node_shift
+    mask |= layout.zone_mask << layout.zone_shift
+    if tail.zone_index is None:
+        return mask, 0
+    zone = tail.zone_index << layout.zone_shift
+    return mask, tail.nid << layout.node_shift | zone
+
+
+def _check_content(context: Context, tail: SharedTail) -> None:
+    rows = _Rows.read(context, tail)
+    if rows is None:
+        context.audit.missing("shared tail pages", 1, *_CONTENT)
+        return
+    if not rows.data.any():
+        # What an ELF core leaves out reads as zeros, and no tail is all zeros.
+        context.audit.missing("shared tail pages (all zeros)", 1, *_CONTENT)
+        return
+    overwritten = _is_overwritten(context, rows)
+    for expectation in _expectations(context, tail):
+        _check_words(context, tail, rows, expectation, overwritten)
+        if overwritten:
+            return  # all words are wrong: that is one story
+
+
+def _check_words(
+    context: Context,
+    tail: SharedTail,
+    rows: _Rows,
+    expectation: _Expectation,
+    overwritten: bool,
+) -> None:
+    reader = context.kernel.reader
+    dtype = reader.u64 if expectation.size == 8 else reader.u32
+    values: npt.NDArray[np.uint64] = column(
+        rows.data, expectation.offset, dtype
+    ).astype(np.uint64)
+    wrong: BoolArray = (values & np.uint64(expectation.mask)) != np.uint64(
+        expectation.expected
+    )
+    where = np.flatnonzero(wrong)
+    if not len(where):
+        return
+    first = int(where[0])
+    assert tail.pfn is not None, "checked by _wrong_entry()"
+    physical = tail.pfn * context.page_size + first * context.size + expectation.offset
+    actual = int(values[first])
+    expected = actual & ~expectation.mask | expectation.expected
+    defect = None
+    if overwritten:
+        defect = "memmap-init-overwrite"
+    elif expectation.rule == "shared-tail-refcount" and tail.boot and wrong.all():
+        defect = "boot-tail-refcount"
+    context.audit.add(
+        Finding(
+            expectation.rule,
+            _words_message(context, tail, expectation, where, actual),
+            ("tail", expectation.rule, *_subject(context, tail)),
+            defect=defect,
+            affected=context.slot_users(*_slot(tail)),
+            folded=len(where) - 1,
+            address=context.direct_map(physical),
+            physical_address=physical,
+            expected=expected,
+            actual=actual,
+            **_place(context, tail),  # type: ignore[arg-type]
+        )
+    )
+
+
+def _words_message(
+    context: Context,
+    tail: SharedTail,
+    expectation: _Expectation,
+    where: npt.NDArray[np.intp],
+    actual: int,
+) -> str:
+    total = context.geometry.pages_per_slice
+    which = f"struct page {int(where[0])}"
+    if len(where) > 1:
+        which = f"{len(where)} of {total} struct pages"
+    text = (
+        f"{expectation.what} of {which} in the shared tail page of order {tail.order} "
+        f"is wrong ({actual:#x})"
+    )
+    if expectation.rule == "shared-tail-info":
+        pages = len(where) * tail.mapped_by
+        text += f": {pages} struct pages resolve to a wrong head"
+    return text
+
+
+def _is_overwritten(context: Context, rows: _Rows) -> bool:
+    """
+    Whether the page looks as ``__init_single_page()`` leaves it: lru points to
+    itself in every struct page, and the tail word is the first half of lru.
+    """
+    page = context.kernel.struct_page
+    if page.lru is None or page.offset != page.lru:
+        return False
+    behind = column(rows.data, page.lru + 8, context.kernel.reader.u64)
+    expected = np.uint64(page.lru)
+    own = (rows.infos == behind) & (rows.infos % np.uint64(context.size) == expected)
+    return bool(own.all())

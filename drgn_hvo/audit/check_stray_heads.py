@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Heads without a folio, tails without a head
+-------------------------------------------
+
+Struct pages with ``PG_head`` where HVO ever split vmemmap, and with ``--deep`` every
+tail in all of vmemmap.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.audit.scan import Rows, SlicePages
+from drgn_hvo.formats.tail_words import compound_heads
+from drgn_hvo.kernel.arrays import (
+    BoolArray,
+    Int64Array,
+    U64Array,
+    joined,
+    ranges,
+    without,
+)
+
+__all__ = "StrayHeads"
+
+
+def _own_heads(
+    context: Context, pfns: Int64Array, behind: U64Array, orders: Int64Array
+) -> BoolArray:
+    """
+    Which struct pages with ``PG_head`` are heads: aligned to their order, with a tail
+    of their own behind them.
+
+    :param behind: The tail words of the struct pages behind them.
+    """
+    vmemmap, has_mask = context.vmemmap, context.layout.encoding.has_mask
+    next_pages = vmemmap.page_addresses(pfns + 1)
+    own = compound_heads(next_pages, behind, has_mask) == vmemmap.page_addresses(pfns)
+    sane = (orders > 0) & (orders <= context.geometry.largest_order)
+    aligned = sane & (pfns % (1 << np.where(sane, orders, 0)) == 0)
+    return ((behind & np.uint64(1)) != 0) & own & aligned
+
+
+class StrayHeads:
+    """``stray-head``: struct pages with ``PG_head`` where HVO ever split vmemmap."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._vmemmap = context.vmemmap
+        # Of no folio: PFN, and whether it has the type hugetlb.
+        self._loose: dict[int, bool] = {}
+        self._unseen = 0
+        self.slices = self._split_slices()
+
+    def _split_slices(self) -> Int64Array:
+        """
+        Slices with an entry of their own, but not those of optimized folios behind
+        the first: the rules on mappings decide those.
+        """
+        firsts, ends = self._vmemmap.run_slices
+        split = self._vmemmap.runs.level == 0
+        folios = self._context.hugetlb.folios
+        shared = folios.tail_slices
+        start = folios.head_pfn * self._context.size // self._context.page_size
+        mine = self._context.hugetlb.optimized_mapping[shared.folio]
+        taken = start[shared.folio[mine]] + shared.first[mine]
+        known = start[self._are_known()]
+        first, end = without(
+            *joined(firsts[split], ends[split]),
+            joined(
+                np.concatenate((taken, known)),
+                np.concatenate((taken + shared.count[mine], known + 1)),
+            ),
+        )
+        return ranges(first, end - first)
+
+    def _are_known(self) -> BoolArray:
+        """Folios whose first slice has just their own head, as was seen with it."""
+        folios = self._context.hugetlb.folios
+        if folios.own_order is None:
+            return np.zeros(len(folios), dtype=np.bool_)
+        own = _own_heads(
+            self._context, folios.head_pfn, folios.next_info, folios.own_order
+        )
+        return folios.quiet & own
+
+    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+        """Find heads that are none."""
+        context, fields = self._context, self._context.hvo.fields
+        self._unseen += int((~pages.present[rows]).sum())
+        pfns = pages.pfns(rows)[pages.heads[rows]]
+        heads = pages.read_heads(pfns)
+        orders = fields.orders(heads.data)
+        if orders is None:
+            reason = "nothing says where folios keep their order"
+            context.audit.undecided.setdefault("stray-head", reason)
+            return
+        offset = context.size + context.kernel.struct_page.offset
+        behind = fields.words(heads.data, offset, 8)
+        hugetlb = fields.are_hugetlb(heads.data)
+        wrong = heads.present & ~_own_heads(context, pfns, behind, orders)
+        for i in np.flatnonzero(wrong).tolist():
+            is_hugetlb = hugetlb is not None and bool(hugetlb[i])
+            self._found(int(pfns[i]), is_hugetlb)
+
+    def report(self) -> None:
+        """Add what was found to the audit."""
+        self._context.audit.missing(
+            "pages of vmemmap that HVO has split", self._unseen, "stray-head"
+        )
+        self._add_loose()
+
+    def _found(self, pfn: int, is_hugetlb: bool) -> None:
+        context = self._context
+        folios = context.hugetlb.folios
+        owner = context.folio_of(pfn)
+        head_pfn = None if owner is None else int(folios.head_pfn[owner])
+        if head_pfn == pfn:
+            return  # folio-head has said what is wrong with it
+        if head_pfn is None:
+            self._loose[pfn] = is_hugetlb
+            return
+        self._add(pfn, head_pfn)
+
+    def _add(self, pfn: int, head_pfn: Optional[int]) -> None:
+        subject = pfn if head_pfn is None else head_pfn
+        self._context.audit.add(
+            Finding(
+                "stray-head",
+                f"the struct page of PFN {pfn} has PG_head, but is no head: it is not "
+                "aligned to its order, or no tail of its own is behind it",
+                ("stray-head", subject),
+                because=self._frame_owner(pfn),
+                affected=0 if head_pfn is None else 1,
+                pfn=pfn,
+                head_pfn=head_pfn,
+                **self._flags_place(pfn),  # type: ignore[arg-type]
+            )
+        )
+
+    def _add_loose(self) -> None:
+        """
+        Former folios, restored by a kernel that left copies of their heads in all
+        their pages of vmemmap, are one finding; other heads are one each.
+        """
+        orders = [hstate.order for hstate in self._context.hugetlb.hstates]
+        order = min(orders, default=0)
+        former = {pfn >> order for pfn, hugetlb in self._loose.items() if hugetlb}
+        restored = [pfn for pfn in self._loose if pfn >> order in former]
+        for pfn in self._loose:
+            if pfn >> order not in former:
+                self._add(pfn, None)
+        if restored:
+            self._add_restored(restored, len(former))
+
+    def _frame_owner(self, pfn: int) -> tuple[Subject, ...]:
+        """The folio whose head lies in the frame behind a struct page."""
+        mapping = self._vmemmap.mapping(
+            pfn * self._context.size // self._context.page_size
+        )
+        folios = self._context.hugetlb.folios
+        if mapping is None:
+            return ()
+        owners = folios.head_pfn[folios.head_frame == mapping.pfn]
+        return tuple(("head-frame", head) for head in owners.tolist())
+
+    def _flags_place(self, pfn: int) -> dict[str, Optional[int]]:
+        context = self._context
+        page = self._vmemmap.read_pages(np.array([pfn], dtype=np.int64))
+        flags = int(self._vmemmap.flags(page)[0])
+        offset = context.kernel.struct_page.flags
+        # PG_head has the same bit in every word of flags.
+        return {
+            **context.word_place(pfn, offset),
+            "expected": flags & ~context.kernel.PG_head_mask,
+            "actual": flags,
+        }
+
+    def _add_restored(self, pfns: list[int], former: int) -> None:
+        self._context.audit.add(
+            Finding(
+                "stray-head",
+                f"{len(pfns)} struct pages from PFN {pfns[0]} on have PG_head, but "
+                f"belong to no folio: heads of {former} former huge pages, and copies",
+                ("restored",),
+                because=self._frame_owner(pfns[0]),
+                defect="restored-fake-heads",
+                folded=len(pfns) - 1,
+                affected=former,
+                pfn=pfns[0],
+                **self._flags_place(pfns[0]),  # type: ignore[arg-type]
+            )
+        )

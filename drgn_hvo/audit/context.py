@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What all checks need
+--------------------
+
+One audit of one kernel: its parts, and addresses in the form that findings give.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Optional
+
+from drgn import FaultError
+import numpy as np
+
+from drgn_hvo.audit.findings import Audit, Subject
+from drgn_hvo.kernel.arrays import BoolArray, U64Array
+from drgn_hvo.kernel.pagetables import Entry, find_entry, walk
+from drgn_hvo.memmap.folios import Hugetlb
+from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.pools import NO_LIST
+
+__all__ = ("Context",)
+
+
+class Context:
+    """Shared by the checks of one audit."""
+
+    def __init__(self, hvo: Hvo, audit: Audit) -> None:
+        self.hvo = hvo
+        self.audit = audit
+        self.kernel = hvo.kernel
+        self.vmemmap = hvo.vmemmap
+        self.layout = hvo.layout
+        self.geometry = hvo.kernel.geometry
+        self.page_size = self.geometry.page_size
+        self.size = self.geometry.struct_page_size
+        self.hugetlb: Hugetlb = hvo.hugetlb
+        self.nids = hvo.folio_nids
+        self.zones = hvo.folio_zones
+
+    @cached_property
+    def in_transition(self) -> BoolArray:
+        """
+        Folios that are caught between two states: frozen, on no list although all
+        lists are whole, and their head still aligned with its own tail behind it.
+        """
+        folios = self.hugetlb.folios
+        if not all(a_list.is_whole for a_list in self.hugetlb.lists):
+            return np.zeros(len(folios), dtype=np.bool_)
+        aligned = folios.head_pfn % (1 << folios.order) == 0
+        frozen = folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
+        return frozen & folios.PG_head & aligned
+
+    @cached_property
+    def foreign(self) -> BoolArray:
+        """Folios whose first slice maps a frame of somebody else; checks set it."""
+        return np.zeros(len(self.hugetlb.folios), dtype=np.bool_)
+
+    @cached_property
+    def tail_words(self) -> U64Array:
+        """The word that all tails of each folio hold."""
+        folios = self.hugetlb.folios
+        if self.layout.encoding.has_mask:
+            shift = folios.order + (self.size.bit_length() - 1)
+            masks = np.uint64((1 << 64) - 1) << shift.astype(np.uint64)
+            return masks | np.uint64(1)
+        return self.vmemmap.page_addresses(folios.head_pfn) | np.uint64(1)
+
+    @property
+    def readable(self) -> BoolArray:
+        """Folios whose own first struct pages can be read."""
+        return self.hugetlb.folios.present & ~self.foreign
+
+    def is_missing(self, slice_: int) -> bool:
+        """Whether the page table of a page of vmemmap is not in the dump."""
+        address = self.slice_address(slice_)
+        return any(t.start <= address < t.end for t in self.vmemmap.walk.missing)
+
+    def zone_name(self, nid: int, zone: Optional[int]) -> Optional[str]:
+        """The name of a zone, ``None`` where there is none or it is not known."""
+        return None if zone is None else self.hvo.mmzone.zone_name(nid, zone)
+
+    def place(self, i: int) -> dict[str, object]:
+        """Where a folio lies, as findings give it."""
+        nid, zone = int(self.nids[i]), int(self.zones[i])
+        return {
+            "nid": None if nid < 0 else nid,
+            "zone": None if nid < 0 else self.zone_name(nid, zone),
+            "order": int(self.hugetlb.folios.order[i]),
+            "head_pfn": int(self.hugetlb.folios.head_pfn[i]),
+        }
+
+    def slot_subject(self, nid: int, zone: Optional[int], order: int) -> Subject:
+        """A slot of ``vmemmap_tails[]``."""
+        return ("slot", nid, zone, order)
+
+    def of_slot(self, nid: int, zone: Optional[int], order: int) -> BoolArray:
+        """Folios whose tails a slot is for; *zone* is ``None`` for one of a node."""
+        mine = (self.hugetlb.folios.order == order) & (self.nids == nid)
+        return mine if zone is None else mine & (self.zones == zone)
+
+    def slot_users(self, nid: int, zone: Optional[int], order: int) -> int:
+        """How many optimized folios a slot is for."""
+        mine = self.of_slot(nid, zone, order) & self.hugetlb.optimized_mapping
+        return int(mine.sum())
+
+    def folio_of(self, pfn: int) -> Optional[int]:
+        """The index of the folio that a page belongs to."""
+        folios = self.hugetlb.folios
+        end = folios.head_pfn + (1 << folios.order)
+        inside = np.flatnonzero((folios.head_pfn <= pfn) & (pfn < end))
+        return int(inside[0]) if len(inside) else None
+
+    def slice_address(self, slice_: int) -> int:
+        """Virtual address of a page of vmemmap."""
+        return self.vmemmap.base + slice_ * self.page_size
+
+    def entry(self, slice_: int) -> Optional[Entry]:
+        """The page table entry of a page of vmemmap."""
+        page_table = self.kernel.page_table_format
+        assert page_table is not None, "run_audit() has checked that"
+        return find_entry(
+            self.kernel.reader,
+            page_table,
+            self.kernel.vmcoreinfo,
+            self.slice_address(slice_),
+        )
+
+    def entry_place(self, slice_: int) -> dict[str, Optional[int]]:
+        """Where a page of vmemmap is, and where its page table entry."""
+        entry = self.entry(slice_)
+        return {
+            "address": self.slice_address(slice_),
+            "physical_address": None if entry is None else entry.address,
+            "actual": None if entry is None else entry.value,
+        }
+
+    def word_place(self, pfn: int, offset: int) -> dict[str, Optional[int]]:
+        """Where a word of a struct page is."""
+        address = self.vmemmap.page_address(pfn) + offset
+        slice_, rest = divmod(address - self.vmemmap.base, self.page_size)
+        mapping = self.vmemmap.mapping(slice_)
+        physical = None if mapping is None else mapping.pfn * self.page_size + rest
+        return {"address": address, "physical_address": physical}
+
+    def direct_map(self, physical: int) -> Optional[int]:
+        """Virtual address of physical memory in the direct map, if that is known."""
+        base = self.kernel.variable("page_offset_base")
+        return None if base is None else int(base) + physical
+
+    def translate(self, address: int) -> Optional[int]:
+        """Physical address of kernel virtual memory; ``None`` if not mapped."""
+        page_table = self.kernel.page_table_format
+        assert page_table is not None, "run_audit() has checked that"
+        start = address & -self.page_size
+        runs = walk(
+            self.kernel.reader,
+            page_table,
+            self.kernel.vmcoreinfo,
+            start,
+            start + self.page_size,
+        ).runs
+        if not len(runs):
+            return None
+        return int(runs.pfn[0]) * self.page_size + address - int(runs.va[0])
+
+    def read_u64(self, address: int) -> Optional[int]:
+        """A word of kernel memory, ``None`` if it cannot be read."""
+        try:
+            return self.kernel.prog.read_u64(address)
+        except (FaultError, OverflowError):
+            return None

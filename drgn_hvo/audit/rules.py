@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Rules
+-----
+
+What holds in a healthy kernel, as data: the audit, its output and its
+documentation all use this table. Rules stand in the order of causes: what breaks a
+rule further down may be the consequence of one further up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+from drgn_hvo.memmap.layout import Layout
+
+__all__ = ("RULES", "Rule", "rule_by_id")
+
+
+def _always(layout: Layout) -> Optional[str]:
+    return None
+
+
+def _with_masks(layout: Layout) -> Optional[str]:
+    return None if layout.encoding.has_mask else "tails hold pointers in this kernel"
+
+
+def _with_shared_tails(layout: Layout) -> Optional[str]:
+    if layout.tails.kind == "shared":
+        return None
+    return "this kernel has no shared tail pages"
+
+
+def _with_hvo(layout: Layout) -> Optional[str]:
+    if layout.tails.kind in ("shared", "fake-head"):
+        return None
+    return "this kernel was built without HVO"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    A rule of the audit.
+
+    :param holds: What holds.
+    :param source: The kernel function that makes it so.
+    :param applies: Says why it means nothing for a layout, ``None`` if it does.
+    :param severity: Of what breaks it: ``"error"`` or ``"warning"``.
+    :param deep: Whether only ``--deep`` checks it.
+    """
+
+    id: str
+    holds: str
+    source: str
+    applies: Callable[[Layout], Optional[str]]
+    severity: str = "error"
+    deep: bool = False
+
+
+RULES = (
+    Rule(
+        "vmemmap-alignment",
+        "the struct page of PFN 0 is aligned to MAX_FOLIO_NR_PAGES * sizeof(struct "
+        "page), so that masks work for every order",
+        "sparse_init(): VM_WARN_ON_ONCE(), silent on production kernels",
+        _with_masks,
+    ),
+    Rule(
+        "shared-tail-entry",
+        "a used slot of vmemmap_tails[] names a RAM frame whose own struct page is an "
+        "allocated order-0 kernel page (reference count >= 1, or reserved; untyped, "
+        "not free, not poisoned), on any node or zone",
+        "vmemmap_get_tail()",
+        _with_shared_tails,
+    ),
+    Rule(
+        "shared-tail-unique",
+        "no frame serves two slots",
+        "vmemmap_get_tail(): cmpxchg()",
+        _with_shared_tails,
+    ),
+    Rule(
+        "shared-tail-info",
+        "every struct page in a shared tail page holds that order's mask, bit 0 set",
+        "init_compound_tail() -> set_compound_head()",
+        _with_shared_tails,
+    ),
+    Rule(
+        "shared-tail-mapping",
+        "every struct page in a shared tail page has mapping TAIL_MAPPING",
+        "init_compound_tail() -> prep_compound_tail()",
+        _with_shared_tails,
+    ),
+    Rule(
+        "shared-tail-mapcount",
+        "every struct page in a shared tail page has the initial _mapcount: -1, or 0 "
+        "where the array is in pglist_data",
+        "init_compound_tail()",
+        _with_shared_tails,
+    ),
+    Rule(
+        "shared-tail-flags",
+        "every struct page in a shared tail page has the node and zone bits of its "
+        "owner (none where the array is in pglist_data) and no page flag; last_cpupid "
+        "and KASAN bits do not count",
+        "init_compound_tail() -> set_page_node(), set_page_zone()",
+        _with_shared_tails,
+    ),
+    Rule(
+        "shared-tail-refcount",
+        "every struct page in a shared tail page has _refcount 0",
+        "vmemmap_get_tail(): __GFP_ZERO",
+        _with_shared_tails,
+        severity="warning",
+    ),
+    Rule(
+        "shared-tail-rest",
+        "all other words of a shared tail page are 0; lru.prev is exempt in those "
+        "allocated at boot",
+        "vmemmap_get_tail(): __GFP_ZERO",
+        _with_shared_tails,
+    ),
+    Rule(
+        "vmemmap-tail-frame",
+        "slices 1 to n of an optimized folio map the shared tail page of its zone (or "
+        "node) and order; before 7.1 its own head frame",
+        "vmemmap_remap_pte()",
+        _with_hvo,
+    ),
+    Rule(
+        "vmemmap-tail-writable",
+        "those slices are mapped, by base-page entries, read-only",
+        "vmemmap_remap_pte(): PAGE_KERNEL_RO",
+        _with_hvo,
+    ),
+    Rule(
+        "vmemmap-head-frame",
+        "slice 0 of a folio is mapped writable, and no slice of anything else maps its "
+        "frame",
+        "vmemmap_remap_free()",
+        _always,
+    ),
+    Rule(
+        "folio-head",
+        "the head of a hugetlb folio is naturally aligned, has PG_head, the hugetlb "
+        "type and its pool's order, and the next struct page is its tail",
+        "prep_compound_page(), folio_set_order(), __folio_set_hugetlb()",
+        _always,
+    ),
+    Rule(
+        "folio-tail-info",
+        "the tails in a folio's own pages of vmemmap resolve to its head",
+        "prep_compound_tail()",
+        _always,
+    ),
+    Rule(
+        "folio-optimized-flag",
+        "HPG_vmemmap_optimized agrees with the page table entries (a folio with "
+        "reference count 0 on no list may be in transition)",
+        "__hugetlb_vmemmap_optimize_folio()",
+        _always,
+    ),
+    Rule(
+        "folio-unoptimized",
+        "a folio that is not optimized has every page of vmemmap to itself, writable",
+        "hugetlb_vmemmap_restore_folio()",
+        _always,
+    ),
+    Rule(
+        "folio-list",
+        "a folio on a free list has HPG_freed, reference count 0 and that list's node; "
+        "one on the active list has no HPG_freed",
+        "enqueue_hugetlb_folio(), dequeue_hugetlb_folio_node_exact()",
+        _always,
+    ),
+    Rule(
+        "hstate-lists",
+        "each list of a pool is well formed, and no folio is on two",
+        "list_add(), list_move()",
+        _always,
+    ),
+    Rule(
+        "hstate-counters",
+        "totals of a pool are the sum of its nodes, the free count is the length of "
+        "the free lists, and the total is not below the folios on lists (a warning if "
+        "hugetlb_lock is held)",
+        "__prep_account_new_huge_page(), enqueue_hugetlb_folio()",
+        _always,
+    ),
+    Rule(
+        "stray-shared-tail",
+        "every slice that maps the shared tail page of a zone and order is slice >= 1 "
+        "of an aligned, optimized folio of that zone and order",
+        "vmemmap_remap_pte()",
+        _with_shared_tails,
+    ),
+    Rule(
+        "stray-head",
+        "every struct page with PG_head, where vmemmap was ever split for HVO, is "
+        "aligned to its order with its own tail behind it, or is a fake head inside an "
+        "optimized folio",
+        "prep_compound_page(), reset_struct_pages()",
+        _with_hvo,
+    ),
+    Rule(
+        "compound-heads",
+        "every initialised tail in all of vmemmap resolves to a head whose order "
+        "covers it",
+        "prep_compound_tail()",
+        _always,
+        deep=True,
+    ),
+)
+
+
+def rule_by_id(rule_id: str) -> Optional[Rule]:
+    """The rule of that name."""
+    for rule in RULES:
+        if rule.id == rule_id:
+            return rule
+    return None

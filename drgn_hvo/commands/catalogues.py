@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Catalogues
+----------
+
+``rules`` and ``defects``: the tables that the audit uses, as text and
+JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+import textwrap
+
+from drgn_hvo import __version__
+from drgn_hvo.audit.defects import DEFECTS
+from drgn_hvo.audit.rules import RULES
+from drgn_hvo.commands.document import Document
+
+__all__ = (
+    "defects_document",
+    "print_defects",
+    "print_rules",
+    "rules_document",
+)
+
+_TOOL = {"name": "drgn-hvo", "version": __version__}
+
+
+def rules_document() -> Document:
+    """What ``rules --json`` prints."""
+    return {
+        "schema": 1,
+        "tool": _TOOL,
+        "rules": [
+            {
+                "id": rule.id,
+                "holds": rule.holds,
+                "source": rule.source,
+                "severity": rule.severity,
+                "deep": rule.deep,
+            }
+            for rule in RULES
+        ],
+    }
+
+
+def defects_document() -> Document:
+    """What ``defects --json`` prints."""
+    return {
+        "schema": 1,
+        "tool": _TOOL,
+        "defects": [asdict(defect) for defect in DEFECTS.values()],
+    }
+
+
+def _print_entry(title: str, **parts: str) -> None:
+    print(title)
+    width = max(len(name) for name in parts) + 4
+    for name, text in parts.items():
+        indent = " " * width
+        print(
+            textwrap.fill(
+                text,
+                width=88,
+                initial_indent=f"  {name}".ljust(width),
+                subsequent_indent=indent,
+            )
+        )
+
+
+def print_rules() -> None:
+    """Print all rules for people."""
+    for rule in RULES:
+        deep = ", only with --deep" if rule.deep else ""
+        _print_entry(
+            f"{rule.id} ({rule.severity}{deep})", holds=rule.holds, source=rule.source
+        )
+
+
+def print_defects() -> None:
+    """Print all known defects for people."""
+    for defect in DEFECTS.values():
+        _print_entry(
+            defect.name,
+            rules=", ".join(defect.rules),
+            state=defect.state,
+            kernels=defect.kernels,
+            confirm=defect.confirm,
+            leads_to=defect.leads_to,
+        )

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``check``
+---------
+
+The integrity audit, for people (text), scripts (JSON) and test harnesses (KTAP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from drgn.helpers.common.format import print_table
+
+from drgn_hvo.audit.defects import DEFECTS
+from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.rules import RULES, rule_by_id
+from drgn_hvo.audit.run import confirmed_audit
+from drgn_hvo.commands.document import Document, document, print_document
+from drgn_hvo.errors import UsageError
+from drgn_hvo.memmap.hvo import Hvo
+
+__all__ = (
+    "EXIT_CLEAN",
+    "EXIT_FINDINGS",
+    "EXIT_INCOMPLETE",
+    "CheckScope",
+    "check_document",
+    "error_document",
+    "exit_status",
+    "parse_rules",
+    "print_ktap",
+    "print_result",
+)
+
+EXIT_CLEAN = 0
+EXIT_FINDINGS = 1
+EXIT_INCOMPLETE = 3
+
+
+def parse_rules(text: str) -> frozenset[str]:
+    """
+    Understand a list of rules, ``ID,…``.
+
+    :raises UsageError: if one does not exist.
+    """
+    names = frozenset(name for name in text.split(",") if name)
+    for name in sorted(names):
+        if rule_by_id(name) is None:
+            raise UsageError(f"there is no rule {name!r}; 'drgn-hvo rules' lists them")
+    if not names:
+        raise UsageError("an empty list of rules")
+    return names
+
+
+@dataclass(frozen=True)
+class CheckScope:
+    """
+    What an audit is asked for.
+
+    :param deep: Read all of vmemmap.
+    :param only: The rules to check; all if ``None``.
+    :param ignore: Rules to leave out.
+    :param strict: Warnings count as errors.
+    """
+
+    deep: bool = False
+    only: Optional[Collection[str]] = None
+    ignore: Collection[str] = ()
+    strict: bool = False
+
+
+def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
+    """Audit a kernel: what ``check --format json`` prints."""
+    audit = confirmed_audit(hvo, deep=scope.deep)
+    for rule in RULES:
+        if scope.only is not None and rule.id not in scope.only:
+            audit.skipped[rule.id] = "not asked for"
+        elif rule.id in scope.ignore:
+            audit.skipped[rule.id] = "ignored"
+    audit.findings = [f for f in audit.findings if f.rule not in audit.skipped]
+    audit.undecided = {
+        rule: why for rule, why in audit.undecided.items() if rule not in audit.skipped
+    }
+    result = document(target, hvo.kernel.release)
+    result.update(
+        status="findings" if audit.findings else "clean",
+        complete=audit.complete,
+        checked={key: audit.checked.get(key, 0) for key in _CHECKED},
+        not_in_dump=[
+            {"what": what, "count": count} for what, count in audit.not_in_dump.items()
+        ],
+        in_transition=audit.in_transition,
+        rules=[_rule_result(audit, rule.id) for rule in RULES],
+        findings=[_finding(finding, cause) for finding, cause in audit.ordered()],
+    )
+    return result
+
+
+_CHECKED = (
+    "folios",
+    "optimized_folios",
+    "shared_tail_pages",
+    "vmemmap_ptes",
+    "struct_pages",
+)
+
+
+def error_document(target: str, message: str) -> Document:
+    """What ``check --format json`` prints for a target that cannot be audited."""
+    result = document(target, None)
+    result.update(status="error", error=message, complete=False)
+    return result
+
+
+def _rule_result(audit: Audit, rule: str) -> Document:
+    if rule in audit.skipped:
+        return {"id": rule, "result": "skip", "reason": audit.skipped[rule]}
+    if audit.failed(rule):
+        return {"id": rule, "result": "fail", "reason": None}
+    if rule in audit.undecided:
+        return {"id": rule, "result": "skip", "reason": audit.undecided[rule]}
+    return {"id": rule, "result": "pass", "reason": None}
+
+
+def _hex(value: Optional[int]) -> Optional[str]:
+    return None if value is None else f"{value & (1 << 64) - 1:#x}"
+
+
+def _finding(finding: Finding, cause: Optional[int]) -> Document:
+    return {
+        "rule": finding.rule,
+        "severity": finding.severity,
+        "message": finding.message,
+        "defect": finding.defect,
+        "affected": finding.affected,
+        "folded": finding.folded,
+        "caused_by": cause,
+        "nid": finding.nid,
+        "zone": finding.zone,
+        "order": finding.order,
+        "pfn": finding.pfn,
+        "head_pfn": finding.head_pfn,
+        "address": _hex(finding.address),
+        "physical_address": _hex(finding.physical_address),
+        "expected": _hex(finding.expected),
+        "actual": _hex(finding.actual),
+    }
+
+
+def exit_status(doc: Document, *, strict: bool) -> int:
+    """
+    The exit status for one target.
+
+    :param strict: Whether warnings count.
+    """
+    severities = {finding["severity"] for finding in doc["findings"]}
+    if "error" in severities or (strict and severities):
+        return EXIT_FINDINGS
+    return EXIT_CLEAN if doc["complete"] else EXIT_INCOMPLETE
+
+
+def print_result(doc: Document, output_format: str) -> None:
+    """Print a document of :func:`check_document()`, as ``"text"`` or ``"json"``."""
+    print_document(doc, _print_check, as_json=output_format == "json")
+
+
+def _print_check(doc: Document) -> None:
+    print(f"{doc['target']}: {_summary(doc)}")
+    if doc["status"] == "error":
+        return
+    checked = doc["checked"]
+    print(
+        f"  {doc['release']}: {checked['folios']} huge pages, "
+        f"{checked['optimized_folios']} optimized; {checked['shared_tail_pages']} "
+        f"shared tail pages, {checked['vmemmap_ptes']} pages of vmemmap, "
+        f"{checked['struct_pages']} struct pages"
+    )
+    if doc["in_transition"]:
+        print(f"  {doc['in_transition']} huge pages are in transition, not counted")
+    for item in doc["not_in_dump"]:
+        print(f"  not in this dump: {item['count']} {item['what']}")
+    undecided = [
+        rule
+        for rule in doc["rules"]
+        if rule["result"] == "skip" and "not in this dump" in (rule["reason"] or "")
+    ]
+    if undecided:
+        print(f"  could not be decided: {', '.join(rule['id'] for rule in undecided)}")
+    if doc["findings"]:
+        print()
+        _print_findings(doc["findings"])
+        _print_defects(doc["findings"])
+
+
+def _summary(doc: Document) -> str:
+    if doc["status"] == "error":
+        return f"error: {doc['error']}"
+    errors = sum(f["severity"] == "error" for f in doc["findings"])
+    warnings = len(doc["findings"]) - errors
+    parts = []
+    if errors:
+        parts.append(f"{errors} error{'s' if errors > 1 else ''}")
+    if warnings:
+        parts.append(f"{warnings} warning{'s' if warnings > 1 else ''}")
+    text = ", ".join(parts) or "clean"
+    return text if doc["complete"] else f"{text}, incomplete"
+
+
+def _print_findings(findings: list[Document]) -> None:
+    rows: list[list[object]] = [
+        ["#", "SEVERITY", "RULE", "HUGE PAGES", "CAUSE", "AT", "EXPECTED", "FOUND"]
+    ]
+    for i, finding in enumerate(findings):
+        rows.append(
+            [
+                i,
+                finding["severity"],
+                finding["rule"],
+                finding["affected"],
+                "" if finding["caused_by"] is None else f"#{finding['caused_by']}",
+                finding["physical_address"] or "",
+                finding["expected"] or "",
+                finding["actual"] or "",
+            ]
+        )
+    print_table(rows)
+    print()
+    for i, finding in enumerate(findings):
+        more = f" (and {finding['folded']} more like it)" if finding["folded"] else ""
+        print(f"#{i} {finding['message']}{more}")
+
+
+def _print_defects(findings: list[Document]) -> None:
+    for name in dict.fromkeys(f["defect"] for f in findings if f["defect"]):
+        defect = DEFECTS[name]
+        print(f"\nKnown kernel defect: {name}")
+        print(f"  state     {defect.state}")
+        print(f"  kernels   {defect.kernels}")
+        print(f"  confirm   {defect.confirm}")
+        print(f"  leads to  {defect.leads_to}")
+
+
+def print_ktap(docs: Sequence[Document], *, strict: bool) -> None:
+    """
+    Print documents as KTAP: one test a rule and target.
+
+    :param strict: Whether warnings are failures.
+    """
+    print("KTAP version 1")
+    print(f"1..{len(docs)}")
+    for number, doc in enumerate(docs, 1):
+        if doc["status"] == "error":
+            print(f"# {doc['error']}")
+            print(f"not ok {number} {_ktap_name(doc['target'])}")
+            continue
+        print("  KTAP version 1")
+        print(f"  1..{len(doc['rules'])}")
+        failed = [
+            _print_ktap_rule(i, rule, doc, strict)
+            for i, rule in enumerate(doc["rules"], 1)
+        ]
+        result = "not ok" if any(failed) else "ok"
+        print(f"{result} {number} {_ktap_name(doc['target'])}")
+
+
+def _ktap_name(target: str) -> str:
+    """A description must not contain what begins a directive."""
+    return target.replace("#", "_").replace("\n", "_")
+
+
+def _print_ktap_rule(number: int, rule: Document, doc: Document, strict: bool) -> bool:
+    """Print one result; say whether it is a failure."""
+    findings = [f for f in doc["findings"] if f["rule"] == rule["id"]]
+    for finding in findings:
+        print(f"  # {finding['severity']}: {finding['message']}")
+    failed = any(strict or finding["severity"] == "error" for finding in findings)
+    skip = f" # SKIP {rule['reason']}" if rule["result"] == "skip" else ""
+    print(f"  {'not ok' if failed else 'ok'} {number} {rule['id']}{skip}")
+    return failed

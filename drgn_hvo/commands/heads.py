@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``heads``
+---------
+
+The heads of all pages of a range, as a file that ``numpy.load()`` reads.
+"""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.errors import UsageError
+from drgn_hvo.files import replace_file
+from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.progress import progress
+
+__all__ = ("parse_pfn_range", "write_heads")
+
+
+def parse_pfn_range(text: str) -> tuple[int, int]:
+    """
+    Understand ``A-B``, both included.
+
+    :return: First PFN, and end (exclusive).
+    :raises UsageError: if it is no range.
+    """
+    first, dash, last = text.partition("-")
+    try:
+        start, end = int(first, 0), int(last, 0) + 1
+    except ValueError:
+        raise UsageError(f"{text!r} is no range of PFNs: use A-B") from None
+    if not dash or not 0 <= start < end:
+        raise UsageError(f"{text!r} is no range of PFNs: use A-B")
+    return start, end
+
+
+def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
+    """
+    Write head PFNs, one uint64 a page, all ones where there is no initialised
+    struct page.
+
+    :param pfns: First PFN and end (exclusive); all that vmemmap has if ``None``.
+    :return: The number of pages.
+    """
+    start, end = pfns or (0, hvo.vmemmap.end_pfn)
+    if end > hvo.vmemmap.end_pfn:
+        raise UsageError(
+            f"PFN {end - 1} is out of range, struct pages end at PFN "
+            f"{hvo.vmemmap.end_pfn - 1}"
+        )
+    has_mask, has_fake_heads = hvo.layout.encoding.has_mask, hvo.has_fake_heads
+    chunks = hvo.vmemmap.compound_heads(
+        start, end, has_mask=has_mask, has_fake_heads=has_fake_heads
+    )
+    header = {"descr": "<u8", "fortran_order": False, "shape": (end - start,)}
+    with (
+        replace_file(path, force=True) as f,
+        progress(end - start, "page") as bar,
+    ):
+        np.lib.format.write_array_header_1_0(f, header)
+        for heads in chunks:
+            f.write(heads.astype("<u8", copy=False).tobytes())
+            bar.update(len(heads))
+    return end - start

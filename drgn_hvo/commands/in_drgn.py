@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``%hvo``
+--------
+
+The verbs of :mod:`drgn_hvo.commands.verbs` in a drgn session: ``%hvo show``. drgn's
+commands have no subcommands, so the first word is looked up here. Importing this
+module registers the command; the verbs are imported when it is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
+
+from drgn import Program
+from drgn.commands import CommandArgumentError, CommandError, parse_shell_command
+from drgn.commands.linux import linux_kernel_custom_command
+
+from drgn_hvo.commands.failures import bug, failure, output_failure
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.verbs import Verb
+
+__all__ = ()
+
+
+class _HelpPrintedError(Exception):
+    """Help was asked for and printed."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would end the process."""
+
+    def exit(self, status: int = 0, message: Optional[str] = None) -> NoReturn:
+        if not status:
+            raise _HelpPrintedError
+        raise CommandArgumentError((message or "").rstrip())
+
+    def error(self, message: str) -> NoReturn:
+        raise CommandArgumentError(
+            f"{self.prog}: error: {message} (--help shows usage)"
+        )
+
+
+def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None:
+    from drgn_hvo.commands.verbs import add_assume_option
+
+    parser = commands.add_parser(verb.name, help=verb.help, description=verb.help)
+    verb.add_options(parser)
+    add_assume_option(parser)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.set_defaults(verb=verb)
+
+
+def _parser() -> _Parser:
+    from drgn_hvo.commands.verbs import VERBS
+
+    parser = _Parser(prog="hvo", description=_DESCRIPTION)
+    commands = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        _add_verb(commands, verb)
+    return parser
+
+
+def _run(prog: Program, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.verbs import session_of
+
+    verb: Verb = args.verb
+    try:
+        return verb.run(session_of(prog, dict(args.assume)), args)
+    except (BrokenPipeError, CommandError):
+        raise
+    except OSError as e:
+        raise CommandError(output_failure(e)) from None
+    except Exception as e:
+        known = failure(e)
+        if known is not None:
+            raise CommandError(known) from None
+        if args.debug:
+            traceback.print_exc()
+        raise CommandError(bug(e, "; --debug shows where")) from e
+
+
+_DESCRIPTION = "Explain HugeTLB Vmemmap Optimization (HVO) in this kernel."
+
+
+@linux_kernel_custom_command(  # type: ignore[untyped-decorator]
+    name="hvo",
+    description="explain HugeTLB Vmemmap Optimization (HVO)",
+    usage="**hvo** [**--help**] *VERB* ...",
+    long_description=_DESCRIPTION,
+    epilog="%hvo --help lists the verbs, %hvo VERB --help the options of one.",
+    parse=parse_shell_command,
+)
+def _cmd_hvo(
+    prog: Program, name: str, args: Sequence[str], **kwargs: Any
+) -> Optional[int]:
+    try:
+        parsed = _parser().parse_args(args)
+    except _HelpPrintedError:
+        return None
+    # drgn's commands return None; check's status is for scripts.
+    return _run(prog, parsed) or None

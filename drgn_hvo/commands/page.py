@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``page``
+--------
+
+One struct page explained: its raw word, what it is, its head, and the page of
+vmemmap that holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.commands.document import Document, document, human_size
+from drgn_hvo.formats.tail_words import (
+    ALL_ONES,
+    compound_head,
+    is_poisoned,
+    is_tail,
+    mask_order,
+    page_fixed_fake_head,
+)
+from drgn_hvo.memmap.heads import Head, read_head
+from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
+from drgn_hvo.memmap.pools import LIST_NAMES
+
+__all__ = (
+    "page_document",
+    "page_lines",
+    "print_lines",
+    "print_pages",
+)
+
+
+def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> Document:
+    """
+    What ``page --json`` prints.
+
+    :raises UsageError: if a specification names no page.
+    """
+    result = document(target, hvo.kernel.release)
+    result["pages"] = [_page(hvo, spec) for spec in specs]
+    return result
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words of one struct page, and of the one behind it."""
+
+    info: int
+    flags: int
+    next_info: Optional[int]
+    all_zero: bool
+
+
+def _read_words(hvo: Hvo, pfn: int) -> Optional[_Words]:
+    vmemmap = hvo.vmemmap
+    pages = vmemmap.read_pages(np.array([pfn, pfn + 1], dtype=np.int64))
+    if not pages.present[0]:
+        return None
+    infos, flags = vmemmap.tail_words(pages), vmemmap.flags(pages)
+    following = int(infos[1]) if pages.present[1] else None
+    return _Words(int(infos[0]), int(flags[0]), following, not pages.data[0].any())
+
+
+def _head_address(hvo: Hvo, pfn: int, words: _Words) -> int:
+    has_mask = hvo.layout.encoding.has_mask
+    page = hvo.vmemmap.page_address(pfn)
+    geometry = hvo.kernel.geometry
+    begins_slice = geometry.power_of_2 and page % geometry.page_size == 0
+    if hvo.has_fake_heads and begins_slice and words.next_info is not None:
+        has_PG_head = bool(words.flags & hvo.kernel.PG_head_mask)
+        return page_fixed_fake_head(
+            page, words.info, has_PG_head, words.next_info, has_mask
+        )
+    return compound_head(page, words.info, has_mask)
+
+
+def _kind(hvo: Hvo, pfn: int, words: _Words, head: int) -> str:
+    if is_poisoned(words.info):
+        return "uninitialised"
+    if words.all_zero:
+        return "all zeros: uninitialised, or left out of this dump"
+    if is_tail(words.info):
+        return "tail"
+    if head != hvo.vmemmap.page_address(pfn):
+        return "tail (a fake head: the copy of the head that HVO maps here)"
+    return "head" if words.flags & hvo.kernel.PG_head_mask else "order-0"
+
+
+def _is_shared_tail(hvo: Hvo, frame: Optional[int]) -> bool:
+    tails = hvo.shared_tails if hvo.has_hugetlb else []
+    return frame is not None and any(tail.pfn == frame for tail in tails)
+
+
+def _page(hvo: Hvo, spec: PageSpec) -> Document:
+    vmemmap = hvo.vmemmap
+    pfn = resolve_page(vmemmap, spec)
+    page: Document = {
+        "spec": spec.text,
+        "pfn": pfn,
+        "page": f"{vmemmap.page_address(pfn):#x}",
+        "kind": "not in this dump",
+        "word": None,
+        "flags": None,
+        "mask_order": None,
+        "head_pfn": None,
+        "head": None,
+        "order": None,
+        "hugetlb": None,
+        "nid": None,
+        "zone": None,
+        "slice": _slice(hvo, pfn),
+        "folio": None,
+    }
+    if vmemmap.has_mappings and page["slice"]["frame"] is None:
+        page["kind"] = "no struct page: vmemmap is not mapped here"
+        return page
+    words = _read_words(hvo, pfn)
+    if words is None:
+        return page
+    head = _head_address(hvo, pfn, words)
+    page["kind"] = _kind(hvo, pfn, words, head)
+    if not is_tail(words.info) and _is_shared_tail(hvo, page["slice"]["frame"]):
+        page["kind"] += ", on a shared tail page: it should be a tail"
+    page["word"] = f"{words.info:#x}"
+    page["flags"] = f"{words.flags:#x}"
+    if hvo.layout.encoding.has_mask:
+        page["mask_order"] = mask_order(hvo.kernel.geometry, words.info)
+    if page["kind"].startswith(("uninit", "all zeros")):
+        return page
+    page["head"] = f"{head:#x}"
+    head_pfn = vmemmap.page_pfn(head) if head != ALL_ONES else None
+    if head_pfn is not None:
+        page["head_pfn"] = head_pfn
+        _add_head(hvo, page, read_head(hvo, head_pfn))
+    return page
+
+
+def _add_head(hvo: Hvo, page: Document, head: Optional[Head]) -> None:
+    if head is None:
+        return
+    page.update(order=head.order, hugetlb=head.hugetlb, nid=head.nid, zone=head.zone)
+    size, page_size = hvo.vmemmap.size, hvo.vmemmap.page_size
+    page["slice"]["index_in_folio"] = (
+        page["pfn"] * size // page_size - head.pfn * size // page_size
+    )
+    if page["pfn"] != head.pfn and not head.PG_head:
+        page["kind"] += ", but its head has no PG_head"
+    if head.hugetlb and hvo.has_hugetlb:
+        page["folio"] = _folio(hvo, head.pfn)
+
+
+def _folio(hvo: Hvo, pfn: int) -> Optional[Document]:
+    """What the pools and page tables say of a hugetlb folio."""
+    found = hvo.hugetlb
+    index = int(np.searchsorted(found.folios.head_pfn, pfn))
+    if index == len(found.folios) or found.folios.head_pfn[index] != pfn:
+        return None
+    optimized = found.has_hpg_flag("vmemmap_optimized")
+    private = int(found.folios.private[index])
+    order = int(found.folios.order[index])
+    return {
+        "head_pfn": pfn,
+        "page_bytes": hvo.kernel.geometry.page_size << order,
+        "list": LIST_NAMES[found.folios.on_list[index]],
+        "refcount": int(found.folios.refcount[index]),
+        "flags": [n for n, bit in found.hpg_flags.items() if private >> bit & 1],
+        "optimized_flag": None if optimized is None else bool(optimized[index]),
+        "optimized_mapping": bool(found.optimized_mapping[index]),
+    }
+
+
+def _slice(hvo: Hvo, pfn: int) -> Document:
+    """The page of vmemmap that holds a struct page."""
+    vmemmap = hvo.vmemmap
+    slice_ = pfn * vmemmap.size // vmemmap.page_size
+    result: Document = {
+        "address": f"{vmemmap.base + slice_ * vmemmap.page_size:#x}",
+        "index_in_folio": None,
+        "frame": None,
+        "writable": None,
+        "page_bytes": None,
+        "shared": None,
+        "mapped_by": None,
+    }
+    mapping = vmemmap.mapping(slice_) if vmemmap.has_mappings else None
+    if mapping is not None:
+        users = vmemmap.mapped_by(mapping.pfn)
+        page_table = hvo.kernel.page_table_format
+        assert page_table is not None, "there are mappings"
+        result.update(
+            frame=mapping.pfn,
+            writable=mapping.writable,
+            page_bytes=vmemmap.page_size << page_table.index_bits * mapping.level,
+            shared=users > 1,
+            mapped_by=users,
+        )
+    return result
+
+
+def print_pages(doc: Document) -> None:
+    """Print a document of :func:`page_document()` for people."""
+    for i, page in enumerate(doc["pages"]):
+        if i:
+            print()
+        print_lines(page_lines(page))
+
+
+def print_lines(lines: list[tuple[str, str]]) -> None:
+    """Print names and values."""
+    for name, value in lines:
+        print(f"{name:<12} {value}")
+
+
+def page_lines(page: Document) -> list[tuple[str, str]]:
+    """What is printed of one page: names and values."""
+    lines = [
+        ("PFN", f"{page['pfn']} ({page['pfn']:#x})"),
+        ("struct page", f"{page['page']}, {page['kind']}"),
+    ]
+    if page["word"] is not None:
+        mask = page["mask_order"]
+        meaning = "" if mask is None else f" (mask of order {mask})"
+        lines.append(("Word", page["word"] + meaning))
+        lines.append(("Flags", page["flags"]))
+    if page["head"] is not None:
+        pfn = page["head_pfn"]
+        where = "outside vmemmap" if pfn is None else f"PFN {pfn}"
+        lines.append(("Head", f"{page['head']}, {where}"))
+        lines.append(("Order", "unknown" if page["order"] is None else page["order"]))
+        zone = page["zone"] or "unknown"
+        nid = "unknown" if page["nid"] is None else page["nid"]
+        lines.append(("Node, zone", f"{nid}, {zone}"))
+    if page["folio"] is not None:
+        lines += _folio_lines(page["folio"])
+    elif page["hugetlb"]:
+        lines.append(("Huge page", "hugetlb, but on no list and not optimized"))
+    lines += _slice_lines(page["slice"])
+    return [(name, str(value)) for name, value in lines]
+
+
+def _folio_lines(folio: Document) -> list[tuple[str, str]]:
+    size = human_size(folio["page_bytes"])
+    on_list = "on no list" if folio["list"] is None else f"on the {folio['list']} list"
+    flag = {True: "yes", False: "no", None: "unknown"}
+    return [
+        ("Huge page", f"{size}, {on_list}, reference count {folio['refcount']}"),
+        ("Flags", " ".join(folio["flags"]) or "none"),
+        (
+            "Optimized",
+            f"by flag {flag[folio['optimized_flag']]}, by page tables "
+            f"{flag[folio['optimized_mapping']]}",
+        ),
+    ]
+
+
+def _slice_lines(slice_: Document) -> list[tuple[str, str]]:
+    if slice_["frame"] is None:
+        return [("Slice", f"{slice_['address']}, mapping not known")]
+    index = slice_["index_in_folio"]
+    number = "" if index is None else f"{index} of its folio, "
+    size = f"a page of {human_size(slice_['page_bytes'])}"
+    access = "writable" if slice_["writable"] else "read-only"
+    users = slice_["mapped_by"]
+    sharing = f"shared by {users} slices" if slice_["shared"] else "private"
+    return [
+        ("Slice", f"{number}{slice_['address']}, mapped as {size}"),
+        ("Frame", f"PFN {slice_['frame']}, {access}, {sharing}"),
+    ]

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+``show``
+--------
+
+The kernel, its layout and how it was decided, shared tail pages, pools and what
+HVO saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Optional
+
+from drgn.helpers.common.format import CellFormat, escape_ascii_string, print_table
+import numpy as np
+
+from drgn_hvo.commands.document import Document, document, human_size
+from drgn_hvo.memmap.folios import Folios, Hugetlb
+from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
+from drgn_hvo.memmap.pools import LIST_NAMES, HState
+from drgn_hvo.memmap.shared_tails import SharedTail
+
+__all__ = ("print_show", "show_document")
+
+
+def show_document(hvo: Hvo, target: str, *, folios: bool) -> Document:
+    """
+    What ``show --json`` prints.
+
+    :param folios: Whether to list every folio.
+    """
+    kernel, layout = hvo.kernel, hvo.layout
+    struct_page = kernel.struct_page
+    result = document(target, kernel.release)
+    result.update(
+        arch=kernel.arch,
+        page_size=kernel.geometry.page_size,
+        types_from=kernel.types_from,
+        symbols_from=kernel.symbols_from,
+        struct_page={
+            "size": struct_page.size,
+            "member": struct_page.member,
+            "offset": struct_page.offset,
+        },
+        encoding={
+            "kind": layout.encoding.kind,
+            "evidence": list(layout.encoding.evidence),
+        },
+        tail_layout=_tail_layout(hvo),
+        hvo_enabled=_hvo_enabled(hvo),
+        vmemmap=_vmemmap(hvo),
+        shared_tails=None,
+        hstates=None,
+        saved=None,
+    )
+    if folios:
+        result["folios"] = None
+    if hvo.has_hugetlb:
+        found = hvo.hugetlb
+        result["shared_tails"] = [_shared_tail(hvo, t) for t in hvo.shared_tails]
+        result["hstates"] = [_hstate(hvo, found, h) for h in found.hstates]
+        result["saved"] = _saved(hvo, found)
+        if folios:
+            result["folios"] = list(_folios(hvo, found))
+    result["notes"] = [*layout.notes, *hvo.problems, *_missing_tables(hvo)]
+    return result
+
+
+def _tail_layout(hvo: Hvo) -> Document:
+    tails = hvo.layout.tails
+    array = tails.array if tails.kind == "shared" else None
+    return {
+        "kind": tails.kind,
+        "where": array.where if array else None,
+        "element": array.element if array else None,
+        "min_order": tails.min_order if array else None,
+        "slots": array.slots if array else None,
+        "evidence": list(tails.evidence),
+    }
+
+
+def _hvo_enabled(hvo: Hvo) -> Optional[bool]:
+    enabled = hvo.kernel.variable("vmemmap_optimize_enabled")
+    return None if enabled is None else bool(enabled)
+
+
+def _vmemmap(hvo: Hvo) -> Document:
+    """The alignment matters for masks only: sparse_init() checks it there."""
+    required = None
+    max_order = hvo.layout.tails.max_order
+    if hvo.layout.encoding.has_mask and max_order is not None:
+        required = hvo.kernel.geometry.vmemmap_align(max_order)
+    base = hvo.vmemmap.base
+    return {
+        "base": f"{base:#x}",
+        "aligned": None if required is None else base % required == 0,
+        "required_alignment": required,
+    }
+
+
+def _zone_name(hvo: Hvo, nid: int, index: Optional[int]) -> Optional[str]:
+    return None if index is None else hvo.mmzone.zone_name(nid, index)
+
+
+def _shared_tail(hvo: Hvo, tail: SharedTail) -> Document:
+    return {
+        "nid": tail.nid,
+        "zone": _zone_name(hvo, tail.nid, tail.zone_index),
+        "index": tail.index,
+        "order": tail.order,
+        "pfn": tail.pfn,
+        "frame_nid": tail.frame_nid,
+        "frame_refcount": tail.frame_refcount,
+        "boot": tail.boot,
+        "mapped_by": tail.mapped_by,
+        "slot": f"{tail.slot:#x}",
+        "value": f"{tail.value:#x}",
+    }
+
+
+def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> Document:
+    of_order = found.folios.order == hstate.order
+    nids = hvo.folio_nids
+    nodes = []
+    for nid, total in hstate.total_node.items():
+        here = of_order & (nids == nid)
+        nodes.append(
+            {
+                "nid": nid,
+                "total": total,
+                "free": hstate.free_node[nid],
+                "surplus": hstate.surplus_node[nid],
+                "folios": int(here.sum()),
+                "optimized": int((here & found.optimized_mapping).sum()),
+            }
+        )
+    return {
+        "order": hstate.order,
+        "page_bytes": hvo.kernel.geometry.page_size << hstate.order,
+        "total": hstate.total,
+        "free": hstate.free,
+        "surplus": hstate.surplus,
+        "reserved": hstate.reserved,
+        "nodes": nodes,
+    }
+
+
+def _saved(hvo: Hvo, found: Hugetlb) -> Document:
+    pages = int(found.folios.shared_ptes.sum())
+    # A frame that two slots name is one frame.
+    shared = len({tail.pfn for tail in hvo.shared_tails if tail.pfn is not None})
+    return {
+        "pages": pages,
+        "shared_tail_pages": shared,
+        "net_pages": pages - shared,
+        "net_bytes": (pages - shared) * hvo.kernel.geometry.page_size,
+        "by_node_order": [
+            {"nid": nid, "order": order, "pages": count}
+            for (nid, order), count in saved_by_node_order(hvo).items()
+        ],
+    }
+
+
+def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[Document]:
+    """One document a folio, by head PFN."""
+    folios = found.folios
+    nids = hvo.folio_nids.tolist()
+    zones = hvo.folio_zones.tolist()
+    optimized = found.has_hpg_flag("vmemmap_optimized")
+    mapping = found.optimized_mapping.tolist()
+    in_transition = found.in_transition.tolist()
+    tail_frames = _tail_frames(folios)
+    flag_names = sorted(found.hpg_flags, key=lambda name: found.hpg_flags[name])
+    for i in range(len(folios)):
+        present = bool(folios.present[i])
+        private = int(folios.private[i])
+        flags = [n for n in flag_names if private >> found.hpg_flags[n] & 1]
+        zone = None
+        if nids[i] >= 0:
+            zone = hvo.mmzone.zone_name(nids[i], zones[i])
+        head_frame = int(folios.head_frame[i])
+        yield {
+            "head_pfn": int(folios.head_pfn[i]),
+            "order": int(folios.order[i]),
+            "nid": None if nids[i] < 0 else nids[i],
+            "zone": zone,
+            "list": LIST_NAMES[folios.on_list[i]],
+            "refcount": int(folios.refcount[i]) if present else None,
+            "flags": flags if present else None,
+            "optimized_flag": (
+                bool(optimized[i]) if present and optimized is not None else None
+            ),
+            "optimized_mapping": mapping[i],
+            "head_frame": None if head_frame < 0 else head_frame,
+            "tail_frames": tail_frames.get(i, []),
+            "private_frames": int(folios.mapped[i] - folios.shared_ptes[i]),
+            "shared_ptes": int(folios.shared_ptes[i]),
+            "writable_shared_ptes": int(folios.writable_shared_ptes[i]),
+            "in_transition": in_transition[i],
+        }
+
+
+def _tail_frames(folios: Folios) -> dict[int, list[int]]:
+    """The distinct frames that the slices of each folio share."""
+    slices = folios.tail_slices
+    frames: dict[int, set[int]] = {}
+    for i in np.flatnonzero(slices.shared > 0).tolist():
+        pfn, count = int(slices.pfn[i]), int(slices.count[i])
+        # Slices that map one frame, or a stretch with shared ones among others.
+        found = {pfn} if slices.step[i] == 0 else set(range(pfn, pfn + count))
+        frames.setdefault(int(slices.folio[i]), set()).update(found)
+    return {folio: sorted(found) for folio, found in frames.items()}
+
+
+def _missing_tables(hvo: Hvo) -> list[str]:
+    if not hvo.vmemmap.has_mappings:
+        return ["the page tables of this architecture cannot be walked"]
+    missing = hvo.vmemmap.walk.missing
+    lines = [
+        f"page table {t.address:#x} for {t.start:#x} to {t.end:#x} {t.reason}"
+        for t in missing[:3]
+    ]
+    if len(missing) > len(lines):
+        lines.append(f"and {len(missing) - len(lines)} more page tables")
+    return lines
+
+
+def _text(value: Optional[str]) -> str:
+    """A string from the kernel, fit for a terminal."""
+    if value is None:
+        return "unknown"
+    return escape_ascii_string(value.encode(), escape_backslash=True)
+
+
+def _known(value: object) -> object:
+    return "?" if value is None else value
+
+
+def print_show(doc: Document) -> None:
+    """Print a document of :func:`show_document()` for people."""
+    _print_kernel(doc)
+    if doc["shared_tails"]:
+        print("\nShared tail pages")
+        _print_shared_tails(doc["shared_tails"])
+    if doc["hstates"] is not None:
+        print("\nHuge pages")
+        _print_hstates(doc)
+    if doc["saved"] is not None:
+        print()
+        _print_saved(doc["saved"], doc["page_size"])
+    if doc.get("folios"):
+        print("\nFolios")
+        _print_folios(doc["folios"])
+    if doc["notes"]:
+        print("\nNotes")
+        for note in doc["notes"]:
+            print(f"  {note}")
+
+
+def _print_kernel(doc: Document) -> None:
+    page, tails, vmemmap = doc["struct_page"], doc["tail_layout"], doc["vmemmap"]
+    enabled = {True: "on", False: "off", None: "unknown"}[doc["hvo_enabled"]]
+    kind = _known(tails["kind"])
+    if tails["where"] is not None:
+        kind = f"shared, vmemmap_tails of struct {tails['where']} ({tails['element']})"
+    alignment = ""
+    if vmemmap["aligned"] is not None:
+        size = human_size(vmemmap["required_alignment"])
+        alignment = f", {'' if vmemmap['aligned'] else 'NOT '}aligned to {size}"
+    print(f"Kernel       {_text(doc['release'])} {doc['arch']}")
+    print(f"Types        {doc['types_from']}, symbols from {doc['symbols_from']}")
+    print(f"HVO          {enabled}")
+    print(
+        f"struct page  {page['size']} bytes, tails in {page['member']} at offset "
+        f"{page['offset']}"
+    )
+    print(f"vmemmap      {vmemmap['base']}{alignment}")
+    print(f"Encoding     {doc['encoding']['kind']}")
+    for line in doc["encoding"]["evidence"]:
+        print(f"             - {line}")
+    print(f"Tail layout  {kind}")
+    for line in tails["evidence"]:
+        print(f"             - {line}")
+
+
+def _print_shared_tails(tails: list[Document]) -> None:
+    rows: list[list[object]] = [
+        ["NODE", "ZONE", "ORDER", "PFN", "ON NODE", "REFCOUNT", "BOOT", "MAPPED BY"]
+    ]
+    for tail in tails:
+        boot = {True: "yes", False: "no", None: "?"}[tail["boot"]]
+        rows.append(
+            [
+                tail["nid"],
+                "(all)" if tail["zone"] is None else _text(tail["zone"]),
+                tail["order"],
+                _known(tail["pfn"]),
+                _known(tail["frame_nid"]),
+                _known(tail["frame_refcount"]),
+                boot,
+                tail["mapped_by"],
+            ]
+        )
+    print_table(rows)
+
+
+def _print_hstates(doc: Document) -> None:
+    rows: list[list[object]] = [
+        ["SIZE", "NODE", "TOTAL", "FREE", "SURPLUS", "FOUND", "OPTIMIZED"]
+    ]
+    for hstate in doc["hstates"]:
+        for node in hstate["nodes"]:
+            rows.append(
+                [
+                    human_size(hstate["page_bytes"]),
+                    node["nid"],
+                    node["total"],
+                    node["free"],
+                    node["surplus"],
+                    node["folios"],
+                    node["optimized"],
+                ]
+            )
+    print_table(rows)
+
+
+def _print_saved(saved: Document, page_size: int) -> None:
+    pages, shared = saved["pages"], saved["shared_tail_pages"]
+    net = saved["net_pages"]
+    print(
+        f"Saved        {pages} pages of vmemmap, less {shared} shared tail pages: "
+        f"{net} pages, {net * page_size / (1 << 20):.1f} MiB"
+    )
+
+
+def _print_folios(folios: list[Document]) -> None:
+    rows: list[list[object]] = [
+        ["PFN", "ORDER", "NODE", "ZONE", "LIST", "REFCOUNT", "HEAD", "TAILS", "SHARED",
+         "FLAGS"]
+    ]  # fmt: skip
+    for folio in folios:
+        tails = folio["tail_frames"]
+        rows.append(
+            [
+                CellFormat(folio["head_pfn"], ">"),
+                folio["order"],
+                _known(folio["nid"]),
+                _text(folio["zone"]),
+                folio["list"] or "(none)",
+                _known(folio["refcount"]),
+                _known(folio["head_frame"]),
+                ",".join(map(str, tails[:2])) + (",…" if len(tails) > 2 else ""),
+                folio["shared_ptes"],
+                "|".join(folio["flags"] or ()),
+            ]
+        )
+    print_table(rows)

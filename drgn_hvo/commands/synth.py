@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+drgn-hvo synth and drgn-hvo faults
+----------------------------------
+
+What these commands of the generator do; their options are in the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+import json
+import sys
+
+from drgn_hvo import __version__
+from drgn_hvo.synth.containers.elf import Progress
+from drgn_hvo.synth.containers.output import write_machine
+from drgn_hvo.synth.damage.faults import catalogue, make_machine
+from drgn_hvo.synth.described.description_file import load_description
+
+__all__ = ("run_faults", "run_synth")
+
+# Smaller machines are written before anybody looks.
+_MIN_PROGRESS_FRAMES = 1 << 15
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    from tqdm import tqdm
+
+    quiet = total < _MIN_PROGRESS_FRAMES or not sys.stderr.isatty()
+    with tqdm(total=total, unit="page", disable=quiet, file=sys.stderr) as bar:
+
+        def progress(frames: int) -> None:
+            bar.update(frames)
+
+        yield progress
+
+
+def run_synth(args: argparse.Namespace) -> int:
+    """
+    Write a core, and report what faults changed.
+
+    :return: The exit status.
+    :raises UsageError: if the description or the output file is no good.
+    """
+    description = load_description(args.description)
+    machine, applied = make_machine(description, args.faults)
+    total = sum(extent.count for extent in machine.image.extents)
+    with _progress(total) as progress:
+        write_machine(
+            machine, args.output, args.container, force=args.force, progress=progress
+        )
+    if applied:
+        document = {
+            "schema": 1,
+            "tool": {"name": "drgn-hvo", "version": __version__},
+            "target": str(args.output),
+            "faults": [fault.to_json() for fault in applied],
+        }
+        print(json.dumps(document, indent=1))
+    return 0
+
+
+def run_faults(args: argparse.Namespace) -> int:
+    """
+    List the faults.
+
+    :return: The exit status.
+    """
+    faults = catalogue()
+    if args.json:
+        document = {
+            "schema": 1,
+            "tool": {"name": "drgn-hvo", "version": __version__},
+            "faults": faults,
+        }
+        print(json.dumps(document, indent=1))
+        return 0
+    width = max(len(fault["name"]) for fault in faults)
+    for fault in faults:
+        rule = fault["rule"] or "not in the dump"
+        print(f"{fault['name']:{width}}  {fault['what']} ({rule})")
+    return 0

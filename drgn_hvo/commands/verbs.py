@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Commands on a kernel
+--------------------
+
+What ``drgn-hvo VERB TARGET`` and ``%hvo VERB`` in a drgn session have in common:
+one entry of :data:`VERBS` each, with its options and what it does. What reads the
+kernel is imported when a verb runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import os
+from typing import TYPE_CHECKING, Optional
+
+from drgn import Program, ProgramFlags
+
+from drgn_hvo.commands.document import print_document
+from drgn_hvo.errors import UsageError
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.check import CheckScope
+    from drgn_hvo.memmap.hvo import Hvo
+
+__all__ = (
+    "VERBS",
+    "Session",
+    "Verb",
+    "add_assume_option",
+    "check_scope",
+    "session_of",
+)
+
+
+@dataclass(frozen=True)
+class Session:
+    """
+    What a verb works on.
+
+    :param target: What the user calls it.
+    :param open: Gives what is known of it; may raise
+        :exc:`~drgn_hvo.errors.HvoError`.
+    """
+
+    target: str
+    open: Callable[[], Hvo]
+
+
+def _target_name(prog: Program) -> str:
+    path = prog.core_dump_path
+    if path is not None:
+        return path
+    if not prog.flags & ProgramFlags.IS_LIVE:
+        return "this program"
+    return "live" if prog.flags & ProgramFlags.IS_LOCAL else "qemu"
+
+
+def session_of(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Session:
+    """
+    A session on a program that is open already.
+
+    :param assume: Properties to override, see
+        :data:`~drgn_hvo.kernel.bound.ASSUMPTIONS`.
+    """
+
+    def opened() -> Hvo:
+        from drgn_hvo.memmap.hvo import hvo
+
+        return hvo(prog, assume)
+
+    return Session(_target_name(prog), opened)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """
+    A command on one kernel.
+
+    :param help: One line.
+    :param add_options: Adds its options and arguments to a parser.
+    :param run: Does it and gives the exit status.
+    """
+
+    name: str
+    help: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[Session, argparse.Namespace], int]
+
+
+def _assumption(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    return key, value
+
+
+def add_assume_option(parser: argparse.ArgumentParser) -> None:
+    """``--assume``, which all verbs have."""
+    parser.add_argument(
+        "--assume",
+        metavar="KEY=VALUE",
+        type=_assumption,
+        action="append",
+        default=[],
+        help="override a detected property: encoding=pointer|mask, "
+        "tail_layout=plain|fake-head|shared, vmemmap=ADDRESS",
+    )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument(
+        "--drgn",
+        action="store_true",
+        help="print drgn code that finds out the same",
+    )
+
+
+def _add_show_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folios", action="store_true", help="list every folio, too")
+    _add_output_options(parser)
+
+
+def _run_show(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.drgn_code import show_code
+    from drgn_hvo.commands.show import print_show, show_document
+
+    if args.drgn:
+        print(show_code(session.open(), folios=args.folios), end="")
+        return 0
+    document = show_document(session.open(), session.target, folios=args.folios)
+    print_document(document, print_show, as_json=args.json)
+    return 0
+
+
+def _add_check_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("text", "json", "ktap"), default="text")
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="read all of vmemmap, not just what HVO used",
+    )
+    parser.add_argument("--rules", metavar="ID,…", help="check only these rules")
+    parser.add_argument("--ignore", metavar="ID,…", help="leave these rules out")
+    parser.add_argument("--strict", action="store_true", help="warnings are errors")
+
+
+def check_scope(args: argparse.Namespace) -> CheckScope:
+    """
+    What the options of ``check`` ask for.
+
+    :raises UsageError: if one names a rule that does not exist.
+    """
+    from drgn_hvo.commands.check import CheckScope, parse_rules
+
+    return CheckScope(
+        deep=args.deep,
+        only=None if args.rules is None else parse_rules(args.rules),
+        ignore=frozenset() if args.ignore is None else parse_rules(args.ignore),
+        strict=args.strict,
+    )
+
+
+def _run_check(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.check import (
+        check_document,
+        exit_status,
+        print_ktap,
+        print_result,
+    )
+
+    scope = check_scope(args)
+    document = check_document(session.open(), session.target, scope)
+    if args.format == "ktap":
+        print_ktap([document], strict=scope.strict)
+    else:
+        print_result(document, args.format)
+    return exit_status(document, strict=scope.strict)
+
+
+_PAGE_HELP = (
+    "pfn:N, page:0xADDR (a struct page), virt:0xADDR (kernel virtual), phys:0xADDR, "
+    "task:PID:0xVADDR, or just a PFN"
+)
+
+
+def _add_page_options(parser: argparse.ArgumentParser) -> None:
+    pages = parser.add_argument("pages", metavar="PAGE", nargs="+", help=_PAGE_HELP)
+    # "*" would match nothing in front of an option, and refuse a PAGE behind it.
+    pages.required = False
+    parser.add_argument(
+        "--oops",
+        metavar="FILE",
+        help="instead of PAGE: explain the page faults in this log ('-': stdin)",
+    )
+    _add_output_options(parser)
+
+
+def _run_page(session: Session, args: argparse.Namespace) -> int:
+    if bool(args.pages) == (args.oops is not None):
+        raise UsageError("page takes PAGE, or --oops FILE (--help shows usage)")
+    if args.oops is not None:
+        return _run_oops(session, args)
+    from drgn_hvo.commands.drgn_code import page_code
+    from drgn_hvo.commands.page import page_document, print_pages
+    from drgn_hvo.memmap.page_spec import parse_page_spec
+
+    specs = [parse_page_spec(text) for text in args.pages]
+    if args.drgn:
+        print(page_code(specs), end="")
+        return 0
+    document = page_document(session.open(), session.target, specs)
+    print_document(document, print_pages, as_json=args.json)
+    return 0
+
+
+def _run_oops(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.oops import oops_document, print_oopses
+    from drgn_hvo.formats.oops_log import read_log
+
+    if args.drgn:
+        raise UsageError("--drgn needs PAGE: a log has no equivalent in drgn")
+    log = read_log(args.oops)
+    document = oops_document(session.open(), session.target, log)
+    print_document(document, print_oopses, as_json=args.json)
+    return 0
+
+
+def _add_map_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("page", metavar="PAGE", help=_PAGE_HELP)
+
+
+def _run_map(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.map import print_map
+    from drgn_hvo.memmap.page_spec import parse_page_spec
+
+    spec = parse_page_spec(args.page)
+    print_map(session.open(), spec)
+    return 0
+
+
+def _add_heads_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pfns", metavar="A-B", help="only these PFNs, both included (default: all)"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE.npy",
+        required=True,
+        help="uint64 head PFNs, one a PFN; all ones where no struct page was "
+        "initialised",
+    )
+
+
+def _run_heads(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.heads import parse_pfn_range, write_heads
+
+    pfns = None if args.pfns is None else parse_pfn_range(args.pfns)
+    if os.path.realpath(args.output) == os.path.realpath(session.target):
+        raise UsageError(f"{args.output}: is the target itself")
+    write_heads(session.open(), args.output, pfns)
+    return 0
+
+
+#: All verbs, in the order in which help lists them.
+VERBS = (
+    Verb(
+        "show",
+        "kernel, layout, shared tails, pools, savings",
+        _add_show_options,
+        _run_show,
+    ),
+    Verb("check", "integrity audit", _add_check_options, _run_check),
+    Verb("page", "explain struct pages", _add_page_options, _run_page),
+    Verb(
+        "map",
+        "draw how a folio's struct pages are mapped",
+        _add_map_options,
+        _run_map,
+    ),
+    Verb(
+        "heads",
+        "resolve the heads of all pages into a file",
+        _add_heads_options,
+        _run_heads,
+    ),
+)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+kdump-compressed files, written
+-------------------------------
+
+The format of makedumpfile (its ``diskdump_mod.h`` and ``IMPLEMENTATION``), header
+version 6, pages compressed with zlib, which every reader knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import IO
+import zlib
+
+import construct
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.formats.kdump import page_descriptor
+
+__all__ = (
+    "KdumpHeader",
+    "KdumpWriter",
+    "PackedPage",
+    "core_note",
+    "kdump_pages",
+    "pack_page",
+    "pfn_bitmap",
+)
+
+_UTS = construct.Padded(65, construct.CString("ascii"))
+_HEADER = construct.Struct(
+    "signature" / construct.Const(b"KDUMP   "),
+    "header_version" / construct.Int32sl,
+    "sysname" / _UTS,
+    "nodename" / _UTS,
+    "release" / _UTS,
+    "version" / _UTS,
+    "machine" / _UTS,
+    "domainname" / _UTS,
+    construct.Padding(6),
+    "tv_sec" / construct.Int64sl,
+    "tv_usec" / construct.Int64sl,
+    "status" / construct.Int32ul,
+    "block_size" / construct.Int32sl,
+    "sub_hdr_size" / construct.Int32sl,
+    "bitmap_blocks" / construct.Int32ul,
+    "max_mapnr" / construct.Int32ul,
+    "total_ram_blocks" / construct.Int32ul,
+    "device_blocks" / construct.Int32ul,
+    "written_blocks" / construct.Int32ul,
+    "current_cpu" / construct.Int32ul,
+    "nr_cpus" / construct.Int32sl,
+)
+_SUB_HEADER = construct.Struct(
+    "phys_base" / construct.Int64sl,
+    "dump_level" / construct.Int32sl,
+    "split" / construct.Int32sl,
+    "start_pfn" / construct.Int64ul,
+    "end_pfn" / construct.Int64ul,
+    "offset_vmcoreinfo" / construct.Int64sl,
+    "size_vmcoreinfo" / construct.Int64ul,
+    "offset_note" / construct.Int64sl,
+    "size_note" / construct.Int64ul,
+    "offset_eraseinfo" / construct.Int64sl,
+    "size_eraseinfo" / construct.Int64ul,
+    "start_pfn_64" / construct.Int64ul,
+    "end_pfn_64" / construct.Int64ul,
+    "max_mapnr_64" / construct.Int64ul,
+)
+_NHDR = construct.Struct(
+    "n_namesz" / construct.Int32ul,
+    "n_descsz" / construct.Int32ul,
+    "n_type" / construct.Int32ul,
+)
+_PAGE_DESC = page_descriptor("little")
+
+_VERSION = 6
+_COMPRESSED_ZLIB = 1
+
+#: A page as the file stores it: flags of its descriptor, and data.
+PackedPage = tuple[int, bytes]
+
+
+def core_note(name: bytes, kind: int, data: bytes) -> bytes:
+    """An ELF note, as cores have it."""
+    owner = name + b"\0"
+    header = _NHDR.build(
+        {"n_namesz": len(owner), "n_descsz": len(data), "n_type": kind}
+    )
+    return header + owner + bytes(-len(owner) % 4) + data + bytes(-len(data) % 4)
+
+
+@dataclass(frozen=True)
+class KdumpHeader:
+    """
+    What the headers say.
+
+    :param nodename: Of ``struct new_utsname``; names a machine, so think first.
+    :param machine: Likewise; libkdumpfile takes the architecture from it.
+    :param vmcoreinfo: Must be part of *notes*, byte for byte.
+    :param dump_level: What was filtered, as for ``makedumpfile -d``.
+    :param max_mapnr: One more than the highest PFN.
+    """
+
+    nodename: str
+    release: str
+    version: str
+    machine: str
+    page_size: int
+    phys_base: int
+    vmcoreinfo: bytes
+    notes: bytes
+    dump_level: int
+    max_mapnr: int
+
+
+def pack_page(data: bytes, level: int) -> PackedPage:
+    """
+    A page as the file stores it: compressed, if that makes it smaller.
+
+    :param level: Of zlib.
+    """
+    stored = zlib.compress(data, level)
+    return (0, data) if len(stored) >= len(data) else (_COMPRESSED_ZLIB, stored)
+
+
+class KdumpWriter:
+    """
+    Writes a file: headers at once, then pages as they come.
+
+    :param file: Empty, and able to seek.
+    :param memory: Bitmap of the pages that the machine has, a bit a page.
+    :param dumped: Bitmap of those that the file will have.
+    """
+
+    def __init__(
+        self, file: IO[bytes], header: KdumpHeader, memory: bytes, dumped: bytes
+    ) -> None:
+        self._file = file
+        size = header.page_size
+        blocks = -(-header.max_mapnr // (8 * size))
+        sub_size = -(-(_SUB_HEADER.sizeof() + len(header.notes)) // size)
+        used = np.unpackbits(np.frombuffer(dumped, dtype=np.uint8))
+        self._descriptors = np.zeros(int(used.sum()), dtype=_PAGE_DESC)
+        self._count = 0
+        self._zero = (0, 0, 0)
+        main = _main_header(header, blocks, sub_size, len(self._descriptors))
+        file.write(main.ljust(size, b"\0"))
+        sub = _sub_header(header) + header.notes
+        file.write(sub.ljust(sub_size * size, b"\0"))
+        for bitmap in (memory, dumped):
+            file.write(bitmap.ljust(blocks * size, b"\0"))
+        self._start = (1 + sub_size + 2 * blocks) * size
+        self._offset = self._start + self._descriptors.nbytes
+        file.seek(self._offset)
+
+    def add(self, page: PackedPage, *, is_zero: bool = False) -> None:
+        """Add the next page, in order of their PFN; all zero pages share one."""
+        flags, data = page
+        place = self._zero
+        if not (is_zero and place[1]):
+            place = (self._offset, len(data), flags)
+            self._file.write(data)
+            self._offset += len(data)
+            self._zero = place if is_zero else self._zero
+        self._descriptors[self._count] = (*place, 0)
+        self._count += 1
+
+    def finish(self) -> None:
+        """Write where each page is."""
+        assert self._count == len(self._descriptors), "as the bitmap says"
+        self._file.seek(self._start)
+        self._file.write(self._descriptors.tobytes())
+
+
+def pfn_bitmap(ranges: Iterable[tuple[int, int]], max_mapnr: int) -> bytes:
+    """A bit for each page of some ranges of PFNs, ends excluded."""
+    bits = np.zeros(-(-max_mapnr // 8) * 8, dtype=np.uint8)
+    for start, end in ranges:
+        bits[start:end] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def _main_header(header: KdumpHeader, blocks: int, sub_size: int, count: int) -> bytes:
+    built: bytes = _HEADER.build(
+        {
+            "header_version": _VERSION,
+            "sysname": "Linux",
+            "nodename": header.nodename,
+            "release": header.release,
+            "version": header.version,
+            "machine": header.machine,
+            "domainname": "(none)",
+            "tv_sec": 0,
+            "tv_usec": 0,
+            "status": _COMPRESSED_ZLIB,
+            "block_size": header.page_size,
+            "sub_hdr_size": sub_size,
+            "bitmap_blocks": 2 * blocks,
+            "max_mapnr": min(header.max_mapnr, 0xFFFFFFFF),
+            "total_ram_blocks": 0,
+            "device_blocks": 0,
+            "written_blocks": count & 0xFFFFFFFF,
+            "current_cpu": 0,
+            "nr_cpus": 1,
+        }
+    )
+    return built
+
+
+def _sub_header(header: KdumpHeader) -> bytes:
+    # libkdumpfile looks for VMCOREINFO among the notes; others at its own offset.
+    offset = header.page_size + _SUB_HEADER.sizeof()
+    at = header.notes.index(header.vmcoreinfo)
+    built: bytes = _SUB_HEADER.build(
+        {
+            "phys_base": header.phys_base,
+            "dump_level": header.dump_level,
+            "split": 0,
+            "start_pfn": 0,
+            "end_pfn": 0,
+            "offset_vmcoreinfo": offset + at,
+            "size_vmcoreinfo": len(header.vmcoreinfo),
+            "offset_note": offset,
+            "size_note": len(header.notes),
+            "offset_eraseinfo": 0,
+            "size_eraseinfo": 0,
+            "start_pfn_64": 0,
+            "end_pfn_64": 0,
+            "max_mapnr_64": header.max_mapnr,
+        }
+    )
+    return built
+
+
+def kdump_pages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """
+    PFN and content of each page of a file that :class:`KdumpWriter` wrote: what to
+    compare, because versions of zlib compress the same page differently.
+    """
+    header = _HEADER.parse(data)
+    blocks, size = header.bitmap_blocks // 2, header.block_size
+    second = (1 + header.sub_hdr_size + blocks) * size
+    start = second + blocks * size
+    bitmap: npt.NDArray[np.uint8] = np.frombuffer(data[second:start], dtype=np.uint8)
+    pfns = np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))
+    descriptors = np.frombuffer(data, dtype=_PAGE_DESC, count=len(pfns), offset=start)
+    for pfn, (offset, length, flags, _) in zip(pfns.tolist(), descriptors.tolist()):
+        stored = data[offset : offset + length]
+        yield pfn, zlib.decompress(stored) if flags & _COMPRESSED_ZLIB else stored

@@ -1,0 +1,512 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Types and symbols from the core itself
+--------------------------------------
+
+What drgn lacks without debuginfo is in the kernel's own memory: VMCOREINFO says
+where kallsyms is, kallsyms says where BTF is. :func:`install()` offers both to
+drgn as a type, an object and a symbol finder, behind everything else.
+
+drgn's helpers read :exc:`LookupError` as "this kernel was built without it", so
+a finder that merely *cannot tell* must not let one through. What this module
+cannot answer raises :exc:`~drgn_hvo.errors.UnavailableError` instead. Where the
+kernel's debuginfo is loaded, that is the authority, and these finders are silent.
+
+Importing this module is cheap: what reads the formats is imported when a finder
+is first asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+import logging
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Callable, Generic, Optional, TypeVar
+
+from drgn import (
+    FaultError,
+    FindObjectFlags,
+    ModuleFileStatus,
+    Object,
+    PlatformFlags,
+    Program,
+    Symbol,
+    SymbolBinding,
+    SymbolKind,
+    Type,
+    TypeKind,
+    TypeKindSet,
+)
+
+from drgn_hvo.errors import FormatError, HvoError, UnavailableError
+
+if TYPE_CHECKING:
+    from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsEntry
+    from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+    from drgn_hvo.kernel.btf_types import BtfTypes
+    from drgn_hvo.kernel.variables import LengthSource, Variable
+
+__all__ = (
+    "FINDER_NAME",
+    "CoreSources",
+    "are_finders_enabled",
+    "core_sources",
+    "has_debuginfo",
+    "install",
+)
+
+#: The name under which the finders are registered.
+FINDER_NAME = "hvo"
+
+_CACHE_KEY = "drgn_hvo.sources"
+
+# The BTF of a distribution kernel has 2 to 7 MiB, of allyesconfig some 30.
+_MAX_BTF_SIZE = 256 << 20
+
+# MAX_NUMNODES is at most 1024, and no array that we know of is longer.
+_MAX_LENGTH = 1 << 16
+
+# drgn's own, so that its settings hold.
+_logger = logging.getLogger("drgn")
+
+T = TypeVar("T")
+
+
+class _Lazy(Generic[T]):
+    """A source that is read once; if it cannot be, the reason is kept."""
+
+    def __init__(self, sources: CoreSources, load: Callable[[], T]) -> None:
+        self._sources = sources
+        self._load = load
+        self._value: Optional[T] = None
+        self._reason: Optional[str] = None
+
+    def __call__(self) -> T:
+        """:raises UnavailableError: with the same reason each time."""
+        if self._reason is not None:
+            raise UnavailableError(self._reason)
+        if self._value is None:
+            was_busy, self._sources.busy = self._sources.busy, True
+            try:
+                self._value = self._load()
+            except (HvoError, FaultError) as e:
+                self._reason = str(e)
+                raise UnavailableError(self._reason) from None
+            finally:
+                self._sources.busy = was_busy
+        return self._value
+
+
+def _cut_names() -> Container[str]:
+    from drgn_hvo.kernel.kept_names import NAMES
+
+    return NAMES
+
+
+def _cut_types() -> Container[str]:
+    from drgn_hvo.kernel.kept_names import TYPES
+
+    return TYPES
+
+
+class CoreSources:
+    """
+    VMCOREINFO, kallsyms and BTF of one program, each read when first needed.
+
+    Calling one of :attr:`vmcoreinfo`, :attr:`kallsyms` and :attr:`types` gives
+    it or raises :exc:`~drgn_hvo.errors.UnavailableError` with the reason.
+    """
+
+    def __init__(self, prog: Program) -> None:
+        self.prog = prog
+        # Reading a source makes drgn look up base types such as char, which asks
+        # our finders again: drgn's defaults are right for those.
+        self.busy = False
+        self.vmcoreinfo: _Lazy[Vmcoreinfo] = _Lazy(self, self._load_vmcoreinfo)
+        self.kallsyms: _Lazy[Kallsyms] = _Lazy(self, self._load_kallsyms)
+        self.types: _Lazy[BtfTypes] = _Lazy(self, self._load_types)
+
+    @property
+    def byteorder(self) -> str:
+        """``"little"`` or ``"big"``."""
+        platform = self.prog.platform
+        if platform is None or platform.flags & PlatformFlags.IS_LITTLE_ENDIAN:
+            return "little"
+        return "big"
+
+    def _load_vmcoreinfo(self) -> Vmcoreinfo:
+        from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+
+        try:
+            data = self.prog["VMCOREINFO"].string_()
+        except KeyError:
+            raise UnavailableError("this target has no VMCOREINFO") from None
+        return Vmcoreinfo(data)
+
+    def _load_kallsyms(self) -> Kallsyms:
+        from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables
+
+        known = self.vmcoreinfo().addresses()
+        try:
+            tables = KallsymsTables.read(self.prog.read, known, self.byteorder)
+        except FaultError as e:
+            raise UnavailableError(f"kallsyms is not in this dump: {e}") from None
+        return Kallsyms(tables, known)
+
+    def _load_types(self) -> BtfTypes:
+        from drgn_hvo.formats.btf import Btf
+        from drgn_hvo.kernel.btf_types import BtfTypes
+
+        start = self.address("__start_BTF")
+        stop = self.address("__stop_BTF")
+        if start is None or stop is None:
+            raise UnavailableError(
+                "this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF)"
+            )
+        if not start < stop <= start + _MAX_BTF_SIZE:
+            raise FormatError(f"BTF is damaged: it spans {start:#x} to {stop:#x}")
+        try:
+            data = self.prog.read(start, stop - start)
+        except FaultError as e:
+            raise UnavailableError(f"BTF is not in this dump: {e}") from None
+        types = BtfTypes(self.prog, Btf(data))
+        _logger.warning(
+            "no debuginfo of this kernel: drgn-hvo takes types from its BTF and "
+            "symbols from its kallsyms"
+        )
+        return types
+
+    @property
+    def extract_kind(self) -> Optional[str]:
+        """``"full"`` or ``"small"`` if this is what ``drgn-hvo extract`` wrote."""
+        from drgn_hvo.formats.vmcoreinfo import EXTRACT_KEY
+
+        return self.vmcoreinfo().get(EXTRACT_KEY)
+
+    def check_not_cut(self, name: str, known: Callable[[], Container[str]]) -> None:
+        """
+        Check that a name that was not found is not in the kernel.
+
+        :param known: Gives the names of which cut tables tell.
+        :raises UnavailableError: if it may just have been cut away.
+        """
+        if self.extract_kind == "small" and name not in known():
+            raise UnavailableError(
+                f"cannot look up {name}: this is an extract, with a part of the "
+                "kernel's symbols and types only (--small)"
+            )
+
+    def has_data_symbols(self) -> bool:
+        """
+        Whether kallsyms lists variables too (``CONFIG_KALLSYMS_ALL``), so that
+        one that it lacks does not exist. Every VMCOREINFO names ``init_uts_ns``.
+        """
+        return bool(self.kallsyms().lookup("init_uts_ns"))
+
+    def address(self, name: str) -> Optional[int]:
+        """
+        Where a variable or function lies.
+
+        :return: ``None`` if the kernel has none of that name.
+        :raises UnavailableError: if that cannot be told.
+        """
+        try:
+            entries = self.kallsyms().lookup(name)
+        except UnavailableError as e:
+            address = self._vmcoreinfo_address(name)
+            if address is None:
+                raise UnavailableError(f"cannot look up {name}: {e}") from None
+            return address
+        if len({entry.address for entry in entries}) > 1:
+            raise UnavailableError(f"kallsyms has {len(entries)} symbols named {name}")
+        if entries:
+            return entries[0].address
+        self.check_not_cut(name, _cut_names)
+        if not self.has_data_symbols():
+            address = self._vmcoreinfo_address(name)
+            if address is None:
+                raise UnavailableError(
+                    f"cannot look up {name}: this kernel's kallsyms lists functions "
+                    "only (no CONFIG_KALLSYMS_ALL)"
+                )
+            return address
+        return None
+
+    def _vmcoreinfo_address(self, name: str) -> Optional[int]:
+        try:
+            return self.vmcoreinfo().address(name)
+        except UnavailableError:
+            return None
+
+
+def core_sources(prog: Program) -> CoreSources:
+    """The sources of a program; its finders share them."""
+    sources: CoreSources = prog.cache.setdefault(_CACHE_KEY, CoreSources(prog))
+    return sources
+
+
+def has_debuginfo(prog: Program) -> bool:
+    """Whether the debuginfo of the kernel itself is loaded."""
+    try:
+        module = prog.main_module()
+    except LookupError:
+        return False
+    return module.debug_file_status == ModuleFileStatus.HAVE
+
+
+def _is_silent(sources: CoreSources, filename: Optional[str]) -> bool:
+    # Neither BTF nor kallsyms knows in which file something is defined.
+    return sources.busy or filename is not None or has_debuginfo(sources.prog)
+
+
+# The kinds that VMCOREINFO and drgn's defaults cannot stand in for.
+_NAMED_KINDS = TypeKindSet(
+    (
+        TypeKind.STRUCT,
+        TypeKind.UNION,
+        TypeKind.CLASS,
+        TypeKind.ENUM,
+        TypeKind.TYPEDEF,
+    )
+)
+
+# drgn has defaults for these.
+_DEFAULT_TYPEDEFS = ("size_t", "ptrdiff_t")
+
+
+# When drgn looks for debuginfo, it asks for this type to list the loaded modules, so
+# as to look for theirs.
+_TYPE_OF_MODULES = "module"
+_LOADERS = frozenset({"load_debug_info", "load_default_debug_info"})
+
+
+def _loads_debuginfo(caller: FrameType) -> bool:
+    """
+    Whether drgn asks on its own account. Where there is no debuginfo of the kernel,
+    that of its modules is of no use, and a session that needs no types must not wait
+    for BTF, nor for a search over hundreds of modules.
+    """
+    return not _LOADERS.isdisjoint(caller.f_code.co_names)
+
+
+def _find_type(
+    prog: Program, kinds: TypeKindSet, name: str, filename: Optional[str]
+) -> Optional[Type]:
+    sources = core_sources(prog)
+    if _is_silent(sources, filename):
+        return None
+    if name == _TYPE_OF_MODULES and _loads_debuginfo(sys._getframe(1)):
+        return None
+    try:
+        types = sources.types()
+    except UnavailableError as e:
+        if not kinds & _NAMED_KINDS or name in _DEFAULT_TYPEDEFS:
+            return None
+        raise UnavailableError(f"cannot look up type {name}: {e}") from None
+    found = types.find(kinds, name)
+    if found is None and kinds & _NAMED_KINDS and name not in _DEFAULT_TYPEDEFS:
+        sources.check_not_cut(name, _cut_types)
+    return found
+
+
+def _find_object(
+    prog: Program, name: str, flags: FindObjectFlags, filename: Optional[str]
+) -> Optional[Object]:
+    sources = core_sources(prog)
+    if _is_silent(sources, filename):
+        return None
+    from drgn_hvo.kernel.variables import VARIABLES
+
+    if flags & FindObjectFlags.VARIABLE:
+        if name == "vmemmap":
+            return _vmemmap(sources)
+        if name == "mem_section":
+            return _mem_section(sources)
+        if name in VARIABLES:
+            return _variable(sources, name, VARIABLES[name])
+    if flags & FindObjectFlags.CONSTANT:
+        constant = _constant(sources, name)
+        if constant is not None:
+            return constant
+    if flags & (FindObjectFlags.VARIABLE | FindObjectFlags.FUNCTION):
+        return _described(sources, name, flags)
+    return None
+
+
+def _constant(sources: CoreSources, name: str) -> Optional[Object]:
+    try:
+        types = sources.types()
+    except UnavailableError as e:
+        raise UnavailableError(f"cannot look up {name}: {e}") from None
+    found = types.btf.find_enumerator(name)
+    if found is None:
+        return None
+    type_id, enumerator = found
+    return Object(sources.prog, types.type(type_id), enumerator.value)
+
+
+def _described(
+    sources: CoreSources, name: str, flags: FindObjectFlags
+) -> Optional[Object]:
+    """What BTF describes by itself: per-CPU variables and functions."""
+    from drgn_hvo.formats.btf import BtfKind
+
+    address = sources.address(name)
+    if address is None:
+        return None
+    kinds = []
+    if flags & FindObjectFlags.VARIABLE:
+        kinds.append(BtfKind.VAR)
+    if flags & FindObjectFlags.FUNCTION:
+        kinds.append(BtfKind.FUNC)
+    types = sources.types()
+    for type_id in types.btf.find(name, kinds):
+        return Object(sources.prog, types.type(type_id), address=address)
+    raise UnavailableError(
+        f"the kernel has {name} at {address:#x}, but BTF does not describe it; "
+        "load debuginfo to use it"
+    )
+
+
+def _variable(sources: CoreSources, name: str, variable: Variable) -> Optional[Object]:
+    if sources.extract_kind is not None and not variable.in_extracts:
+        raise UnavailableError(f"{name} is not in this dump, which is an extract")
+    address = sources.address(name)
+    if address is None:
+        return None
+    prog = sources.prog
+    object_type = prog.type(variable.type_name)
+    if variable.lengths is not None:
+        length = _length(sources, name, variable.lengths)
+        object_type = prog.array_type(object_type, length)
+    return Object(prog, object_type, address=address)
+
+
+def _length(
+    sources: CoreSources, name: str, candidates: tuple[LengthSource, ...]
+) -> int:
+    for candidate in candidates:
+        length = _length_from(sources, candidate)
+        if length is not None:
+            if not 0 < length <= _MAX_LENGTH:
+                raise FormatError(f"{name} cannot have {length} elements")
+            return length
+    raise UnavailableError(f"nothing in this core says how many elements {name} has")
+
+
+def _length_from(sources: CoreSources, candidate: LengthSource) -> Optional[int]:
+    from drgn_hvo.kernel.variables import ArrayMember, Enumerator
+
+    prog = sources.prog
+    if isinstance(candidate, ArrayMember):
+        try:
+            member = prog.type(candidate.type_name).member(candidate.member)
+        except LookupError:
+            return None
+        return member.type.length
+    if isinstance(candidate, Enumerator):
+        try:
+            return prog.constant(candidate.name).value_()
+        except LookupError:
+            return None
+    return sources.vmcoreinfo().length(candidate.name)
+
+
+def _vmemmap(sources: CoreSources) -> Optional[Object]:
+    """
+    The ``vmemmap`` macro. drgn derives it from ``mem_section``; this is for when
+    it cannot.
+    """
+    value = sources.vmcoreinfo().symbol("vmemmap")
+    if value is None:
+        return None
+    return Object(sources.prog, "struct page *", value)
+
+
+def _mem_section(sources: CoreSources) -> Optional[Object]:
+    """
+    ``mem_section``, whose type depends on ``CONFIG_SPARSEMEM_EXTREME``: VMCOREINFO
+    prints the value of the pointer with it, the address of the array without.
+    """
+    prog = sources.prog
+    address = sources.address("mem_section")
+    if address is None:
+        return None
+    vmcoreinfo = sources.vmcoreinfo()
+    value = vmcoreinfo.symbol("mem_section")
+    if value is None:
+        raise UnavailableError("VMCOREINFO does not say how mem_section is laid out")
+    if value != address:
+        return Object(prog, "struct mem_section **", address=address)
+    roots = vmcoreinfo.length("mem_section")
+    if not roots or roots > 1 << 32:
+        raise UnavailableError("VMCOREINFO does not say how long mem_section is")
+    # Without CONFIG_SPARSEMEM_EXTREME there is one section in a root.
+    root = prog.array_type(prog.type("struct mem_section"), 1)
+    return Object(prog, prog.array_type(root, roots), address=address)
+
+
+# What scripts/kallsyms.c copies from nm(1).
+_SYMBOL_KINDS = {
+    **dict.fromkeys("tT", SymbolKind.FUNC),
+    **dict.fromkeys("bBdDgGrRsSvV", SymbolKind.OBJECT),
+}
+
+
+def _symbol(entry: KallsymsEntry, size: int) -> Symbol:
+    if entry.type in "vVwW":
+        binding = SymbolBinding.WEAK
+    elif entry.type.isupper():
+        binding = SymbolBinding.GLOBAL
+    else:
+        binding = SymbolBinding.LOCAL
+    kind = _SYMBOL_KINDS.get(entry.type, SymbolKind.UNKNOWN)
+    return Symbol(entry.name, entry.address, size, binding, kind)
+
+
+def _find_symbol(
+    prog: Program, name: Optional[str], address: Optional[int], one: bool
+) -> list[Symbol]:
+    sources = core_sources(prog)
+    if _is_silent(sources, None):
+        return []
+    try:
+        kallsyms = sources.kallsyms()
+    except UnavailableError:
+        # "No symbol" is an answer that symbolizing callers expect, and it
+        # decides nothing.
+        return []
+    if address is not None:
+        nearest = kallsyms.nearest(address)
+        entries = [] if nearest is None else [nearest]
+        entries = [entry for entry in entries if name in (None, entry.name)]
+    elif name is not None:
+        entries = kallsyms.lookup(name)
+    else:
+        entries = list(kallsyms)
+    if one:
+        entries = entries[:1]
+    return [_symbol(entry, kallsyms.extent(entry.address) or 0) for entry in entries]
+
+
+def are_finders_enabled(prog: Program) -> bool:
+    """Whether nobody has turned off what :func:`install()` registered."""
+    return (
+        FINDER_NAME in prog.enabled_type_finders()
+        and FINDER_NAME in prog.enabled_object_finders()
+    )
+
+
+def install(prog: Program) -> CoreSources:
+    """
+    Offer the core's own types and symbols to drgn, behind all other finders.
+
+    :return: The sources, which are read when drgn first asks.
+    """
+    if FINDER_NAME not in prog.registered_type_finders():
+        prog.register_type_finder(FINDER_NAME, _find_type, enable_index=-1)
+        prog.register_object_finder(FINDER_NAME, _find_object, enable_index=-1)
+        prog.register_symbol_finder(FINDER_NAME, _find_symbol, enable_index=-1)
+    return core_sources(prog)

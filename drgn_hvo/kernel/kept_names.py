@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What is kept of symbols and types
+---------------------------------
+
+The names that the commands, and drgn's helpers for memory management, ask for:
+``drgn-hvo extract --small`` keeps these. A name that is in :data:`NAMES` and not in
+such tables is not in the kernel either; of any other name they tell nothing.
+"""
+
+from __future__ import annotations
+
+from drgn_hvo.kernel.variables import VARIABLES
+
+__all__ = (
+    "NAMES",
+    "OMITTED",
+    "TYPES",
+)
+
+
+#: The name of the symbol that stands for all that were cut away behind another.
+OMITTED = "drgn_hvo_symbols_omitted"
+
+
+SYMBOLS = frozenset(VARIABLES) | {
+    "__start_BTF",
+    "__stop_BTF",
+    # The static key of fake heads before v5.19.
+    "hugetlb_free_vmemmap_enabled_key",
+    "mem_section",
+    # drgn tells by it whether there is a vmemmap.
+    "vmemmap_populate",
+}
+
+
+# An enumerator brings its enumeration.
+CONSTANTS = frozenset(
+    {
+        "HUGETLB_PAGE_DTOR",
+        "NR_NODE_STATES",
+        "NR_VM_NODE_STAT_ITEMS",
+        "NR_VM_ZONE_STAT_ITEMS",
+        "N_ONLINE",
+        "PGTY_hugetlb",
+        "PGTY_slab",
+        "PG_head",
+        "PG_hwpoison",
+        "PG_lru",
+        "PG_reserved",
+        "PG_slab",
+        "SECTION_MARKED_PRESENT_BIT",
+        "ZONE_DEVICE",
+        "__MAX_NR_ZONES",
+        "__NR_PAGEFLAGS",
+    }
+)
+
+
+#: Tags and typedefs that are kept, with all that they contain; what they only point
+#: to becomes a declaration.
+TYPES = frozenset(
+    {
+        "folio",
+        "hstate",
+        "hugetlb_cgroup",
+        "hugetlb_page_flags",
+        "list_head",
+        "mem_section",
+        "mm_struct",
+        "node_states",
+        "nodemask_t",
+        "page",
+        "pageflags",
+        "pagetype",
+        "pglist_data",
+        "phys_addr_t",
+        "pgprot_t",
+        "spinlock_t",
+        "static_key_false",
+        "atomic_long_t",
+        "s64",
+        "u64",
+        "zone",
+        "zone_type",
+    }
+)
+
+
+#: Names whose absence from cut tables is an answer.
+NAMES = SYMBOLS | CONSTANTS

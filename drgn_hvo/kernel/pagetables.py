@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Page table walk
+---------------
+
+drgn translates addresses but drops permissions, and one address at a time. Here
+whole tables are read and decoded as arrays, and the result is *runs*: ranges of
+virtual pages whose frames follow each other, or are all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.formats.page_table_formats import PageTableFormat
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
+from drgn_hvo.kernel.frames import FrameReader
+
+__all__ = (
+    "Entry",
+    "MissingTable",
+    "Runs",
+    "Walk",
+    "find_entry",
+    "walk",
+)
+
+# So many tables are decoded at once: 2 MiB of them at 4 KiB each.
+_TABLES_PER_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Runs:
+    """
+    Mapped ranges by ascending address, one element each in every array.
+
+    :param va: Virtual address of the first page.
+    :param pfn: Frame of the first page.
+    :param count: Number of base pages.
+    :param step: How the PFN grows from page to page: 1, or 0 where all pages map
+        one frame.
+    :param writable: Whether every level allows writes.
+    :param level: 0 for base pages, 1 for the next larger size.
+    """
+
+    va: U64Array
+    pfn: Int64Array
+    count: Int64Array
+    step: Int64Array
+    writable: BoolArray
+    level: npt.NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.va)
+
+    @classmethod
+    def merge(cls, parts: Sequence[Runs]) -> Runs:
+        """Join runs of disjoint parts, each of them ascending."""
+        if not parts:
+            none = np.zeros(0, dtype=np.int64)
+            return cls(
+                none.astype(np.uint64), none, none, none,
+                none.astype(np.bool_), none.astype(np.uint8),
+            )  # fmt: skip
+        order = np.argsort(np.concatenate([part.va for part in parts]), kind="stable")
+        # Of a large machine's many runs, one array after the other.
+        columns = (
+            np.concatenate([getattr(part, field.name) for part in parts]).take(order)
+            for field in fields(cls)
+        )
+        return cls(*columns)
+
+
+@dataclass(frozen=True)
+class MissingTable:
+    """A page table that cannot be used, why, and what it would have mapped."""
+
+    address: int
+    start: int
+    end: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The mappings of a range, and the tables that could not be used."""
+
+    runs: Runs
+    missing: tuple[MissingTable, ...]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """
+    Tables of one level by ascending virtual address: their physical and first virtual
+    addresses, permission.
+    """
+
+    address: U64Array
+    va: U64Array
+    writable: BoolArray
+
+    def take(self, which: Union[slice, BoolArray]) -> _Tables:
+        return _Tables(self.address[which], self.va[which], self.writable[which])
+
+    @classmethod
+    def concatenate(cls, parts: list[_Tables]) -> _Tables:
+        if not parts:
+            none = np.zeros(0, dtype=np.uint64)
+            return cls(none, none, none.astype(np.bool_))
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*((p.address, p.va, p.writable) for p in parts))
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """Present entries of some tables."""
+
+    value: U64Array
+    va: U64Array
+    writable: BoolArray
+
+    def __len__(self) -> int:
+        return len(self.va)
+
+    def take(self, which: Union[slice, BoolArray]) -> _Entries:
+        return _Entries(self.value[which], self.va[which], self.writable[which])
+
+    def tables(self, address_mask: int) -> _Tables:
+        """The tables that these lead to."""
+        return _Tables(self.value & np.uint64(address_mask), self.va, self.writable)
+
+
+def walk(
+    reader: FrameReader,
+    page_table: PageTableFormat,
+    vmcoreinfo: Vmcoreinfo,
+    start: int,
+    end: int,
+) -> Walk:
+    """
+    Find all mappings between two kernel addresses.
+
+    :param start: First address, a canonical one.
+    :param end: End (exclusive).
+    :raises FormatError: if VMCOREINFO does not lead to the top table.
+    """
+    address_mask = page_table.address & ~page_table.not_address(vmcoreinfo)
+    levels = page_table.levels(vmcoreinfo)
+    top_shift = page_table.page_shift + page_table.index_bits * levels
+    tables = _Tables(
+        np.array([page_table.root(vmcoreinfo)], dtype=np.uint64),
+        # Kernel addresses are sign-extended from the top table's reach.
+        np.array([start >> top_shift << top_shift], dtype=np.uint64),
+        np.ones(1, dtype=np.bool_),
+    )
+    parts: list[Runs] = []
+    missing: list[MissingTable] = []
+    for level in range(levels - 1, -1, -1):
+        below: list[_Tables] = []
+        tables = _without_repeats(tables, page_table, level, missing)
+        for first in range(0, len(tables.va), _TABLES_PER_BATCH):
+            batch = tables.take(slice(first, first + _TABLES_PER_BATCH))
+            entries = _read_entries(
+                reader, page_table, batch, level, (start, end), missing
+            )
+            leaves, others = _split(page_table, entries, level, missing)
+            if len(leaves):
+                parts.append(_compress(page_table, leaves, level, address_mask))
+            below.append(others.tables(address_mask))
+        tables = _Tables.concatenate(below)
+    return Walk(Runs.merge(parts), tuple(missing))
+
+
+def _without_repeats(
+    tables: _Tables,
+    page_table: PageTableFormat,
+    level: int,
+    missing: list[MissingTable],
+) -> _Tables:
+    """
+    Drop tables that are named twice: vmemmap never shares one, and damage that
+    leads back into the same tables would make the walk grow without end.
+    """
+    if len(tables.va) < 2:
+        return tables
+    ascending = np.sort(tables.address)
+    if (ascending[1:] != ascending[:-1]).all():
+        return tables
+    _, firsts = np.unique(tables.address, return_index=True)
+    repeats = np.ones(len(tables.va), dtype=np.bool_)
+    repeats[firsts] = False
+    reach = 1 << (page_table.page_shift + page_table.index_bits * (level + 1))
+    for i in np.flatnonzero(repeats).tolist():
+        start = int(tables.va[i])
+        missing.append(
+            MissingTable(int(tables.address[i]), start, start + reach, "named twice")
+        )
+    return tables.take(~repeats)
+
+
+def _read_entries(
+    reader: FrameReader,
+    page_table: PageTableFormat,
+    tables: _Tables,
+    level: int,
+    limits: tuple[int, int],
+    missing: list[MissingTable],
+) -> _Entries:
+    """The present entries of tables that concern the wanted range."""
+    shift = page_table.page_shift + page_table.index_bits * level
+    reach = 1 << (shift + page_table.index_bits)
+    page_shift = np.uint64(page_table.page_shift)
+    frames = reader.read((tables.address >> page_shift).astype(np.int64))
+    for i in (~frames.present).nonzero()[0].tolist():
+        first = max(int(tables.va[i]), limits[0])
+        last = min(int(tables.va[i]) + reach, limits[1])
+        missing.append(
+            MissingTable(int(tables.address[i]), first, last, "not in this dump")
+        )
+    # Only the first and the last table reach beyond the range.
+    low = max(0, limits[0] - int(tables.va[0])) >> shift
+    beyond = max(0, int(tables.va[-1]) + reach - limits[1]) >> shift
+    values = frames.data.view(reader.u64).reshape(-1)
+    values = values[low : len(values) - beyond].astype(np.uint64, copy=False)
+    present = np.uint64(page_table.present)
+    (index,) = ((values & present) == present).nonzero()
+    value = values[index]
+    index += low
+    table = index >> page_table.index_bits
+    va = (index & ((1 << page_table.index_bits) - 1)).astype(np.uint64)
+    va <<= np.uint64(shift)
+    va += tables.va[table]
+    writable = (value & np.uint64(page_table.writable)) != 0
+    writable &= tables.writable[table]
+    return _Entries(value, va, writable)
+
+
+def _split(
+    page_table: PageTableFormat,
+    entries: _Entries,
+    level: int,
+    missing: list[MissingTable],
+) -> tuple[_Entries, _Entries]:
+    """Part mappings from entries that lead to further tables."""
+    none = entries.take(slice(0, 0))
+    if level == 0:
+        return entries, none
+    leaf = (entries.value & np.uint64(page_table.leaf)) != 0
+    if not leaf.any():
+        return none, entries
+    others = entries.take(~leaf)
+    if level <= page_table.max_leaf_level:
+        return entries.take(leaf), others
+    # A bit set where the format has none: damage, not a mapping.
+    shift = page_table.page_shift + page_table.index_bits * level
+    for address, first in zip(entries.value[leaf].tolist(), entries.va[leaf].tolist()):
+        missing.append(
+            MissingTable(address, first, first + (1 << shift), "is no table")
+        )
+    return none, others
+
+
+def _compress(
+    page_table: PageTableFormat, leaves: _Entries, level: int, address_mask: int
+) -> Runs:
+    """Join neighbouring mappings of one level, of which there are some, into runs."""
+    width = 1 << page_table.index_bits * level
+    va, writable = leaves.va, leaves.writable
+    # A large page is aligned to its size; a flag uses one of the bits below.
+    target = leaves.value & np.uint64(address_mask)
+    pfn = (target >> np.uint64(page_table.page_shift)).astype(np.int64)
+    pfn &= -width
+    page = np.uint64(width << page_table.page_shift)
+    delta = pfn[1:] - pfn[:-1]
+    joined = delta == width
+    if level == 0:
+        joined |= delta == 0
+    joined &= (va[1:] - va[:-1]) == page
+    joined &= writable[1:] == writable[:-1]
+    # A run has one step: break where the step changes.
+    joined[1:] &= ~joined[:-1] | (delta[1:] == delta[:-1])
+    edges = np.concatenate(([0], (~joined).nonzero()[0] + 1, [len(va)]))
+    first = edges[:-1]
+    count = edges[1:] - first
+    step = np.ones(len(first), dtype=np.int64)
+    (many,) = (count > 1).nonzero()
+    step[many] = delta[first[many]] != 0
+    return Runs(
+        va[first],
+        pfn[first],
+        count * width,
+        step,
+        writable[first],
+        np.full(len(first), level, dtype=np.uint8),
+    )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    A page table entry.
+
+    :param address: Physical address of the entry itself.
+    :param value: What it holds.
+    :param level: Of its table; 0 is the lowest.
+    """
+
+    address: int
+    value: int
+    level: int
+
+
+def find_entry(
+    reader: FrameReader,
+    page_table: PageTableFormat,
+    vmcoreinfo: Vmcoreinfo,
+    va: int,
+) -> Optional[Entry]:
+    """
+    The entry that decides how one address is mapped: a mapping, or the first one on
+    the way that is not present.
+
+    :return: ``None`` if a table on the way is not in the dump.
+    """
+    mask = page_table.address & ~page_table.not_address(vmcoreinfo)
+    size = 1 << page_table.page_shift
+    table = page_table.root(vmcoreinfo)
+    for level in range(page_table.levels(vmcoreinfo) - 1, -1, -1):
+        frames = reader.read(np.array([table // size], dtype=np.int64))
+        if not frames.present[0]:
+            return None
+        index = va >> (page_table.page_shift + page_table.index_bits * level)
+        index &= (1 << page_table.index_bits) - 1
+        value = int(frames.data.view(reader.u64)[0, index])
+        entry = Entry(table + 8 * index, value, level)
+        if not level or not value & page_table.present or value & page_table.leaf:
+            return entry
+        table = value & mask
+    raise AssertionError("the lowest level returns")

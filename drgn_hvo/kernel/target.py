@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Targets
+-------
+
+Opening what the user names, and saying in one line why it cannot be opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import errno
+import os
+from pathlib import Path
+from typing import Optional
+
+from drgn import (
+    BadDataError,
+    FaultError,
+    MissingDebugInfoError,
+    Program,
+    ProgramFlags,
+)
+
+from drgn_hvo.errors import FormatError, TargetError
+from drgn_hvo.formats.kdump import check_kdump_file
+from drgn_hvo.kernel.finders import has_debuginfo, install
+
+__all__ = ("load_symbols", "open_target")
+
+_QEMU = "qemu:"
+
+_KCORE = Path("/proc/kcore")
+_LOCKDOWN = Path("/sys/kernel/security/lockdown")
+
+_DRGN_ERRORS = (BadDataError, FaultError, NotImplementedError)
+
+# What drgn's words mean to a user.
+_EXPLANATIONS = {
+    # An empty utsname, see "KDUMP_ATTR_ARCH_NAME: Key has no value".
+    "ARCH_NAME": (
+        "this kdump file does not name its architecture, as those that QEMU writes do "
+        "not; convert it with 'makedumpfile -c -d 1 FILE NEW', or dump the guest as "
+        "ELF (dump-guest-memory without -z, -l or -s)"
+    ),
+    "kdump_vmcoreinfo_raw": "this kdump file has no VMCOREINFO",
+}
+
+
+def open_target(
+    target: str,
+    symbols: Sequence[str] = (),
+    vmcoreinfo: Optional[str] = None,
+) -> Program:
+    """
+    Open a target.
+
+    :param target: Path of a core, ``live``, or ``qemu:ADDRESS``.
+    :param symbols: Files with the kernel's debuginfo.
+    :param vmcoreinfo: File with VMCOREINFO, for a core that has none.
+    :raises TargetError: if it is not a Linux kernel that can be debugged.
+    """
+    note = _read_vmcoreinfo(vmcoreinfo)
+    try:
+        prog = Program(vmcoreinfo=note)
+        _set_target(prog, target)
+    except (FormatError, TargetError) as e:
+        raise TargetError(f"{target}: {e}") from None
+    except OSError as e:
+        if target == "live":
+            raise TargetError(_why_not_live(e)) from None
+        where = "" if e.filename in (None, target) else f"{e.filename}: "
+        raise TargetError(f"{target}: {where}{e.strerror or e}") from None
+    except (ArithmeticError, ValueError, LookupError, *_DRGN_ERRORS) as e:
+        raise TargetError(f"{target}: {_explain(str(e))}") from None
+    except Exception as e:
+        # libkdumpfile's and QEMU's errors reach us as plain Exception.
+        if type(e) is not Exception:
+            raise
+        raise TargetError(f"{target}: {_explain(str(e))}") from None
+    if not prog.flags & ProgramFlags.IS_LINUX_KERNEL:
+        if target.startswith(_QEMU):
+            # QEMU talks to one client at a time, and the next question is ours.
+            del prog
+            raise TargetError(f"{target}: {_why_no_note(target[len(_QEMU) :])}")
+        raise TargetError(
+            f"{target}: not a Linux kernel core (no VMCOREINFO note; if it is one, "
+            "give --vmcoreinfo)"
+        )
+    load_symbols(prog, symbols)
+    install(prog)
+    return prog
+
+
+def _read_vmcoreinfo(path: Optional[str]) -> Optional[bytes]:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as f:
+            # As much as no VMCOREINFO needs; a wrong file must not fill memory.
+            return f.read(1 << 20)
+    except OSError as e:
+        raise TargetError(f"{path}: {e.strerror}") from None
+
+
+def _set_target(prog: Program, target: str) -> None:
+    if target == "live":
+        prog.set_kernel()
+    elif target.startswith(_QEMU):
+        address = target[len(_QEMU) :]
+        _check_qmp(address)
+        prog.set_qemu_qmp(address)
+    else:
+        with open(target, "rb") as f:
+            check_kdump_file(f)
+        prog.set_core_dump(target)
+
+
+def _why_not_live(e: OSError) -> str:
+    """Why the running kernel's memory cannot be read."""
+    if e.errno == errno.ENOENT and not _KCORE.exists():
+        return (
+            "live: there is no /proc/kcore: this kernel was built without "
+            "CONFIG_PROC_KCORE, or /proc is not mounted"
+        )
+    if isinstance(e, PermissionError):
+        if os.geteuid() != 0:
+            return "live: debugging the running kernel needs root"
+        mode = _lockdown_mode()
+        if mode == "confidentiality":
+            return (
+                "live: the kernel is locked down (lockdown=confidentiality), so that "
+                "even root cannot read /proc/kcore; only booting without it helps"
+            )
+        return (
+            f"live: {_KCORE}: {e.strerror}, though you are root: a container without "
+            "CAP_SYS_RAWIO, or a security module, forbids it"
+        )
+    return f"live: {e.filename or _KCORE}: {e.strerror or e}"
+
+
+def _lockdown_mode() -> Optional[str]:
+    """The kernel's lockdown mode, ``None`` if nothing says."""
+    try:
+        # The mode in force is in brackets: "none integrity [confidentiality]".
+        return _LOCKDOWN.read_text().partition("[")[2].partition("]")[0] or None
+    except OSError:
+        return None
+
+
+def _check_qmp(address: str) -> None:
+    from drgn_hvo.kernel.qmp import check_qmp, is_tcp
+
+    if not address:
+        raise ValueError("no address; give the path of a QMP socket")
+    # What listens on a port may not speak first, and drgn's errors are good there.
+    if not is_tcp(address):
+        check_qmp(address)
+
+
+def _why_no_note(address: str) -> str:
+    """Why QEMU has no VMCOREINFO of its guest."""
+    from drgn_hvo.kernel.qmp import has_vmcoreinfo_device, is_tcp
+
+    if is_tcp(address):
+        return (
+            "VMCOREINFO comes over a Unix socket only: give QEMU one (-qmp "
+            "unix:PATH,server=on,wait=off), or --vmcoreinfo"
+        )
+    try:
+        has_device = has_vmcoreinfo_device(address)
+    except TargetError:
+        return "QEMU has no VMCOREINFO of this guest, and does not say why"
+    if not has_device:
+        return "QEMU was started without -device vmcoreinfo"
+    return (
+        "the guest has not given QEMU its VMCOREINFO: load the module qemu_fw_cfg in "
+        "it, or wait until it has booted (or it is no Linux kernel)"
+    )
+
+
+def _explain(message: str) -> str:
+    for known, explanation in _EXPLANATIONS.items():
+        if known in message:
+            return explanation
+    return " ".join(message.split())
+
+
+def load_symbols(prog: Program, symbols: Sequence[str]) -> None:
+    """
+    Load debuginfo.
+
+    :raises TargetError: if it cannot be read, or is not that of this kernel.
+    """
+    if not symbols:
+        return
+    try:
+        prog.load_debug_info(symbols)
+    except (MissingDebugInfoError, OSError, ValueError) as e:
+        raise TargetError(" ".join(str(e).split())) from None
+    if not has_debuginfo(prog):
+        raise TargetError(f"{symbols[0]}: not the debuginfo of this kernel")

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Heads of folios, in bulk
+------------------------
+
+A machine of a terabyte has half a million huge pages, each with a frame of vmemmap to
+itself. That frame is read once: what lists, folios and rules want to know of it is
+taken out on the way, one record a folio, and the frame is forgotten.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.kernel.arrays import (
+    ByteArray,
+    Int64Array,
+    U64Array,
+    column,
+    distinct,
+    distinct_index,
+    is_in,
+)
+from drgn_hvo.memmap.folio_fields import HEAD_PAGES, FolioFields
+from drgn_hvo.memmap.vmemmap import Vmemmap
+from drgn_hvo.progress import progress
+
+__all__ = ("FolioHeads", "HeadRecords")
+
+#: What is kept of a head, one element each:
+#:
+#: - ``present``: whether the dump has it; if not, all else is zero.
+#: - ``zeros``: whether its first struct pages are all zeros.
+#: - ``flags``, ``refcount``, ``private``, ``order``, ``hugetlb``: of the folio.
+#: - ``next``, ``prev``: its ``lru``.
+#: - ``next_info``, ``tail_info``: the tail words of the second and third struct page.
+#: - ``uniform``: all tails behind the third in its frame have the same word as that.
+#: - ``quiet``: no other struct page in its frame has ``PG_head`` and is no tail.
+#:
+#: ``uniform`` and ``quiet`` are false where a head does not begin a page of vmemmap.
+HeadRecords = npt.NDArray[np.void]
+
+_RECORD = np.dtype(
+    [
+        ("flags", np.uint64),
+        ("private", np.uint64),
+        ("next", np.uint64),
+        ("prev", np.uint64),
+        ("next_info", np.uint64),
+        ("tail_info", np.uint64),
+        ("refcount", np.int32),
+        ("order", np.uint8),
+        ("hugetlb", np.bool_),
+        ("present", np.bool_),
+        ("zeros", np.bool_),
+        ("uniform", np.bool_),
+        ("quiet", np.bool_),
+    ]
+)
+
+
+class FolioHeads:
+    """Reads heads of folios and remembers them."""
+
+    def __init__(self, vmemmap: Vmemmap, fields: FolioFields) -> None:
+        self._vmemmap = vmemmap
+        self._fields = fields
+        self._pfns = np.zeros(0, dtype=np.int64)
+        self._records: HeadRecords = np.zeros(0, dtype=_RECORD)
+        # Read, but not yet in order among the others.
+        self._new: list[tuple[Int64Array, HeadRecords]] = []
+
+    def of(self, pfns: Int64Array) -> HeadRecords:
+        """The record of each of these heads; not to be written to."""
+        self._sort_in()
+        if not np.array_equal(pfns, self._pfns):
+            self.read(distinct(pfns[~is_in(pfns, self._pfns)]))
+            self._sort_in()
+        if np.array_equal(pfns, self._pfns):
+            return self._records
+        return self._records.take(np.searchsorted(self._pfns, pfns))
+
+    def read(self, pfns: Int64Array) -> HeadRecords:
+        """
+        Read heads, and remember them.
+
+        :param pfns: Ascending, each once; of heads that were not read before.
+        """
+        geometry = self._vmemmap.kernel.geometry
+        whole = (pfns % geometry.pages_per_slice == 0) & geometry.power_of_2
+        if whole.all():
+            records = self._read_whole(pfns)
+        else:
+            records = np.empty(len(pfns), dtype=_RECORD)
+            records[whole] = self._read_whole(pfns[whole])
+            pages = self._vmemmap.read_pages(pfns[~whole], HEAD_PAGES)
+            others = np.zeros(len(pages.data), dtype=_RECORD)
+            self._record(pages.data, pages.present, others)
+            records[~whole] = others
+        if len(pfns):
+            self._new.append((pfns, records))
+        return records
+
+    def _sort_in(self) -> None:
+        if not self._new:
+            return
+        # Copies of half a million records are worth avoiding.
+        if len(self._pfns) or len(self._new) > 1:
+            parts = [(self._pfns, self._records), *self._new]
+            pfns = np.concatenate([pfns for pfns, _ in parts])
+            order = np.argsort(pfns, kind="stable")
+            records = np.concatenate([records for _, records in parts])
+            self._new = [(pfns[order], records.take(order))]
+        ((self._pfns, self._records),) = self._new
+        self._new = []
+
+    def _read_whole(self, pfns: Int64Array) -> HeadRecords:
+        """Read heads with all of their page of vmemmap, in the order of frames."""
+        vmemmap = self._vmemmap
+        behind, _ = vmemmap.frames(pfns * vmemmap.size // vmemmap.page_size)
+        frames, index = distinct_index(behind)
+        records: HeadRecords = np.zeros(len(frames), dtype=_RECORD)
+        with progress(len(frames), "huge page") as bar:
+            for place, read in vmemmap.kernel.reader.stream(frames):
+                part = records[place]
+                self._record(read.data, read.present, part)
+                self._look_behind(read.data, part)
+                bar.update(len(part))
+        return records if np.array_equal(frames, behind) else records.take(index)
+
+    def _record(
+        self, rows: ByteArray, present: npt.NDArray[np.bool_], records: HeadRecords
+    ) -> None:
+        """Take what is wanted of each head out of its row of bytes."""
+        page, fields = self._vmemmap.kernel.struct_page, self._fields
+        size, lru = self._vmemmap.size, page.require("lru")
+        for name, offset in (
+            ("flags", page.flags),
+            ("private", page.require("private")),
+            ("next", lru),
+            ("prev", lru + 8),
+            ("next_info", size + page.offset),
+        ):
+            records[name] = fields.words(rows, offset, 8)
+        refcount = fields.words(rows, page.require("refcount"), 4)
+        records["refcount"] = refcount.astype(np.uint32).view(np.int32)
+        orders, hugetlb = fields.orders(rows), fields.are_hugetlb(rows)
+        if orders is not None:
+            records["order"] = orders
+        if hugetlb is not None:
+            records["hugetlb"] = hugetlb
+        records["present"] = present
+        # Few heads have no flags: only those need a closer look.
+        blank = np.flatnonzero(records["flags"] == 0)
+        records["zeros"][blank] = ~rows[blank, : HEAD_PAGES * size].any(axis=1)
+
+    def _look_behind(self, rows: ByteArray, records: HeadRecords) -> None:
+        """Note what the other struct pages in the frames of heads are."""
+        page = self._vmemmap.kernel.struct_page
+        tails = self._words(rows, page.offset)
+        third = tails[:, 2]
+        uniform = (tails[:, 3:] == third[:, None]).all(axis=1)
+        # Nothing is a head in a frame of tails, but perhaps the second struct page.
+        mask = np.uint64(self._vmemmap.kernel.PG_head_mask)
+        flags = self._words(rows, page.flags)
+        suspect = ~(uniform & ((third & np.uint64(1)) != 0))
+        suspect |= ((flags[:, 1] & mask) != 0) & ((tails[:, 1] & np.uint64(1)) == 0)
+        quiet = ~suspect
+        some = np.flatnonzero(suspect)
+        heads = ((flags[some, 1:] & mask) != 0) & (
+            (tails[some, 1:] & np.uint64(1)) == 0
+        )
+        quiet[some] = ~heads.any(axis=1)
+        records["tail_info"] = third
+        records["uniform"] = uniform
+        records["quiet"] = quiet & records["present"]
+
+    def _words(self, rows: ByteArray, offset: int) -> U64Array:
+        """A word of all struct pages of frames, a row a frame."""
+        pages = rows.reshape(-1, self._vmemmap.size)
+        words = column(pages, offset, self._vmemmap.kernel.reader.u64)
+        return words.astype(np.uint64, copy=False).reshape(len(rows), -1)

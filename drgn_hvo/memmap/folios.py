@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Hugetlb folios
+--------------
+
+Folios are found on the lists of the pools *and* in the page tables of vmemmap: a
+folio that is being moved, freed or demoted is on no list, but still optimized.
+Whether one is optimized is told by the kernel's flag and, independently, by the
+page tables. All of it is done on arrays, one element a folio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, distinct, is_in, ranges
+from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
+from drgn_hvo.memmap.folio_heads import FolioHeads
+from drgn_hvo.memmap.list_links import Links
+from drgn_hvo.memmap.pools import (
+    NO_LIST,
+    HState,
+    HugePageList,
+    hpg_flags,
+    read_hstates,
+    read_lists,
+)
+from drgn_hvo.memmap.shared_tails import SharedTail
+from drgn_hvo.memmap.vmemmap import Vmemmap
+from drgn_hvo.memmap.zones import Mmzone
+
+__all__ = ("Folios", "Hugetlb", "Slices", "hugetlb")
+
+
+@dataclass(frozen=True)
+class Slices:
+    """
+    The parts of folios' vmemmap behind the first slice that one run maps, by
+    folio; one element each in every array.
+
+    :param folio: Index of the folio.
+    :param pfn: Frame of the first of these slices.
+    :param count: Number of slices.
+    :param step: As in :class:`~drgn_hvo.kernel.pagetables.Runs`.
+    :param shared: How many of them map a frame that other slices use, too.
+    """
+
+    folio: Int64Array
+    first: Int64Array
+    pfn: Int64Array
+    count: Int64Array
+    step: Int64Array
+    writable: BoolArray
+    level: npt.NDArray[np.uint8]
+    shared: Int64Array
+
+
+@dataclass(frozen=True)
+class Folios:
+    """
+    Folios by ascending head PFN, one element each in every array.
+
+    :param order: Of the list or shared tail page that led to the folio.
+    :param on_list: Kind of the list that it is on.
+    :param present: Whether the dump has its first struct pages; where it has not,
+        what they say is zero.
+    :param PG_head: Whether its first struct page has ``PG_head``.
+    :param flags: ``page->flags`` of the head.
+    :param next_info: The tail word of the struct page behind the head.
+    :param tail_info: That of the next one, in the head's own page of vmemmap.
+    :param uniform: Whether it is that of all further tails in that page; false where
+        the head does not begin the page.
+    :param quiet: Whether no other struct page in that page has ``PG_head``, unless it
+        is a tail; likewise.
+    :param refcount: ``_refcount``.
+    :param private: ``folio->private``: the ``HPG_`` flags.
+    :param is_hugetlb: Whether it is of type hugetlb; ``None`` if nothing tells.
+    :param own_order: The order that the folio itself says; likewise.
+    :param slices: How many pages of vmemmap its struct pages fill.
+    :param mapped: How many of them are mapped at all.
+    :param head_frame: The frame of its first slice, -1 if that is not mapped.
+    :param shared_ptes: Slices behind the first whose frame other slices use, too.
+    :param writable_shared_ptes: How many of those are writable.
+    """
+
+    head_pfn: Int64Array
+    order: Int64Array
+    on_list: Int64Array
+    present: BoolArray
+    PG_head: BoolArray
+    flags: npt.NDArray[np.uint64]
+    next_info: npt.NDArray[np.uint64]
+    tail_info: npt.NDArray[np.uint64]
+    uniform: BoolArray
+    quiet: BoolArray
+    refcount: Int64Array
+    private: npt.NDArray[np.uint64]
+    is_hugetlb: Optional[BoolArray]
+    own_order: Optional[Int64Array]
+    slices: Int64Array
+    mapped: Int64Array
+    head_frame: Int64Array
+    shared_ptes: Int64Array
+    writable_shared_ptes: Int64Array
+    tail_slices: Slices
+
+    def __len__(self) -> int:
+        return len(self.head_pfn)
+
+
+@dataclass(frozen=True)
+class Hugetlb:
+    """All pools, lists and folios of a kernel."""
+
+    hstates: tuple[HState, ...]
+    lists: tuple[HugePageList, ...]
+    folios: Folios
+    hpg_flags: dict[str, int]
+
+    def has_hpg_flag(self, name: str) -> Optional[BoolArray]:
+        """Which folios have an ``HPG_`` flag; ``None`` if nothing tells its bit."""
+        bit = self.hpg_flags.get(name)
+        if bit is None:
+            return None
+        return (self.folios.private >> np.uint64(bit) & np.uint64(1)) != 0
+
+    @cached_property
+    def optimized_mapping(self) -> BoolArray:
+        """Which folios share frames of vmemmap, by the page tables."""
+        return self.folios.shared_ptes > 0
+
+    @cached_property
+    def in_transition(self) -> BoolArray:
+        """
+        Which folios are on their way between states: frozen and on no list, as
+        while HVO remaps them.
+        """
+        folios = self.folios
+        return folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
+
+
+def _shared_frames(vmemmap: Vmemmap, tails: list[SharedTail]) -> Int64Array:
+    """Frames that slices share, or could share, ascending."""
+    named = [tail.pfn for tail in tails if tail.pfn is not None]
+    return distinct(
+        np.concatenate((vmemmap.repeated_frames, np.array(named, dtype=np.int64)))
+    )
+
+
+def _expand(firsts: Int64Array, lasts: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """All numbers of ranges (ends included), and the range of each."""
+    counts = np.maximum(lasts - firsts + 1, 0)
+    owner = np.repeat(np.arange(len(firsts), dtype=np.int64), counts)
+    return ranges(firsts, counts), owner
+
+
+@dataclass(frozen=True)
+class _Found:
+    """
+    Heads of folios, by whatever led to them.
+
+    :param order: Of what led to the folio.
+    :param kind: Of the list that it is on.
+    """
+
+    pfn: Int64Array
+    order: Int64Array
+    kind: Int64Array
+
+    @classmethod
+    def alike(cls, pfns: Int64Array, order: int, kind: int = NO_LIST) -> _Found:
+        """Folios of one order."""
+        return cls(pfns, np.full_like(pfns, order), np.full_like(pfns, kind))
+
+    @classmethod
+    def merge(cls, parts: list[_Found]) -> _Found:
+        """All of them by ascending PFN; of those with one head, the last."""
+        none = cls.alike(np.zeros(0, dtype=np.int64), 0)
+        columns = zip(*((p.pfn, p.order, p.kind) for p in [none, *parts]))
+        pfn, order, kind = (np.concatenate(column)[::-1] for column in columns)
+        pfn, last = np.unique(pfn, return_index=True)
+        return cls(pfn, order[last], kind[last])
+
+    def take(self, which: BoolArray) -> _Found:
+        """Some of them."""
+        return _Found(self.pfn[which], self.order[which], self.kind[which])
+
+
+class _Finder:
+    """Finds folios by the page tables of vmemmap."""
+
+    def __init__(
+        self, vmemmap: Vmemmap, tails: list[SharedTail], fields: FolioFields
+    ) -> None:
+        self._vmemmap = vmemmap
+        self._tails = tails
+        self._fields = fields
+        self.heads = FolioHeads(vmemmap, fields)
+        self.shared_frames = _shared_frames(vmemmap, tails)
+
+    def mapped(self) -> _Found:
+        """Every folio that maps a shared frame."""
+        named: dict[int, set[int]] = {}
+        for tail in self._tails:
+            if tail.pfn is not None:
+                named.setdefault(tail.pfn, set()).add(tail.order)
+        # Where slots of two orders name a frame, ask the folios themselves.
+        sure = {pfn: min(orders) for pfn, orders in named.items() if len(orders) == 1}
+        parts = [
+            _Found.alike(self._of_tail(pfn, order), order)
+            for pfn, order in sure.items()
+        ]
+        parts.append(self._of_unnamed(np.array(sorted(sure), dtype=np.int64)))
+        return _Found.merge(parts)
+
+    def _of_tail(self, pfn: int, order: int) -> Int64Array:
+        """Heads of the folios that map a page of tails of this order."""
+        geometry = self._vmemmap.kernel.geometry
+        slices = geometry.slices(order)
+        firsts, ends = self._vmemmap.run_slices
+        runs = self._vmemmap.runs
+        # A folio of two slices has a single one that is shared.
+        which = ((runs.step == 0) | (runs.count == 1)) & (runs.pfn == pfn)
+        folios, _ = _expand(firsts[which] // slices, (ends[which] - 1) // slices)
+        return distinct(folios) << order
+
+    def _of_unnamed(self, named: Int64Array) -> _Found:
+        """
+        Folios whose slices share a frame that no slot names: the folio's own, where
+        there are fake heads, or one that a damaged slot should name. Their head is
+        in the slice in front of the shared ones, and says its order itself.
+        """
+        runs = self._vmemmap.runs
+        firsts, _ = self._vmemmap.run_slices
+        shared = (
+            ((runs.step == 0) | (runs.count == 1))
+            & is_in(runs.pfn, self.shared_frames)
+            & ~is_in(runs.pfn, named)
+            & ~runs.writable
+        )
+        geometry = self._vmemmap.kernel.geometry
+        pfns = distinct(firsts[shared] - 1) * geometry.pages_per_slice
+        pfns = pfns[pfns >= 0]
+        if self._fields.order_place is None or self._fields.hugetlb_place is None:
+            return _Found.merge([])
+        heads = self.heads.of(pfns)
+        orders = heads["order"].astype(np.int64)
+        mask = np.uint64(self._vmemmap.kernel.PG_head_mask)
+        good = heads["present"] & heads["hugetlb"] & ((heads["flags"] & mask) != 0)
+        good &= orders >= geometry.vmemmap_tail_min_order
+        good &= orders <= geometry.largest_order
+        good[good] &= pfns[good] % (1 << orders[good]) == 0
+        found = pfns[good]
+        return _Found(found, orders[good], np.full_like(found, NO_LIST))
+
+    def slices_of(self, head_pfns: Int64Array, orders: Int64Array) -> _FolioSlices:
+        """How the vmemmap of each folio is mapped."""
+        return _FolioSlices(self._vmemmap, self.shared_frames, head_pfns, orders)
+
+
+class _FolioSlices:
+    """How the slices of folios are mapped; arrays by folio."""
+
+    def __init__(
+        self,
+        vmemmap: Vmemmap,
+        shared_frames: Int64Array,
+        head_pfns: Int64Array,
+        orders: Int64Array,
+    ) -> None:
+        size, page_size = vmemmap.size, vmemmap.page_size
+        self.count = np.maximum((size << orders) // page_size, 1)
+        start = head_pfns * size // page_size
+        end = start + self.count
+        self.head_frame, _ = vmemmap.frames(start)
+        firsts, ends = vmemmap.run_slices
+        # All pairs of a folio and a run that overlap.
+        run, folio = _expand(
+            np.searchsorted(ends, start, side="right"),
+            np.searchsorted(firsts, end, side="left") - 1,
+        )
+        first = np.maximum(firsts[run], start[folio])
+        last = np.minimum(ends[run], end[folio])
+        self.mapped = self._sum(folio, last - first)
+        # Behind the first slice.
+        first = np.maximum(first, start[folio] + 1)
+        keep = first < last
+        run, folio, first, last = run[keep], folio[keep], first[keep], last[keep]
+        runs = vmemmap.runs
+        count = last - first
+        step = runs.step[run]
+        pfn = runs.pfn[run] + step * (first - firsts[run])
+        shared = np.searchsorted(shared_frames, pfn + count * step, side="left")
+        shared -= np.searchsorted(shared_frames, pfn, side="left")
+        repeats = np.where(is_in(pfn, shared_frames), count, 0)
+        shared = np.where(step == 0, repeats, shared)
+        self.tails = Slices(
+            folio=folio,
+            first=first - start[folio],
+            pfn=pfn,
+            count=count,
+            step=step,
+            writable=runs.writable[run],
+            level=runs.level[run],
+            shared=shared,
+        )
+        self.shared_ptes = self._sum(folio, shared)
+        self.writable_shared_ptes = self._sum(
+            folio, np.where(runs.writable[run], shared, 0)
+        )
+
+    def _sum(self, folio: Int64Array, values: Int64Array) -> Int64Array:
+        totals = np.zeros(len(self.count), dtype=np.int64)
+        np.add.at(totals, folio, values)
+        return totals
+
+
+def hugetlb(
+    vmemmap: Vmemmap,
+    mmzone: Mmzone,
+    tails: list[SharedTail],
+    notes: list[str],
+) -> Hugetlb:
+    """
+    Read all pools, lists and folios of a kernel with types.
+
+    :param notes: Gets a line for everything that could not be read.
+    """
+    kernel = vmemmap.kernel
+    fields = folio_fields(kernel)
+    finder = _Finder(vmemmap, tails, fields)
+    mapped = finder.mapped()
+    links = Links(vmemmap, finder.heads, mapped.pfn)
+    hstates = read_hstates(kernel, mmzone, notes)
+    lists: list[HugePageList] = []
+    for hstate in hstates:
+        lists += read_lists(vmemmap, hstate, list(mmzone.pgdats), links)
+    for a_list in lists:
+        if a_list.broken is not None:
+            link = a_list.broken
+            notes.append(
+                f"the {a_list} is broken: the link at {link.address:#x} {link.reason}"
+            )
+    listed = _Found.merge(
+        [_Found.alike(np.asarray(a.heads), a.order, a.kind) for a in lists]
+    )
+    unlisted = mapped.take(~is_in(mapped.pfn, listed.pfn))
+    unlisted = unlisted.take(~_are_strays(finder, vmemmap, fields, unlisted.pfn))
+    folios = _folios(finder, vmemmap, fields, _Found.merge([unlisted, listed]))
+    unseen = int((~folios.present).sum())
+    if unseen:
+        notes.append(
+            f"the first struct pages of {unseen} of {len(folios)} folios are not in "
+            "this dump, or read as zeros"
+        )
+    return Hugetlb(tuple(hstates), tuple(lists), folios, hpg_flags(kernel))
+
+
+def _are_strays(
+    finder: _Finder, vmemmap: Vmemmap, fields: FolioFields, pfns: Int64Array
+) -> BoolArray:
+    """
+    What only its mapping made look like a folio: something maps a shared tail page,
+    but where the head would be there is none.
+    """
+    heads = finder.heads.of(pfns)
+    no_head = heads["flags"] & np.uint64(vmemmap.kernel.PG_head_mask) == 0
+    if fields.hugetlb_place is not None:
+        no_head |= ~heads["hugetlb"]
+    return heads["present"] & ~heads["zeros"] & no_head
+
+
+def _folios(
+    finder: _Finder, vmemmap: Vmemmap, fields: FolioFields, found: _Found
+) -> Folios:
+    heads = finder.heads.of(found.pfn)
+    slices = finder.slices_of(found.pfn, found.order)
+    flags = heads["flags"].copy()
+    return Folios(
+        head_pfn=found.pfn,
+        order=found.order,
+        on_list=found.kind,
+        # What an ELF dump leaves out reads as zeros; no head is all zeros.
+        present=heads["present"] & ~heads["zeros"],
+        PG_head=(flags & np.uint64(vmemmap.kernel.PG_head_mask)) != 0,
+        flags=flags,
+        next_info=heads["next_info"].copy(),
+        tail_info=heads["tail_info"].copy(),
+        uniform=heads["uniform"].copy(),
+        quiet=heads["quiet"].copy(),
+        refcount=heads["refcount"].astype(np.int64),
+        private=heads["private"].copy(),
+        is_hugetlb=heads["hugetlb"].copy() if fields.hugetlb_place else None,
+        own_order=heads["order"].astype(np.int64) if fields.order_place else None,
+        slices=slices.count,
+        mapped=slices.mapped,
+        head_frame=slices.head_frame,
+        shared_ptes=slices.shared_ptes,
+        writable_shared_ptes=slices.writable_shared_ptes,
+        tail_slices=slices.tails,
+    )

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What HVO did to a kernel
+------------------------
+
+:class:`Hvo` brings the layers together for one program: each part is read when it
+is first asked for, and only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Optional
+
+from drgn import Program, ProgramFlags
+import numpy as np
+
+from drgn_hvo.kernel.arrays import Int64Array, U64Array
+from drgn_hvo.kernel.bound import Kernel, kernel
+from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
+from drgn_hvo.memmap.folios import Hugetlb, hugetlb
+from drgn_hvo.memmap.layout import Layout, detect_layout
+from drgn_hvo.memmap.shared_tails import SharedTail, shared_tails
+from drgn_hvo.memmap.vmemmap import Vmemmap
+from drgn_hvo.memmap.zones import Mmzone
+
+__all__ = ("Hvo", "hvo", "saved_by_node_order")
+
+_CACHE_KEY = "drgn_hvo.memmap.hvo"
+
+
+class Hvo:
+    """
+    All that is known about HVO in one kernel, as it was when it was first asked.
+
+    :param like: Another one of the same kernel. What a running kernel does not change,
+        layout and fields, is taken over.
+    :raises HvoError: from here or from any attribute, if it cannot be found out.
+    """
+
+    def __init__(self, kernel: Kernel, like: Optional[Hvo] = None) -> None:
+        self.kernel = kernel
+        # The first of them: those in between need not stay.
+        self._like: Optional[Hvo] = (like._like or like) if like else None
+        self.vmemmap = Vmemmap(kernel)
+        #: What could not be read, one line each; grows as parts are read.
+        self.problems: list[str] = []
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The detected layout."""
+        if self._like is not None:
+            return self._like.layout
+        return detect_layout(self.kernel, self.vmemmap)
+
+    @cached_property
+    def fields(self) -> FolioFields:
+        """Where folios keep their fields."""
+        if self._like is not None:
+            return self._like.fields
+        return folio_fields(self.kernel)
+
+    @property
+    def has_fake_heads(self) -> bool:
+        """Whether copies of a head can stand where a tail belongs."""
+        return self.layout.tails.kind == "fake-head"
+
+    @property
+    def has_hugetlb(self) -> bool:
+        """Whether pools and folios can be read at all."""
+        return self.kernel.has_types and self.vmemmap.has_mappings
+
+    @cached_property
+    def mmzone(self) -> Mmzone:
+        """Nodes and zones."""
+        return Mmzone(self.kernel, self.vmemmap, self.problems)
+
+    @cached_property
+    def shared_tails(self) -> list[SharedTail]:
+        """Used slots of ``vmemmap_tails[]``."""
+        return shared_tails(self.vmemmap, self.layout, self.mmzone, self.problems)
+
+    @cached_property
+    def hugetlb(self) -> Hugetlb:
+        """Pools, lists and folios."""
+        return hugetlb(self.vmemmap, self.mmzone, self.shared_tails, self.problems)
+
+    @cached_property
+    def folio_nids(self) -> Int64Array:
+        """The node of each folio, from its head's flags; -1 if not known."""
+        layout = self.mmzone.flags_layout
+        return self._known(None if layout is None else layout.nids)
+
+    @cached_property
+    def folio_zones(self) -> Int64Array:
+        """The zone index of each folio, from its head's flags; -1 if not known."""
+        layout = self.mmzone.flags_layout
+        return self._known(None if layout is None else layout.zonenums)
+
+    def _known(self, decode: Optional[Callable[[U64Array], Int64Array]]) -> Int64Array:
+        folios = self.hugetlb.folios
+        if decode is None:
+            return np.full(len(folios), -1, dtype=np.int64)
+        return np.where(folios.present, decode(folios.flags), -1)
+
+
+def hvo(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Hvo:
+    """
+    The :class:`Hvo` of a program: of a core always the same one, of a running kernel
+    a new one each time.
+
+    :param assume: Properties to override, see
+        :data:`~drgn_hvo.kernel.bound.ASSUMPTIONS`; nobody else sees what comes of that.
+    """
+    if assume:
+        return Hvo(Kernel(prog, assume))
+    if _CACHE_KEY not in prog.cache:
+        prog.cache[_CACHE_KEY] = Hvo(kernel(prog))
+    found: Hvo = prog.cache[_CACHE_KEY]
+    return Hvo(found.kernel, found) if prog.flags & ProgramFlags.IS_LIVE else found
+
+
+def saved_by_node_order(hvo: Hvo) -> dict[tuple[Optional[int], int], int]:
+    """Pages of vmemmap that HVO saved, by node and order, in ascending order."""
+    folios = hvo.hugetlb.folios
+    keys = np.stack((hvo.folio_nids, folios.order), axis=1)
+    pairs, index = np.unique(keys, axis=0, return_inverse=True)
+    pages = np.bincount(
+        index.reshape(-1), weights=folios.shared_ptes, minlength=len(pairs)
+    )
+    return {
+        (None if nid < 0 else nid, order): int(count)
+        for (nid, order), count in zip(pairs.tolist(), pages.tolist())
+        if count
+    }

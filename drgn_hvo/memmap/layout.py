@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Layout by detection
+-------------------
+
+Which encoding a kernel uses for tails and where HVO keeps the tails of optimized
+folios are two separate properties. Neither the version nor the name of a field
+decides one: distributions mix the pieces. Each property is asked of the types
+and of the data, and each answer comes with its evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from drgn import Type, TypeKind
+import numpy as np
+
+from drgn_hvo.errors import DetectionError, NotInDumpError
+from drgn_hvo.formats.tail_words import ALL_ONES, compound_info_has_mask
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct
+from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
+
+__all__ = ("Encoding", "Layout", "TailArray", "TailLayout", "detect_layout")
+
+# Pages of vmemmap to look at for tails, evenly spread: first few, then many.
+_SAMPLES = (256, 8192)
+
+# Votes that settle a question. A damaged kernel has some wrong words, never this
+# many; one that truly mixes encodings does not exist.
+_MAJORITY = 0.9
+_ENOUGH_VOTES = 16
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the word of a tail names the head: ``"pointer"`` or ``"mask"``."""
+
+    kind: str
+    evidence: tuple[str, ...]
+
+    @property
+    def has_mask(self) -> bool:
+        """Mirror of ``compound_info_has_mask()``."""
+        return self.kind == "mask"
+
+
+@dataclass(frozen=True)
+class TailArray:
+    """
+    Where the kernel keeps its shared tail pages.
+
+    :param where: ``"zone"`` or ``"pglist_data"``.
+    :param element: ``"struct page *"`` or ``"pfn"``.
+    """
+
+    where: str
+    element: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class TailLayout:
+    """
+    What HVO maps behind the first page of struct pages of a folio.
+
+    :param kind: ``"plain"`` (HVO not built), ``"fake-head"`` (the folio's own
+        first page), ``"shared"`` (a page that folios share); ``None`` if nothing
+        tells.
+    :param min_order: ``VMEMMAP_TAIL_MIN_ORDER``, for ``"shared"``.
+    """
+
+    kind: Optional[str]
+    array: Optional[TailArray]
+    min_order: Optional[int]
+    evidence: tuple[str, ...]
+
+    @property
+    def max_order(self) -> Optional[int]:
+        """``MAX_FOLIO_ORDER``, from the length of the array."""
+        if self.array is None or self.min_order is None:
+            return None
+        return self.array.slots + self.min_order - 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Both properties, and what else users must be told once."""
+
+    encoding: Encoding
+    tails: TailLayout
+    notes: tuple[str, ...]
+
+
+def _tail_array(kernel: Kernel) -> Optional[TailArray]:
+    """
+    ``vmemmap_tails[]`` as the types have it. Since Linux kernel commit
+    622026e87c40 ("mm/hugetlb: remove fake head pages") (in v7.1) it is in struct
+    zone; earlier versions of that series had it in struct pglist_data.
+    """
+    found = []
+    for where in ("zone", "pglist_data"):
+        owner = kernel.type(f"struct {where}")
+        if owner is not None and owner.has_member("vmemmap_tails"):
+            found.append((where, owner.member("vmemmap_tails").type))
+    if len(found) > 1:
+        raise DetectionError("both struct zone and pglist_data have vmemmap_tails")
+    if not found:
+        return None
+    where, array = found[0]
+    return TailArray(where, _element_kind(array, where), array.length or 0)
+
+
+def _element_kind(array: Type, where: str) -> str:
+    element = array.type.unaliased()
+    if element.kind == TypeKind.POINTER:
+        return "struct page *"
+    if element.kind == TypeKind.INT:
+        return "pfn"
+    raise DetectionError(
+        f"vmemmap_tails of struct {where} has elements of type "
+        f"{element.type_name()}, which no known kernel has"
+    )
+
+
+@dataclass(frozen=True)
+class _Votes:
+    """Tail words in a sample, by what they can be."""
+
+    masks: int
+    pointers: int
+    pages: int
+
+    @property
+    def verdict(self) -> Optional[str]:
+        total = self.masks + self.pointers
+        if total and self.masks >= _MAJORITY * total:
+            return "mask"
+        if total and self.pointers >= _MAJORITY * total:
+            return "pointer"
+        return None
+
+    def __str__(self) -> str:
+        return (
+            f"data: of {self.pages} struct pages sampled, {self.masks} hold a mask "
+            f"and {self.pointers} a pointer into vmemmap"
+        )
+
+
+def _classify(vmemmap: Vmemmap, infos: U64Array) -> tuple[BoolArray, BoolArray]:
+    """Which words can be masks, and which pointers to a head."""
+    one = np.uint64(1)
+    geometry = vmemmap.kernel.geometry
+    tails = ((infos & one) != 0) & (infos != np.uint64(ALL_ONES))
+    span = np.uint64(0) - (infos & ~one)
+    largest = geometry.struct_page_size << geometry.largest_order
+    masks = (
+        tails
+        & ((span & (span - one)) == 0)
+        & (span >= np.uint64(2 * geometry.struct_page_size))
+        & (span <= np.uint64(largest))
+    )
+    offset = infos - one - np.uint64(vmemmap.base)
+    limit = vmemmap.kernel.max_pfn_limit * geometry.struct_page_size
+    # vmemmap of some architectures could reach up to there; none does.
+    pointers = (
+        tails
+        & ~masks
+        & (offset < np.uint64(limit))
+        & (offset % np.uint64(geometry.struct_page_size) == 0)
+    )
+    return masks, pointers
+
+
+def _sample_slices(vmemmap: Vmemmap, most: int) -> Int64Array:
+    if not vmemmap.has_mappings:
+        slices = vmemmap.end_pfn * vmemmap.size // vmemmap.page_size
+        return distinct(np.linspace(0, max(0, slices - 1), most, dtype=np.int64))
+    runs = vmemmap.runs
+    total = int(runs.count.sum())
+    if not total:
+        return np.zeros(0, dtype=np.int64)
+    positions = distinct(np.linspace(0, total - 1, most, dtype=np.int64))
+    ends = np.cumsum(runs.count)
+    run = np.searchsorted(ends, positions, side="right")
+    first = (runs.va - np.uint64(vmemmap.base)) // np.uint64(vmemmap.page_size)
+    return first[run].astype(np.int64) + positions - (ends[run] - runs.count[run])
+
+
+def _sample(vmemmap: Vmemmap) -> _Votes:
+    """Look at tail words all over vmemmap."""
+    votes = _Votes(0, 0, 0)
+    for most in _SAMPLES:
+        slices = _sample_slices(vmemmap, most)
+        pages = vmemmap.read_pages(
+            slices * vmemmap.page_size // vmemmap.size,
+            vmemmap.kernel.geometry.pages_per_slice,
+        )
+        rows = pages.data[pages.present].reshape(-1, vmemmap.size)
+        infos = vmemmap.tail_words(StructPages(rows, np.ones(len(rows), np.bool_)))
+        masks, pointers = _classify(vmemmap, infos)
+        votes = _Votes(int(masks.sum()), int(pointers.sum()), len(infos))
+        if votes.masks + votes.pointers >= _ENOUGH_VOTES:
+            break
+    return votes
+
+
+def _encoding_from_types(
+    kernel: Kernel, array: Optional[TailArray]
+) -> tuple[Optional[str], str]:
+    """What the types say by themselves, and in words."""
+    if not kernel.has_types:
+        return None, "types: none"
+    if not kernel.geometry.power_of_2:
+        return "pointer", (
+            f"types: sizeof(struct page) is {kernel.geometry.struct_page_size}, no "
+            "power of two, so a mask cannot work"
+        )
+    if array is not None and array.where == "zone":
+        # The same #ifdef guards the array and the masks.
+        has_mask = compound_info_has_mask(kernel.geometry, hvo_built=True)
+        return "mask" if has_mask else "pointer", (
+            "types: struct zone has vmemmap_tails and sizeof(struct page) is a power "
+            "of two, so compound_info_has_mask()"
+        )
+    if array is not None:
+        return None, (
+            "types: struct pglist_data has vmemmap_tails, which kernels with either "
+            "encoding had"
+        )
+    return None, (
+        f"types: no vmemmap_tails; the name {kernel.struct_page.member} does not tell"
+    )
+
+
+def _detect_encoding(
+    kernel: Kernel, vmemmap: Vmemmap, array: Optional[TailArray]
+) -> Encoding:
+    from_types, words = _encoding_from_types(kernel, array)
+    votes = _sample(vmemmap)
+    evidence = (words, str(votes))
+    assumed = kernel.assume.get("encoding")
+    if assumed is not None:
+        return Encoding(str(assumed), (*evidence, f"--assume encoding={assumed}"))
+    from_data = votes.verdict
+    if from_data is None and votes.masks + votes.pointers:
+        if from_types is None:
+            raise DetectionError(
+                f"tails with masks or with pointers? {'; '.join(evidence)}; use "
+                "--assume encoding=pointer or encoding=mask"
+            )
+        return Encoding(from_types, (*evidence, "data: mixed, so the types decide"))
+    if None not in (from_types, from_data) and from_types != from_data:
+        raise DetectionError(
+            f"types and data disagree about how tails are encoded: "
+            f"{'; '.join(evidence)}; use --assume encoding=pointer or encoding=mask"
+        )
+    kind = from_data or from_types
+    if kind is None:
+        raise DetectionError(
+            "this core does not show how tails are encoded: no tail in the sample; "
+            "use --assume encoding=pointer or encoding=mask"
+        )
+    return Encoding(kind, evidence)
+
+
+@dataclass(frozen=True)
+class _Remapped:
+    """
+    Ranges of slices that share one frame, by what that frame is.
+
+    :param own: The slice in front maps it too, and it begins with ``PG_head``.
+    :param first_tail: The slice in front maps it too, and it holds tails only.
+    :param foreign: The slice in front maps another frame.
+    """
+
+    own: int
+    first_tail: int
+    foreign: int
+
+    def __str__(self) -> str:
+        return (
+            f"data: of {self.own + self.first_tail + self.foreign} read-only ranges "
+            f"of vmemmap on one frame, {self.own} repeat the frame of the slice in "
+            f"front of them and {self.first_tail + self.foreign} another"
+        )
+
+
+def _remapped(vmemmap: Vmemmap) -> _Remapped:
+    runs = vmemmap.runs
+    shared = np.flatnonzero(~runs.writable & (runs.step == 0) & (runs.count > 1))
+    shared = shared[shared > 0]
+    page = np.uint64(vmemmap.page_size)
+    front = shared - 1
+    adjacent = (
+        runs.va[front] + runs.count[front].astype(np.uint64) * page == runs.va[shared]
+    )
+    last = runs.pfn[front] + runs.step[front] * (runs.count[front] - 1)
+    repeats = adjacent & (last == runs.pfn[shared])
+    candidates = distinct(runs.pfn[shared[repeats]])[: _SAMPLES[0]]
+    frames = vmemmap.kernel.reader.read(candidates)
+    first = StructPages(frames.data[:, : vmemmap.size], frames.present)
+    heads = vmemmap.flags(first) & np.uint64(vmemmap.kernel.PG_head_mask)
+    tails = vmemmap.tail_words(first) & np.uint64(1)
+    first_tail = int(((heads == 0) & (tails != 0) & frames.present).sum())
+    return _Remapped(
+        own=int(repeats.sum()) - first_tail,
+        first_tail=first_tail,
+        foreign=len(shared) - int(repeats.sum()),
+    )
+
+
+# The static key of the generations with fake heads. Renamed by Linux kernel commit
+# f10f1442c309 ("mm: hugetlb_vmemmap: use kstrtobool for hugetlb_vmemmap param
+# parsing") (in v5.19) and removed by da3e2d1ca43d (in v7.1).
+_FAKE_HEAD_KEYS = ("hugetlb_optimize_vmemmap_key", "hugetlb_free_vmemmap_enabled_key")
+
+
+def _tails_from_types(
+    kernel: Kernel, array: Optional[TailArray]
+) -> tuple[Optional[str], str]:
+    if array is not None:
+        kind = "shared" if array.slots else "plain"
+        return kind, (
+            f"types: {array.slots} elements of type {array.element} in "
+            f"vmemmap_tails of struct {array.where}"
+        )
+    for key in _FAKE_HEAD_KEYS:
+        if kernel.has_variable(key):
+            return "fake-head", f"symbols: {key}, and no vmemmap_tails"
+    if not kernel.has_types or kernel.symbols_from == "vmcoreinfo":
+        return None, "types and symbols: none"
+    return "plain", "types and symbols: neither vmemmap_tails nor the key of fake heads"
+
+
+def _detect_tails(
+    kernel: Kernel, vmemmap: Vmemmap, array: Optional[TailArray]
+) -> TailLayout:
+    from_types, words = _tails_from_types(kernel, array)
+    min_order = kernel.geometry.vmemmap_tail_min_order if array is not None else None
+    evidence = [words]
+    if array is not None and array.element == "pfn":
+        evidence.append(
+            "an element of 0 means empty, although PFN 0 is a legal frame: a tail "
+            "page there could not be told from none"
+        )
+    if not vmemmap.has_mappings:
+        return TailLayout(from_types or "plain", array, min_order, tuple(evidence))
+    remapped = _remapped(vmemmap)
+    evidence.append(str(remapped))
+    assumed = kernel.assume.get("tail_layout")
+    if assumed is not None:
+        evidence.append(f"--assume tail_layout={assumed}")
+        return TailLayout(str(assumed), array, min_order, tuple(evidence))
+    from_data = _tails_from_data(remapped)
+    if None not in (from_types, from_data) and from_types != from_data:
+        raise DetectionError(
+            f"types and data disagree about the tails of optimized folios: "
+            f"{'; '.join(evidence)}; use --assume tail_layout=KIND"
+        )
+    kind = from_types or from_data
+    return TailLayout(kind, array, min_order, tuple(evidence))
+
+
+def _tails_from_data(remapped: _Remapped) -> Optional[str]:
+    total = remapped.own + remapped.first_tail + remapped.foreign
+    if not total:
+        return None
+    if remapped.first_tail >= _MAJORITY * total:
+        raise DetectionError(
+            "optimized folios keep two pages of struct pages each, as HVO of v5.14 "
+            "to v5.17 did: that layout is not supported"
+        )
+    if remapped.own >= _MAJORITY * total:
+        return "fake-head"
+    if remapped.foreign >= _MAJORITY * total:
+        return "shared"
+    return None
+
+
+def _notes(kernel: Kernel, encoding: Encoding, array: Optional[TailArray]) -> list[str]:
+    notes = []
+    in_zone = array is not None and array.where == "zone"
+    if encoding.has_mask and not (
+        in_zone and kernel.struct_page.member == "compound_info"
+    ):
+        # _compound_info_has_mask() in drgn's helpers/linux/mm.py.
+        notes.append(
+            "drgn's own compound_head() takes the masks of this kernel for pointers "
+            "and answers wrongly; use drgn-hvo's"
+        )
+    if not kernel.has_types:
+        notes.append(
+            f"no types ({kernel.no_types_reason}): pools, folios and shared tail pages "
+            "cannot be read; debuginfo, given with -s, would do"
+        )
+    return notes
+
+
+def detect_layout(kernel: Kernel, vmemmap: Vmemmap) -> Layout:
+    """
+    Find out how a kernel encodes tails and where HVO keeps them.
+
+    :raises DetectionError: if types and data disagree, or nothing tells.
+    """
+    array = _tail_array(kernel)
+    encoding = _detect_encoding(kernel, vmemmap, array)
+    if encoding.has_mask and not vmemmap.has_mappings:
+        raise NotInDumpError(
+            f"mask encoding on {kernel.arch} is not supported yet: its page tables "
+            "cannot be walked"
+        )
+    tails = _detect_tails(kernel, vmemmap, array)
+    return Layout(encoding, tails, tuple(_notes(kernel, encoding, array)))

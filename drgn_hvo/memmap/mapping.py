@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What the page tables say of vmemmap
+-----------------------------------
+
+:class:`VmemmapMapping` knows which frame lies behind each page (*slice*) of vmemmap
+and with which permissions, which slices map a frame, and how addresses, PFNs and
+slices go together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Optional
+
+import numpy as np
+
+from drgn_hvo.errors import NotInDumpError, TargetError
+from drgn_hvo.formats.tail_words import ALL_ONES
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, ranges
+from drgn_hvo.kernel.bound import TRANSLATED_BY_DRGN, Kernel
+from drgn_hvo.kernel.pagetables import Runs, Walk, walk
+
+__all__ = ("SliceMapping", "VmemmapMapping")
+
+
+@dataclass(frozen=True)
+class SliceMapping:
+    """What the page tables say of one slice."""
+
+    pfn: int
+    writable: bool
+    level: int
+
+
+class VmemmapMapping:
+    """How the vmemmap of a kernel is mapped."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.base = kernel.vmemmap
+        self.size = kernel.geometry.struct_page_size
+        self.page_size = kernel.geometry.page_size
+        if kernel.page_table_format is None and (
+            kernel.architecture not in TRANSLATED_BY_DRGN
+        ):
+            raise TargetError(
+                f"{kernel.arch} is not supported: neither drgn-hvo nor drgn can "
+                "translate its kernel addresses"
+            )
+
+    @cached_property
+    def _walk(self) -> Walk:
+        kernel = self.kernel
+        if kernel.page_table_format is None:
+            raise TargetError(
+                f"the page tables of {kernel.arch} are not supported yet; page and "
+                "heads work, what needs mappings does not"
+            )
+        # vmemmap may begin inside the page that holds the struct page of PFN 0.
+        end = self.base + kernel.max_pfn_limit * self.size
+        found = walk(
+            kernel.reader,
+            kernel.page_table_format,
+            kernel.vmcoreinfo,
+            self.base,
+            min(end, 1 << 64),
+        )
+        if not len(found.runs) and found.missing:
+            raise NotInDumpError("the page tables of vmemmap are not in this dump")
+        return found
+
+    @property
+    def has_mappings(self) -> bool:
+        """Whether the page tables of this architecture can be walked."""
+        return self.kernel.page_table_format is not None
+
+    @property
+    def walk(self) -> Walk:
+        """
+        All mappings of vmemmap.
+
+        :raises TargetError: if this architecture's tables cannot be walked.
+        :raises NotInDumpError: if the dump has none of them.
+        """
+        return self._walk
+
+    @property
+    def runs(self) -> Runs:
+        """As :attr:`walk`, just the mappings."""
+        return self._walk.runs
+
+    @cached_property
+    def run_slices(self) -> tuple[Int64Array, Int64Array]:
+        """First slice and end of each run, counted from :attr:`base`."""
+        runs = self.runs
+        first = ((runs.va - np.uint64(self.base)) // np.uint64(self.page_size)).astype(
+            np.int64
+        )
+        return first, first + runs.count
+
+    @cached_property
+    def end_pfn(self) -> int:
+        """One more than the highest PFN that has a struct page."""
+        if not self.has_mappings:
+            return self._end_pfn_of_nodes()
+        _, ends = self.run_slices
+        return int(ends[-1]) * self.page_size // self.size if len(ends) else 0
+
+    def _end_pfn_of_nodes(self) -> int:
+        end = self.kernel.variable("max_pfn")
+        if end is None:
+            raise TargetError("nothing says how many pages there are; name a range")
+        return int(end)
+
+    @cached_property
+    def repeated_frames(self) -> Int64Array:
+        """Frames that more than one slice maps, ascending."""
+        return _repeated_frames(self.runs)
+
+    def mapped_by(self, pfn: int) -> int:
+        """How many slices map a frame."""
+        runs = self.runs
+        repeated = (runs.step == 0) & (runs.pfn == pfn)
+        within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
+        return int(runs.count[repeated].sum() + within.sum())
+
+    def users_of(self, pfns: Int64Array) -> Int64Array:
+        """As :meth:`mapped_by()`, over an array."""
+        # Searching for what is in order finds it in the processor's cache.
+        order = np.argsort(pfns, kind="stable")
+        counts = np.empty(len(pfns), dtype=np.int64)
+        counts[order] = self._users_of_sorted(pfns[order])
+        return counts
+
+    def _users_of_sorted(self, pfns: Int64Array) -> Int64Array:
+        runs = self.runs
+        single = np.sort(runs.pfn[runs.step == 1])
+        ends = np.sort((runs.pfn + runs.count)[runs.step == 1])
+        counts = np.searchsorted(single, pfns, side="right").astype(np.int64)
+        counts -= np.searchsorted(ends, pfns, side="right")
+        order = np.argsort(runs.pfn[runs.step == 0], kind="stable")
+        repeated = runs.pfn[runs.step == 0][order]
+        running = np.concatenate(([0], np.cumsum(runs.count[runs.step == 0][order])))
+        counts += running[np.searchsorted(repeated, pfns, side="right")]
+        counts -= running[np.searchsorted(repeated, pfns, side="left")]
+        return counts
+
+    def slices_on(self, pfn: int) -> Int64Array:
+        """All slices that map a frame, ascending."""
+        firsts, ends = self.run_slices
+        runs = self.runs
+        repeated = (runs.step == 0) & (runs.pfn == pfn)
+        within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
+        parts = [
+            np.arange(first, end, dtype=np.int64)
+            for first, end in zip(firsts[repeated].tolist(), ends[repeated].tolist())
+        ]
+        parts.append(firsts[within] + pfn - runs.pfn[within])
+        return np.sort(np.concatenate(parts))
+
+    def page_address(self, pfn: int) -> int:
+        """Mirror of ``pfn_to_page()``."""
+        return self.base + pfn * self.size
+
+    def page_addresses(self, pfns: Int64Array) -> U64Array:
+        """As :meth:`page_address()`, over an array."""
+        return np.uint64(self.base) + pfns.astype(np.uint64) * np.uint64(self.size)
+
+    def head_pfns(self, heads: U64Array) -> U64Array:
+        """
+        The PFNs of heads at some addresses.
+
+        :param heads: What the answer is written to.
+        :return: ``ALL_ONES`` for what lies outside of vmemmap, and where the address
+            is that.
+        """
+        heads -= np.uint64(self.base)
+        if self.kernel.geometry.power_of_2:
+            heads >>= np.uint64(self.size.bit_length() - 1)
+        else:
+            heads //= np.uint64(self.size)
+        # So that "no head here" is outside, too.
+        limit = min(self.kernel.max_pfn_limit, (ALL_ONES - self.base) // self.size)
+        if len(heads) and heads.max() >= limit:
+            heads[heads >= np.uint64(limit)] = np.uint64(ALL_ONES)
+        return heads
+
+    def page_pfn(self, address: int) -> Optional[int]:
+        """Mirror of ``page_to_pfn()``; ``None`` for what is no struct page."""
+        pfn, rest = divmod(address - self.base, self.size)
+        if rest or not 0 <= pfn < self.kernel.max_pfn_limit:
+            return None
+        return pfn
+
+    def slices_to_runs(self, slices: Int64Array) -> tuple[Int64Array, BoolArray]:
+        """
+        The run that maps each slice.
+
+        :return: Indices of runs (any where there is none), and whether there is.
+        """
+        firsts, ends = self.run_slices
+        if not len(firsts):
+            none = np.zeros(len(slices), dtype=np.int64)
+            return none, none.astype(np.bool_)
+        index = np.searchsorted(firsts, slices, side="right") - 1
+        clipped = np.maximum(index, 0)
+        return clipped, (index >= 0) & (slices < ends[clipped])
+
+    def frames(self, slices: Int64Array) -> tuple[Int64Array, BoolArray]:
+        """
+        The frame behind each slice.
+
+        :param slices: Counted from the slice of PFN 0.
+        :return: PFNs, and whether the slice is mapped at all.
+        """
+        index, mapped = self.slices_to_runs(slices)
+        if not len(self.runs):
+            return np.full(len(slices), -1, dtype=np.int64), mapped
+        firsts, _ = self.run_slices
+        runs = self.runs
+        offset = slices - firsts[index]
+        pfns = runs.pfn[index] + runs.step[index] * offset
+        return np.where(mapped, pfns, -1), mapped
+
+    def mapping(self, slice_: int) -> Optional[SliceMapping]:
+        """How one slice is mapped, ``None`` if it is not."""
+        slices = np.array([slice_], dtype=np.int64)
+        index, mapped = self.slices_to_runs(slices)
+        if not mapped[0]:
+            return None
+        pfns, _ = self.frames(slices)
+        i = int(index[0])
+        return SliceMapping(
+            int(pfns[0]), bool(self.runs.writable[i]), int(self.runs.level[i])
+        )
+
+
+def _repeated_frames(runs: Runs) -> Int64Array:
+    """Frames that occur more than once in runs, ascending."""
+    repeated = (runs.step == 0) & (runs.count > 1)
+    # Elsewhere a frame can occur twice only where two runs overlap: a run that
+    # begins below the highest end so far. Such overlaps are small and rare.
+    first, count = runs.pfn[~repeated], runs.count[~repeated]
+    order = np.argsort(first, kind="stable")
+    first = first[order]
+    end = first + count[order]
+    reached = np.maximum.accumulate(end)[:-1]
+    overlap = np.flatnonzero(first[1:] < reached)
+    starts = first[1:][overlap]
+    doubles = ranges(starts, np.minimum(end[1:], reached)[overlap] - starts)
+    return distinct(np.concatenate((runs.pfn[repeated], doubles)))

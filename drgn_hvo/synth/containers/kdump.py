@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Kdump-compressed dumps of machines
+----------------------------------
+
+What :mod:`drgn_hvo.formats.kdump_writer` writes, and the flattened form of any file
+that ``makedumpfile -F`` sends through a pipe.
+"""
+
+from __future__ import annotations
+
+from typing import IO
+import zlib
+
+import construct
+import numpy as np
+
+from drgn_hvo.formats.kdump_writer import (
+    KdumpHeader,
+    KdumpWriter,
+    pack_page,
+    pfn_bitmap,
+)
+from drgn_hvo.synth.containers.elf import CHUNK_FRAMES, Progress, core_notes
+from drgn_hvo.synth.described.generations import PAGE_SIZE
+from drgn_hvo.synth.machine.frames import Range, subtract
+from drgn_hvo.synth.machine.machine import Machine
+
+__all__ = ("FlattenedFile", "write_kdump")
+
+# Everything but zero pages is filtered: cache, user and free pages.
+_DUMP_LEVEL = 30
+
+
+def _dumped(machine: Machine) -> list[Range]:
+    """
+    The pages in the dump: those with content. What folios and free pages hold is
+    excluded, as makedumpfile does; pages of the kernel stay, zero or not.
+    """
+    image = machine.image
+    extents = [(e.pfn, e.pfn + e.count) for e in image.extents]
+    return subtract(extents, [(pfn, pfn + 1) for pfn in image.missing])
+
+
+def write_kdump(machine: Machine, file: IO[bytes], progress: Progress) -> None:
+    """Write a machine."""
+    image, plan = machine.image, machine.plan
+    header = KdumpHeader(
+        nodename="synthetic",
+        release=plan.description.release_string,
+        version="#1 SMP",
+        machine=plan.description.architecture,
+        page_size=PAGE_SIZE,
+        phys_base=plan.space.phys_base,
+        vmcoreinfo=machine.vmcoreinfo,
+        notes=core_notes(machine.vmcoreinfo),
+        dump_level=_DUMP_LEVEL,
+        max_mapnr=plan.max_pfn,
+    )
+    memory = pfn_bitmap(image.memory, plan.max_pfn)
+    dumped = pfn_bitmap(_dumped(machine), plan.max_pfn)
+    writer = KdumpWriter(file, header, memory, dumped)
+    for pfn, rows in image.chunks(CHUNK_FRAMES):
+        zero = ~np.any(rows, axis=1)
+        for i, row in enumerate(rows):
+            if pfn + i not in image.missing:
+                page = pack_page(row.tobytes(), zlib.Z_BEST_SPEED)
+                writer.add(page, is_zero=bool(zero[i]))
+        progress(len(rows))
+    writer.finish()
+
+
+_FLAT_HEADER = construct.Struct(
+    "signature" / construct.Padded(16, construct.Const(b"makedumpfile")),
+    "type" / construct.Const(1, construct.Int64sb),
+    "version" / construct.Const(1, construct.Int64sb),
+)
+_FLAT_DATA = construct.Struct(
+    "offset" / construct.Int64sb, "buf_size" / construct.Int64sb
+)
+
+
+class FlattenedFile:
+    """
+    A file that records what is written where, for a pipe that cannot seek.
+
+    :param file: Gets the records.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._position = 0
+        file.write(_FLAT_HEADER.build({}).ljust(PAGE_SIZE, b"\0"))
+
+    def write(self, data: bytes) -> int:
+        """Record data at the present position."""
+        self._file.write(
+            _FLAT_DATA.build({"offset": self._position, "buf_size": len(data)})
+        )
+        self._file.write(data)
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int) -> int:
+        """Set the position."""
+        self._position = offset
+        return offset
+
+    def finish(self) -> None:
+        """Record the end."""
+        self._file.write(_FLAT_DATA.build({"offset": -1, "buf_size": -1}))

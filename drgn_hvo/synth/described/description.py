@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Descriptions
+------------
+
+What a synthetic machine is to be like, as dataclasses. A description that no machine
+can have is refused with one line that says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Optional, Union
+
+from drgn_hvo.errors import UsageError
+from drgn_hvo.synth.described.generations import PAGE_SIZE, Generation, generation
+from drgn_hvo.synth.machine.structures import HUGE_MAX_HSTATE, ZONE_NAMES
+
+__all__ = (
+    "HSTATE_ORDERS",
+    "SECTION_PAGES",
+    "Description",
+    "HugePages",
+    "Node",
+    "Pages",
+)
+
+#: The huge pages of x86-64: PMD and PUD size. Other orders can be described, too:
+#: other architectures have them.
+HSTATE_ORDERS = (9, 18)
+
+#: Pages in a section: SECTION_SIZE_BITS is 27 on x86-64.
+SECTION_PAGES = 1 << (27 - 12)
+
+_GIB = 1 << 30
+_PMD_SIZE = 2 << 20
+
+#: Where huge pages can be, and how they came to be as they are.
+LISTS = ("free", "active", "none")
+ORIGINS = ("runtime", "boot", "restored", "demoted")
+KINDS = ("slab", "thp", "compound", "buddy", "poisoned", "reserved")
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Node:
+    """
+    A NUMA node.
+
+    :param ranges: PFN ranges (ends excluded) with memory; what lies between is a
+        hole.
+    :param zones: PFN range of each zone, by name.
+    """
+
+    id: int
+    ranges: tuple[Range, ...]
+    zones: dict[str, Range]
+
+
+@dataclass(frozen=True)
+class HugePages:
+    """
+    Hugetlb folios that lie behind each other and are in the same state.
+
+    :param first_pfn: Of the first; ``None`` for wherever there is room.
+    :param list: ``"free"``, ``"active"``, or ``"none"`` for those that are being
+        moved, freed or demoted.
+    :param optimized: ``None`` for whatever the kernel would do.
+    :param origin: ``"runtime"`` or ``"boot"``: when they were allocated;
+        ``"restored"``: HVO was undone; ``"demoted"``: pieces of a larger one.
+    :param surplus: They count as surplus.
+    """
+
+    node: int
+    zone: str
+    order: int
+    count: int = 1
+    first_pfn: Optional[int] = None
+    list: str = "free"
+    optimized: Optional[bool] = None
+    origin: str = "runtime"
+    surplus: bool = False
+
+
+@dataclass(frozen=True)
+class Pages:
+    """
+    Other pages that lie behind each other.
+
+    :param kind: ``"slab"``, ``"thp"``, ``"compound"`` (any other compound page),
+        ``"buddy"`` (free), ``"reserved"`` (of the firmware), or ``"poisoned"``
+        (struct pages that were never initialised).
+    """
+
+    node: int
+    zone: str
+    kind: str
+    order: int = 0
+    count: int = 1
+    first_pfn: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """
+    A machine, its kernel, and what it does with its memory.
+
+    :param generation: Name of an entry of
+        :data:`~drgn_hvo.synth.described.generations.GENERATIONS`.
+    :param paging_levels: 4 or 5.
+    :param kernel_offset: KASLR: how far the kernel is from where it was linked.
+    :param physical_start: KASLR: where the kernel lies in memory.
+    :param page_offset_shift: KASLR: how far the direct map has moved.
+    :param vmemmap_shift: KASLR: how far vmemmap has moved.
+    :param hstates: Orders of the pools, as the kernel lists them.
+    :param reserved: Reserved huge pages, by order.
+    :param hvo: The run-time switch; ``None`` for on where HVO is built.
+    :param seed: Decides the order in which frames were handed out.
+    """
+
+    generation: str
+    nodes: tuple[Node, ...]
+    huge_pages: tuple[HugePages, ...] = ()
+    pages: tuple[Pages, ...] = ()
+    architecture: str = "x86_64"
+    page_size: int = PAGE_SIZE
+    struct_page_size: Optional[int] = None
+    release: Optional[str] = None
+    paging_levels: int = 4
+    kernel_offset: int = 0
+    physical_start: int = 16 << 20
+    page_offset_shift: int = 0
+    vmemmap_shift: int = 0
+    hstates: tuple[int, ...] = HSTATE_ORDERS
+    reserved: dict[int, int] = field(default_factory=dict)
+    hvo: Optional[bool] = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def kernel_generation(self) -> Generation:
+        """The entry that :attr:`generation` names."""
+        return generation(self.generation)
+
+    @property
+    def hvo_enabled(self) -> bool:
+        """``vmemmap_optimize_enabled``."""
+        if self.hvo is None:
+            return self.kernel_generation.hvo_built and (
+                self.kernel_generation.hvo_enabled
+            )
+        return self.hvo
+
+    @property
+    def release_string(self) -> str:
+        """What ``uname -r`` says."""
+        return self.release or self.kernel_generation.release
+
+    def is_optimized(self, group: HugePages) -> bool:
+        """Whether a group's vmemmap is optimized."""
+        if group.optimized is not None:
+            return group.optimized
+        return (
+            self.kernel_generation.can_optimize
+            and self.hvo_enabled
+            and group.order >= self.kernel_generation.min_order
+            and group.origin != "restored"
+        )
+
+
+def _refuse(condition: bool, message: str) -> None:
+    if condition:
+        raise UsageError(message)
+
+
+def _check(description: Description) -> None:
+    _check_machine(description)
+    _check_nodes(description)
+    for group in description.huge_pages:
+        _check_huge_pages(description, group)
+    for other in description.pages:
+        _check_pages(description, other)
+    _check_reserved(description)
+
+
+def _check_machine(d: Description) -> None:
+    entry = generation(d.generation)
+    _refuse(
+        d.architecture != "x86_64",
+        f"architecture {d.architecture!r} cannot be made up: only x86_64 can",
+    )
+    _refuse(d.page_size != PAGE_SIZE, f"x86_64 has no pages of {d.page_size} bytes")
+    _refuse(
+        d.struct_page_size not in (None, entry.struct_page_size),
+        f"struct page has {entry.struct_page_size} bytes in {entry.name}, "
+        f"not {d.struct_page_size}",
+    )
+    _refuse(
+        d.paging_levels not in (4, 5),
+        f"x86_64 has 4 or 5 levels of page tables, not {d.paging_levels}",
+    )
+    for name, unit, limit in (
+        ("kernel_offset", _PMD_SIZE, _GIB - (32 << 20)),
+        ("physical_start", _PMD_SIZE, 1 << 40),
+        ("page_offset_shift", _GIB, 1 << 44),
+        ("vmemmap_shift", _GIB, 1 << 38),
+    ):
+        value = getattr(d, name)
+        _refuse(
+            value % unit != 0 or not 0 <= value <= limit,
+            f"{name} {value:#x} is not a multiple of {unit:#x} up to {limit:#x}",
+        )
+    _refuse(
+        not 0 < len((d.release_string).encode()) <= 64,
+        "a release has 1 to 64 characters",
+    )
+    _refuse(not 0 <= d.seed < 1 << 64, "a seed has 64 bits")
+    _check_pools(d)
+    _refuse(
+        bool(d.hvo) and not entry.hvo_built,
+        f"HVO cannot be on: {entry.name} is built without it",
+    )
+
+
+def _check_pools(d: Description) -> None:
+    orders = d.hstates
+    _refuse(
+        not 0 < len(set(orders)) == len(orders) <= HUGE_MAX_HSTATE
+        or not all(0 < order <= max(HSTATE_ORDERS) for order in orders),
+        f"there are one or two pools, of different orders from 1 to 18, "
+        f"not {list(orders)}",
+    )
+
+
+def _check_reserved(d: Description) -> None:
+    for order, count in d.reserved.items():
+        _refuse(order not in d.hstates, f"there is no pool of order {order}")
+        total = sum(g.count for g in d.huge_pages if g.order == order)
+        _refuse(not 0 <= count <= total, f"{count} huge pages cannot be reserved")
+
+
+def _check_nodes(d: Description) -> None:
+    _refuse(not d.nodes, "a machine has at least one node")
+    # The direct map and its KASLR offset must end below vmalloc.
+    limit = 1 << (45 - 12 if d.paging_levels == 4 else 48 - 12)
+    ids = [node.id for node in d.nodes]
+    _refuse(len(set(ids)) != len(ids), "two nodes have the same id")
+    memory: list[tuple[Range, str]] = []
+    spans: list[tuple[Range, str]] = []
+    for node in d.nodes:
+        max_nodes = d.kernel_generation.max_numnodes
+        _refuse(
+            not 0 <= node.id < max_nodes, f"node {node.id} is not below {max_nodes}"
+        )
+        _refuse(not node.ranges, f"node {node.id} has no memory")
+        for start, end in node.ranges:
+            name = f"memory {start:#x} to {end:#x} of node {node.id}"
+            _refuse(not 0 <= start < end, f"{name} is no range")
+            _refuse(
+                end > limit,
+                f"{name} is beyond what {d.paging_levels} levels of tables can map",
+            )
+            memory.append(((start, end), name))
+        for zone_name, (start, end) in node.zones.items():
+            name = f"zone {zone_name} of node {node.id}"
+            zones = ZONE_NAMES[:4]
+            _refuse(zone_name not in zones, f"{name}: zones are {', '.join(zones)}")
+            _refuse(not 0 <= start < end, f"{name} is no range")
+            spans.append(((start, end), name))
+        _check_zone_cover(node)
+    _check_overlaps(memory)
+    _check_overlaps(spans)
+
+
+def _check_zone_cover(node: Node) -> None:
+    """Each page of memory but PFN 0 belongs to a zone."""
+    for start, end in node.ranges:
+        at = max(start, 1)
+        for zone_start, zone_end in sorted(node.zones.values()):
+            if zone_start <= at < zone_end:
+                at = zone_end
+        _refuse(at < end, f"page {at:#x} of node {node.id} is in no zone")
+
+
+def _check_overlaps(ranges: Iterable[tuple[Range, str]]) -> None:
+    ordered = sorted(ranges)
+    for ((_, end), one), ((start, _), two) in zip(ordered, ordered[1:]):
+        _refuse(start < end, f"{one} and {two} overlap")
+
+
+def _zone_of(d: Description, nid: int, zone: str, what: str) -> Range:
+    for node in d.nodes:
+        if node.id == nid:
+            _refuse(zone not in node.zones, f"{what}: node {nid} has no zone {zone}")
+            return node.zones[zone]
+    raise UsageError(f"{what}: there is no node {nid}")
+
+
+def _check_place(
+    d: Description, group: Union[HugePages, Pages], what: str, span: int
+) -> None:
+    zone = _zone_of(d, group.node, group.zone, what)
+    _refuse(not 0 < group.count <= 1 << 32, f"{what}: {group.count} of them")
+    if group.first_pfn is None:
+        _refuse(
+            group.count * span > zone[1] - zone[0],
+            f"{what}: {group.count * span} pages do not fit in zone {group.zone}",
+        )
+        return
+    first, end = group.first_pfn, group.first_pfn + group.count * span
+    _refuse(first % span != 0, f"{what}: head {first:#x} is not aligned to its order")
+    _refuse(
+        not (zone[0] <= first and end <= zone[1]),
+        f"{what}: pages {first:#x} to {end:#x} are outside zone {group.zone}",
+    )
+    node = next(node for node in d.nodes if node.id == group.node)
+    _refuse(
+        not any(start <= first and end <= stop for start, stop in node.ranges),
+        f"{what}: there is no memory at pages {first:#x} to {end:#x}",
+    )
+
+
+def _check_huge_pages(d: Description, group: HugePages) -> None:
+    what = f"huge pages of order {group.order} on node {group.node}"
+    entry = d.kernel_generation
+    _refuse(group.order not in d.hstates, f"{what}: there is no pool of that order")
+    _refuse(group.list not in LISTS, f"{what}: list is one of {', '.join(LISTS)}")
+    _refuse(
+        group.origin not in ORIGINS, f"{what}: origin is one of {', '.join(ORIGINS)}"
+    )
+    _check_place(d, group, what, 1 << group.order)
+    _refuse(
+        group.origin == "demoted" and group.order == max(d.hstates),
+        f"{what}: nothing larger can have been demoted",
+    )
+    _refuse(
+        group.origin == "restored" and bool(group.optimized),
+        f"{what}: restored ones are not optimized",
+    )
+    if not d.is_optimized(group):
+        return
+    _refuse(not entry.hvo_built, f"{what}: {entry.name} is built without HVO")
+    _refuse(
+        not entry.geometry.power_of_2,
+        f"{what}: a struct page of {entry.struct_page_size} bytes cannot be optimized",
+    )
+    _refuse(not entry.can_optimize, f"{what}: {entry.name} never switches HVO on")
+    _refuse(
+        group.order < entry.min_order,
+        f"{what}: HVO needs order {entry.min_order} at least",
+    )
+
+
+def _check_pages(d: Description, group: Pages) -> None:
+    what = f"{group.kind} pages of order {group.order} on node {group.node}"
+    _refuse(group.kind not in KINDS, f"{what}: kind is one of {', '.join(KINDS)}")
+    single = group.kind in ("poisoned", "reserved")
+    most = {"buddy": 10, "thp": 9}.get(group.kind, 0 if single else 10)
+    least = 0 if single or group.kind == "buddy" else 1
+    _refuse(
+        not least <= group.order <= most,
+        f"{what}: order is {least} to {most}",
+    )
+    _check_place(d, group, what, 1 << group.order)

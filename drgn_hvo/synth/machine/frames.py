@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Physical memory
+---------------
+
+The memory of a synthetic machine: which frames exist, which are handed out, and
+what they hold. Contents are made when they are read, in bulk, so that a machine of
+a terabyte needs no terabyte here.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.errors import UsageError
+from drgn_hvo.synth.described.generations import PAGE_SIZE
+
+__all__ = ("Extent", "FrameAllocator", "Image", "subtract")
+
+Bytes = npt.NDArray[np.uint8]
+Range = tuple[int, int]
+
+#: ``make(first, count)``: frames of an extent, counted from its beginning, as one
+#: row of bytes each.
+Maker = Callable[[int, int], Bytes]
+
+
+def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
+    """Ranges without what lies in *holes*, ascending."""
+    left = []
+    ordered = sorted(holes)
+    for start, end in sorted(ranges):
+        at = start
+        for hole_start, hole_end in ordered:
+            if hole_end <= at or hole_start >= end:
+                continue
+            if at < hole_start:
+                left.append((at, hole_start))
+            at = max(at, hole_end)
+        if at < end:
+            left.append((at, end))
+    return left
+
+
+class FrameAllocator:
+    """
+    Hands out frames.
+
+    :param memory: Ranges of PFNs with memory, by node ID.
+    """
+
+    def __init__(self, memory: dict[int, list[Range]]) -> None:
+        self._free = {nid: sorted(ranges) for nid, ranges in memory.items()}
+
+    def reserve(self, start: int, end: int, what: str) -> None:
+        """
+        Take these frames.
+
+        :raises UsageError: if one of them is taken or does not exist.
+        """
+        for nid, ranges in self._free.items():
+            if any(first <= start and end <= last for first, last in ranges):
+                self._free[nid] = subtract(ranges, [(start, end)])
+                return
+        raise UsageError(f"there is no room for {what} at {start:#x} to {end:#x}")
+
+    def place(self, nid: int, within: Range, count: int, align: int) -> int:
+        """The lowest free and aligned place for so many frames, -1 if none is."""
+        for start, end in self._free[nid]:
+            first = -(-max(start, within[0]) // align) * align
+            if first + count <= min(end, within[1]):
+                self._free[nid] = subtract(self._free[nid], [(first, first + count)])
+                return first
+        return -1
+
+    def take(self, nid: int, count: int, what: str, align: int = 1) -> int:
+        """
+        The highest free place for so many frames, as memblock chooses it; on
+        another node if this one has none.
+
+        :raises UsageError: if no node has room.
+        """
+        for candidate in [nid, *(n for n in sorted(self._free) if n != nid)]:
+            for start, end in reversed(self._free[candidate]):
+                first = (end - count) // align * align
+                if first >= start:
+                    taken = [(first, first + count)]
+                    self._free[candidate] = subtract(self._free[candidate], taken)
+                    return first
+        raise UsageError(
+            f"more pages than memory: no room for {count} frames for {what}"
+        )
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Frames behind each other whose content is known."""
+
+    pfn: int
+    count: int
+    make: Maker
+
+    @classmethod
+    def stored(cls, pfn: int, data: bytes) -> Extent:
+        """An extent of these bytes, filled up with zeros."""
+        count = -(-len(data) // PAGE_SIZE)
+        rows = np.zeros((count, PAGE_SIZE), dtype=np.uint8)
+        rows.reshape(-1)[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+        return cls.rows(pfn, rows)
+
+    @classmethod
+    def rows(cls, pfn: int, rows: Bytes) -> Extent:
+        """An extent of these rows."""
+        return cls(pfn, len(rows), lambda first, count: rows[first : first + count])
+
+
+class Image:
+    """
+    The content of memory. Frames without an extent are zero.
+
+    :param memory: Ranges of PFNs with memory, ascending.
+    """
+
+    def __init__(self, memory: list[Range], extents: Iterable[Extent]) -> None:
+        self.memory = memory
+        self.extents = sorted(extents, key=lambda extent: extent.pfn)
+        self._starts = [extent.pfn for extent in self.extents]
+        for one, two in zip(self.extents, self.extents[1:]):
+            if one.pfn + one.count > two.pfn:
+                raise ValueError(f"two extents at {two.pfn:#x}")
+        self._patches: dict[int, Bytes] = {}
+        #: Frames that a dump is to leave out.
+        self.missing: set[int] = set()
+
+    def _frames(self, extent: Extent, first: int, count: int) -> Bytes:
+        rows = extent.make(first, count)
+        pfn = extent.pfn + first
+        patched = [p for p in self._patches if pfn <= p < pfn + count]
+        if patched:
+            rows = rows.copy()
+            for p in patched:
+                rows[p - pfn] = self._patches[p]
+        return rows
+
+    def chunks(self, most: int) -> Iterator[tuple[int, Bytes]]:
+        """All frames with content by ascending PFN, at most so many at once."""
+        for extent in self.extents:
+            for first in range(0, extent.count, most):
+                count = min(most, extent.count - first)
+                yield extent.pfn + first, self._frames(extent, first, count)
+
+    def read_frame(self, pfn: int) -> Bytes:
+        """One frame."""
+        index = bisect_right(self._starts, pfn) - 1
+        if index >= 0:
+            extent = self.extents[index]
+            if pfn < extent.pfn + extent.count:
+                return self._frames(extent, pfn - extent.pfn, 1)[0]
+        return np.zeros(PAGE_SIZE, dtype=np.uint8)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes at a physical address."""
+        parts = []
+        while size:
+            pfn, offset = divmod(address, PAGE_SIZE)
+            length = min(size, PAGE_SIZE - offset)
+            parts.append(self.read_frame(pfn)[offset : offset + length].tobytes())
+            address += length
+            size -= length
+        return b"".join(parts)
+
+    def write(self, address: int, data: bytes) -> None:
+        """
+        Change bytes at a physical address.
+
+        :raises ValueError: if that frame has no content to change.
+        """
+        pfn, offset = divmod(address, PAGE_SIZE)
+        if offset + len(data) > PAGE_SIZE or not self.has(pfn):
+            raise ValueError(f"nothing to change at {address:#x}")
+        frame = self.read_frame(pfn).copy()
+        frame[offset : offset + len(data)] = np.frombuffer(data, dtype=np.uint8)
+        self._patches[pfn] = frame
+
+    def has(self, pfn: int) -> bool:
+        """Whether an extent holds this frame."""
+        index = bisect_right(self._starts, pfn) - 1
+        return (
+            index >= 0
+            and pfn < self.extents[index].pfn + self.extents[index].count
+        )  # fmt: skip

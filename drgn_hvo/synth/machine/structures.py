@@ -1,0 +1,463 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Structures of the kernel
+------------------------
+
+What C declares in each generation, as far as a reader of hugetlb and vmemmap needs
+it: the members are the kernel's (:linux:`include/linux/mm_types.h`,
+:linux:`include/linux/mmzone.h`, :linux:`include/linux/hugetlb.h`), what lies between
+them is filled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Optional
+
+from drgn_hvo.synth.described.generations import Generation
+from drgn_hvo.synth.machine.ctype import (
+    BOOL,
+    CHAR,
+    INT,
+    UCHAR,
+    UINT,
+    ULONG,
+    USHORT,
+    Base,
+    Compound,
+    CType,
+    Enum,
+    Typedef,
+    array,
+    filler,
+    pointer,
+    struct,
+    typedef,
+    union,
+)
+
+__all__ = ("FIELDS", "Fields", "Structures", "structures")
+
+ATOMIC_T = typedef("atomic_t", struct(None, ("counter", INT)))
+ATOMIC_LONG_T = typedef("atomic_long_t", struct(None, ("counter", ULONG)))
+LIST_HEAD = struct(
+    "list_head",
+    ("next", pointer("struct list_head")),
+    ("prev", pointer("struct list_head")),
+)
+LLIST_NODE = struct("llist_node", ("next", pointer("struct llist_node")))
+CALLBACK_HEAD = struct(
+    "callback_head", ("next", pointer("struct callback_head")), ("func", pointer())
+)
+SPINLOCK_T = typedef("spinlock_t", struct("spinlock", ("locked", ATOMIC_T)))
+PGD_T = typedef("pgd_t", struct(None, ("pgd", typedef("pgdval_t", ULONG))))
+MEMDESC_FLAGS_T = typedef("memdesc_flags_t", struct(None, ("f", ULONG)))
+PHYS_ADDR_T = typedef("phys_addr_t", typedef("u64", Base("long long unsigned int", 8)))
+STATIC_KEY = struct("static_key", ("enabled", ATOMIC_T), ("type", ULONG))
+STATIC_KEY_FALSE = struct("static_key_false", ("key", STATIC_KEY))
+FREE_AREA_LISTS = {"6.1": 5, "6.12": 5, "7.2": 6}
+FREE_AREA_ORDERS = 11
+HUGE_MAX_HSTATE = 2
+HSTATE_NAME_LEN = 32
+UTS_LEN = 65
+
+# The zones of a kernel without CONFIG_HIGHMEM; ZONE_DEVICE is the only option.
+ZONE_NAMES = ("DMA", "DMA32", "Normal", "Movable", "Device")
+
+_PAGEFLAGS_6_1 = (
+    "locked", "referenced", "uptodate", "dirty", "lru", "active", "workingset",
+    "waiters", "error", "slab", "owner_priv_1", "arch_1", "reserved", "private",
+    "private_2", "writeback", "head", "mappedtodisk", "reclaim", "swapbacked",
+    "unevictable", "mlocked", "uncached", "hwpoison",
+)  # fmt: skip
+_PAGEFLAGS_6_12 = (
+    "locked", "writeback", "referenced", "uptodate", "dirty", "lru", "head",
+    "waiters", "active", "workingset", "owner_priv_1", "owner_2", "arch_1",
+    "reserved", "private", "private_2", "reclaim", "swapbacked", "unevictable",
+    "mlocked", "hwpoison",
+)  # fmt: skip
+_PAGEFLAGS_7_2 = (*_PAGEFLAGS_6_12[:-2], "dropbehind", "mlocked", "hwpoison")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """
+    How the kernels of one time shape pages and folios.
+
+    :param page_flags: Names of the bits of ``page->flags`` from bit 0 on.
+    :param hugetlb_type: ``PGTY_hugetlb`` and its like are in the head; before
+        v6.12 there was a destructor in the first tail.
+    :param order_member: The member of ``struct folio`` that holds its order.
+    :param nr_pages_member: The member that holds the number of its pages.
+    :param metadata_pages: So many tails hold fields of the folio, so that their
+        ``mapping`` is not TAIL_MAPPING.
+    :param last_cpupid_bits: Width of that part of ``page->flags``, below the zone.
+    """
+
+    page_flags: tuple[str, ...]
+    hugetlb_type: bool
+    order_member: str
+    nr_pages_member: str
+    metadata_pages: int
+    last_cpupid_bits: int
+
+
+FIELDS: dict[str, Fields] = {
+    "6.1": Fields(_PAGEFLAGS_6_1, False, "_folio_order", "_folio_nr_pages", 1, 21),
+    "6.12": Fields(_PAGEFLAGS_6_12, True, "_flags_1", "_folio_nr_pages", 3, 21),
+    "7.2": Fields(_PAGEFLAGS_7_2, True, "_flags_1", "_nr_pages", 3, 21),
+}
+
+#: ``PGTY_*`` of :linux:`include/linux/page-flags.h`, since v6.12.
+PAGE_TYPES = {
+    "buddy": 0xF0,
+    "offline": 0xF1,
+    "table": 0xF2,
+    "guard": 0xF3,
+    "hugetlb": 0xF4,
+    "slab": 0xF5,
+}
+#: ``enum compound_dtor_id``, up to v6.5.
+COMPOUND_DTORS = {
+    "NULL_COMPOUND": 0,
+    "COMPOUND_PAGE": 1,
+    "HUGETLB_PAGE": 2,
+    "TRANSHUGE_PAGE": 3,
+}
+#: ``enum hugetlb_page_flags``.
+HPG_FLAGS = (
+    "restore_reserve",
+    "migratable",
+    "temporary",
+    "freed",
+    "vmemmap_optimized",
+    "raw_hwp_unreliable",
+)
+
+
+@dataclass(frozen=True)
+class Structures:
+    """The types of one generation that others refer to by name."""
+
+    page: Compound
+    folio: Compound
+    zone: Compound
+    pglist_data: Compound
+    hstate: Compound
+    free_area: Compound
+    mem_section: Compound
+    mem_section_usage: Compound
+    mm_struct: Compound
+    uts_namespace: Compound
+    nodemask_t: Typedef
+    fields: Fields
+    all: tuple[CType, ...]
+
+    def page_flag(self, name: str) -> int:
+        """``1 << PG_name``; 0 where the kernel has none of that name."""
+        flags = self.fields.page_flags
+        return 1 << flags.index(name) if name in flags else 0
+
+
+def _flags(generation: Generation) -> CType:
+    # page->flags became a structure in v6.18.
+    return MEMDESC_FLAGS_T if generation.fields == "7.2" else ULONG
+
+
+def _page(generation: Generation) -> Compound:
+    lru = struct(
+        None,
+        (None, union(None, ("lru", LIST_HEAD), ("buddy_list", LIST_HEAD))),
+        ("mapping", pointer("struct address_space")),
+        ("index", ULONG),
+        ("private", ULONG),
+    )
+    tail: tuple[tuple[Optional[str], CType], ...] = ((generation.tail_word, ULONG),)
+    if generation.fields == "6.1":
+        tail += (
+            ("compound_dtor", UCHAR),
+            ("compound_order", UCHAR),
+            ("compound_mapcount", ATOMIC_T),
+            ("compound_pincount", ATOMIC_T),
+            ("compound_nr", UINT),
+        )
+    words = union(
+        None,
+        (None, lru),
+        (None, struct(None, *tail)),
+        ("callback_head", CALLBACK_HEAD),
+    )
+    members: list[tuple[Optional[str], CType]] = [
+        ("flags", _flags(generation)),
+        (None, words),
+        (None, union(None, ("_mapcount", ATOMIC_T), ("page_type", UINT))),
+        ("_refcount", ATOMIC_T),
+        ("memcg_data", ULONG),
+    ]
+    if generation.struct_page_size > 64:
+        # CONFIG_KMSAN adds kmsan_shadow and kmsan_origin.
+        members += [
+            ("kmsan_shadow", pointer("struct page")),
+            ("kmsan_origin", pointer("struct page")),
+        ]
+    return struct("page", *members)
+
+
+def _folio_first(page: Compound, flags: CType) -> Compound:
+    head = struct(
+        None,
+        ("flags", flags),
+        ("lru", LIST_HEAD),
+        ("mapping", pointer("struct address_space")),
+        ("index", ULONG),
+        ("private", pointer()),
+        ("_mapcount", ATOMIC_T),
+        ("_refcount", ATOMIC_T),
+    )
+    return union(None, (None, head), ("page", page))
+
+
+def _folio(generation: Generation, page: Compound) -> Compound:
+    first = _folio_first(page, _flags(generation))
+    if generation.fields == "6.1":
+        tail = struct(
+            None,
+            ("_flags_1", ULONG),
+            ("__head", ULONG),
+            ("_folio_dtor", UCHAR),
+            ("_folio_order", UCHAR),
+            ("_total_mapcount", ATOMIC_T),
+            ("_pincount", ATOMIC_T),
+            ("_folio_nr_pages", UINT),
+        )
+        return struct("folio", (None, first), (None, tail))
+    nr_pages: tuple[tuple[Optional[str], CType], ...]
+    if generation.fields == "6.12":
+        nr_pages = (
+            ("_large_mapcount", ATOMIC_T),
+            ("_entire_mapcount", ATOMIC_T),
+            ("_nr_pages_mapped", ATOMIC_T),
+            ("_pincount", ATOMIC_T),
+            ("_folio_nr_pages", UINT),
+        )
+    else:
+        nr_pages = (
+            ("_large_mapcount", ATOMIC_T),
+            ("_nr_pages_mapped", ATOMIC_T),
+            ("_entire_mapcount", ATOMIC_T),
+            ("_pincount", ATOMIC_T),
+            ("_mm_id_mapcount", array(INT, 2)),
+            ("_mm_ids", ULONG),
+            ("_mapcount_1", ATOMIC_T),
+            ("_refcount_1", ATOMIC_T),
+            ("_nr_pages", UINT),
+        )
+    second = struct(None, ("_flags_1", ULONG), ("_head_1", ULONG), *nr_pages)
+    third = struct(
+        None, ("_flags_2", ULONG), ("_head_2", ULONG), ("_deferred_list", LIST_HEAD)
+    )
+    fourth = struct(
+        None,
+        ("_flags_3", ULONG),
+        ("_head_3", ULONG),
+        ("_hugetlb_subpool", pointer()),
+        ("_hugetlb_cgroup", pointer()),
+        ("_hugetlb_cgroup_rsvd", pointer()),
+        ("_hugetlb_hwpoison", pointer()),
+    )
+    return struct(
+        "folio",
+        (None, first),
+        (None, union(None, (None, second), ("__page_1", page))),
+        (None, union(None, (None, third), ("__page_2", page))),
+        (None, union(None, (None, fourth), ("__page_3", page))),
+    )
+
+
+def _tails_array(generation: Generation) -> CType:
+    element = ULONG if generation.element_is_pfn else pointer("struct page")
+    return array(element, generation.slots)
+
+
+def _zone(generation: Generation, free_area: Compound) -> Compound:
+    nr_zones = len(ZONE_NAMES) - (not generation.zone_device)
+    members: list[tuple[Optional[str], CType]] = [
+        ("_watermark", array(ULONG, 4)),
+        ("watermark_boost", ULONG),
+        ("nr_reserved_highatomic", ULONG),
+        ("lowmem_reserve", array(Base("long int", 8, signed=True), nr_zones)),
+        ("node", INT),
+        ("zone_pgdat", pointer("struct pglist_data")),
+        ("zone_start_pfn", ULONG),
+        ("managed_pages", ATOMIC_LONG_T),
+        ("spanned_pages", ULONG),
+        ("present_pages", ULONG),
+        ("name", pointer(CHAR)),
+        ("initialized", INT),
+        ("free_area", array(free_area, FREE_AREA_ORDERS)),
+        ("flags", ULONG),
+        ("lock", SPINLOCK_T),
+        ("vm_stat", array(ATOMIC_LONG_T, generation.zone_stats)),
+    ]
+    if generation.array == "zone":
+        members.append(("vmemmap_tails", _tails_array(generation)))
+    # ____cacheline_internodealigned_in_smp
+    return struct("zone", *members, align=64)
+
+
+def _pglist_data(generation: Generation, zone: Compound) -> Compound:
+    nr_zones = len(ZONE_NAMES) - (not generation.zone_device)
+    members: list[tuple[Optional[str], CType]] = [
+        ("node_zones", array(zone, nr_zones)),
+        ("node_zonelists", filler(generation.pgdat_zonelists)),
+        ("nr_zones", INT),
+        ("node_start_pfn", ULONG),
+        ("node_present_pages", ULONG),
+        ("node_spanned_pages", ULONG),
+        ("node_id", INT),
+        ("flags", ULONG),
+        ("vm_stat", array(ATOMIC_LONG_T, 40)),
+    ]
+    if generation.array == "pglist_data":
+        members.append(("vmemmap_tails", _tails_array(generation)))
+    return struct("pglist_data", *members, align=64)
+
+
+def _hstate(generation: Generation) -> Compound:
+    nodes = generation.max_numnodes
+    return struct(
+        "hstate",
+        ("resize_lock", filler(generation.hstate_lock)),
+        ("next_nid_to_alloc", INT),
+        ("next_nid_to_free", INT),
+        ("order", UINT),
+        ("demote_order", UINT),
+        ("mask", ULONG),
+        ("max_huge_pages", ULONG),
+        ("nr_huge_pages", ULONG),
+        ("free_huge_pages", ULONG),
+        ("resv_huge_pages", ULONG),
+        ("surplus_huge_pages", ULONG),
+        ("nr_overcommit_huge_pages", ULONG),
+        ("hugepage_activelist", LIST_HEAD),
+        ("hugepage_freelists", array(LIST_HEAD, nodes)),
+        ("max_huge_pages_node", array(UINT, nodes)),
+        ("nr_huge_pages_node", array(UINT, nodes)),
+        ("free_huge_pages_node", array(UINT, nodes)),
+        ("surplus_huge_pages_node", array(UINT, nodes)),
+        ("name", array(CHAR, HSTATE_NAME_LEN)),
+    )
+
+
+def _enums(generation: Generation, fields: Fields) -> list[Enum]:
+    flags = [(f"PG_{name}", bit) for bit, name in enumerate(fields.page_flags)]
+    zones = ["DMA", "DMA32", "NORMAL", "MOVABLE", "DEVICE"]
+    zones = zones if generation.zone_device else zones[:-1]
+    zone_type = [(f"ZONE_{name}", i) for i, name in enumerate(zones)]
+    enums = [
+        Enum("pageflags", (*flags, ("__NR_PAGEFLAGS", len(flags)))),
+        Enum("zone_type", (*zone_type, ("__MAX_NR_ZONES", len(zones)))),
+        Enum(
+            "node_states",
+            (
+                ("N_POSSIBLE", 0),
+                ("N_ONLINE", 1),
+                ("N_NORMAL_MEMORY", 2),
+                ("N_HIGH_MEMORY", 2),
+                ("N_MEMORY", 3),
+                ("N_CPU", 4),
+                ("N_GENERIC_INITIATOR", 5),
+                ("NR_NODE_STATES", 6),
+            ),
+        ),
+        Enum(
+            "hugetlb_page_flags",
+            (
+                *((f"HPG_{name}", bit) for bit, name in enumerate(HPG_FLAGS)),
+                ("__NR_HPAGEFLAGS", len(HPG_FLAGS)),
+            ),
+        ),
+    ]
+    if fields.hugetlb_type:
+        types = ((f"PGTY_{name}", value) for name, value in PAGE_TYPES.items())
+        enums.append(Enum("pagetype", (*types, ("PGTY_mapcount_underflow", 0xFF))))
+    else:
+        dtors = ((f"{name}_DTOR", value) for name, value in COMPOUND_DTORS.items())
+        enums.append(Enum("compound_dtor_id", (*dtors, ("NR_COMPOUND_DTORS", 4))))
+    return enums
+
+
+def _uts_namespace() -> Compound:
+    names = ("sysname", "nodename", "release", "version", "machine", "domainname")
+    utsname = struct("new_utsname", *((n, array(CHAR, UTS_LEN)) for n in names))
+    return struct("uts_namespace", ("name", utsname), ("user_ns", pointer()))
+
+
+@cache
+def structures(generation: Generation) -> Structures:
+    """The types of a generation."""
+    fields = FIELDS[generation.fields]
+    page = _page(generation)
+    free_list = array(LIST_HEAD, FREE_AREA_LISTS[generation.fields])
+    free_area = struct("free_area", ("free_list", free_list), ("nr_free", ULONG))
+    zone = _zone(generation, free_area)
+    mask = array(ULONG, generation.max_numnodes // 64)
+    nodemask_t = typedef("nodemask_t", struct(None, ("bits", mask)))
+    usage = struct(
+        "mem_section_usage",
+        ("subsection_map", array(ULONG, 1)),
+        ("pageblock_flags", array(ULONG, 0)),
+    )
+    mem_section = struct(
+        "mem_section",
+        ("section_mem_map", ULONG),
+        ("usage", pointer("struct mem_section_usage")),
+    )
+    mm_struct = struct(
+        "mm_struct",
+        ("mm_count", ATOMIC_T),
+        ("mm_mt", filler(2)),
+        ("task_size", ULONG),
+        ("pgd", pointer(PGD_T)),
+        ("mm_users", ATOMIC_T),
+    )
+    hugetlb_cgroup = struct(
+        "hugetlb_cgroup", ("css", filler(8)), ("hugepage", filler(HUGE_MAX_HSTATE))
+    )
+    folio = _folio(generation, page)
+    hstate = _hstate(generation)
+    pglist_data = _pglist_data(generation, zone)
+    uts_namespace = _uts_namespace()
+    others: tuple[CType, ...] = (
+        CHAR,
+        USHORT,
+        UINT,
+        BOOL,
+        PHYS_ADDR_T,
+        LLIST_NODE,
+        SPINLOCK_T,
+        STATIC_KEY_FALSE,
+        hugetlb_cgroup,
+        nodemask_t,
+        usage,
+        mem_section,
+        mm_struct,
+        uts_namespace,
+    )
+    return Structures(
+        page=page,
+        folio=folio,
+        zone=zone,
+        pglist_data=pglist_data,
+        hstate=hstate,
+        free_area=free_area,
+        mem_section=mem_section,
+        mem_section_usage=usage,
+        mm_struct=mm_struct,
+        uts_namespace=uts_namespace,
+        nodemask_t=nodemask_t,
+        fields=fields,
+        all=(*others, *_enums(generation, fields), hstate, pglist_data, folio),
+    )

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+VMCOREINFO, written
+-------------------
+
+The note as crash_save_vmcoreinfo_init() and arch_crash_save_vmcoreinfo() print it
+(:linux:`kernel/vmcore_info.c`, :linux:`arch/x86/kernel/vmcore_info_64.c`), in their
+order, as far as it concerns memory management.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from drgn_hvo.synth.described.generations import PAGE_SIZE
+from drgn_hvo.synth.machine.ctype import Array, Compound
+from drgn_hvo.synth.machine.kernel_image import KernelImage
+from drgn_hvo.synth.machine.plan import Plan
+from drgn_hvo.synth.machine.structures import (
+    ATOMIC_LONG_T,
+    COMPOUND_DTORS,
+    LIST_HEAD,
+    PAGE_TYPES,
+)
+
+__all__ = ("mem_section_roots", "write_vmcoreinfo")
+
+_MAX_PHYSMEM_BITS = {4: 46, 5: 52}
+_SECTION_SIZE_BITS = 27
+
+
+def mem_section_roots(levels: int) -> int:
+    """``NR_SECTION_ROOTS``."""
+    per_root = PAGE_SIZE // 16
+    return (1 << (_MAX_PHYSMEM_BITS[levels] - _SECTION_SIZE_BITS)) // per_root
+
+
+def _offsets(name: str, owner: Compound, *members: str) -> Iterator[str]:
+    for member in members:
+        if owner.has(member):
+            yield f"OFFSET({name}.{member})={owner.offset(member)}"
+
+
+def _length(owner: Compound, member: str) -> int:
+    _, member_type = owner.find(member)
+    assert isinstance(member_type, Array)
+    return member_type.length
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 32) if value >> 31 else value
+
+
+def _pages(plan: Plan) -> Iterator[str]:
+    s = plan.structures
+    yield from _offsets(
+        "page", s.page, "flags", "_refcount", "mapping", "lru", "_mapcount", "private"
+    )
+    yield from _offsets(
+        "page",
+        s.page,
+        "compound_dtor",
+        "compound_order",
+        "compound_head",
+        "compound_info",
+    )
+
+
+def _nodes(plan: Plan) -> Iterator[str]:
+    s = plan.structures
+    yield from _offsets(
+        "pglist_data",
+        s.pglist_data,
+        "node_zones",
+        "nr_zones",
+        "node_start_pfn",
+        "node_spanned_pages",
+        "node_id",
+    )
+    yield from _offsets("zone", s.zone, "free_area", "vm_stat", "spanned_pages")
+    yield from _offsets("free_area", s.free_area, "free_list")
+    yield from _offsets("list_head", LIST_HEAD, "next", "prev")
+    yield f"LENGTH(zone.free_area)={_length(s.zone, 'free_area')}"
+    yield f"LENGTH(free_area.free_list)={_length(s.free_area, 'free_list')}"
+
+
+def _numbers(plan: Plan) -> Iterator[str]:
+    s = plan.structures
+    flags = s.fields.page_flags
+    yield "NUMBER(NR_FREE_PAGES)=0"
+    yield f"NUMBER(PG_lru)={flags.index('lru')}"
+    yield f"NUMBER(PG_private)={flags.index('private')}"
+    yield f"NUMBER(PG_swapcache)={flags.index('owner_priv_1')}"
+    yield f"NUMBER(PG_swapbacked)={flags.index('swapbacked')}"
+    if s.fields.hugetlb_type:
+        for name in ("slab", "buddy", "hugetlb", "offline"):
+            value = _signed(PAGE_TYPES[name] << 24)
+            yield f"NUMBER(PAGE_{name.upper()}_MAPCOUNT_VALUE)={value}"
+    else:
+        yield f"NUMBER(PG_slab)={flags.index('slab')}"
+        yield "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-129"
+        yield f"NUMBER(HUGETLB_PAGE_DTOR)={COMPOUND_DTORS['HUGETLB_PAGE']}"
+        yield "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-257"
+    yield f"NUMBER(PG_hwpoison)={flags.index('hwpoison')}"
+    yield f"NUMBER(PG_head_mask)={1 << flags.index('head')}"
+
+
+def _architecture(plan: Plan, image: KernelImage) -> Iterator[str]:
+    yield f"NUMBER(phys_base)={plan.space.phys_base}"
+    yield f"SYMBOL(init_top_pgt)={image.address('swapper_pg_dir'):x}"
+    yield f"NUMBER(pgtable_l5_enabled)={int(plan.space.levels == 5)}"
+    yield f"SYMBOL(node_data)={image.address('node_data'):x}"
+    yield f"LENGTH(node_data)={plan.generation.max_numnodes}"
+    yield f"KERNELOFFSET={plan.description.kernel_offset:x}"
+    yield "NUMBER(KERNEL_IMAGE_SIZE)=1073741824"
+    yield "NUMBER(sme_mask)=0"
+
+
+def _lines(plan: Plan, image: KernelImage, mem_section: int) -> Iterator[str]:
+    s = plan.structures
+    levels = plan.space.levels
+    yield f"OSRELEASE={plan.description.release_string}"
+    yield f"BUILD-ID={plan.description.seed:040x}"
+    yield f"PAGESIZE={PAGE_SIZE}"
+    yield f"SYMBOL(init_uts_ns)={image.address('init_uts_ns'):x}"
+    yield f"OFFSET(uts_namespace.name)={s.uts_namespace.offset('name')}"
+    for name in ("node_online_map", "swapper_pg_dir", "_stext"):
+        yield f"SYMBOL({name})={image.address(name):x}"
+    if plan.generation.exports_vmemmap:
+        yield f"NUMBER(VMALLOC_START)={plan.space.vmalloc:#x}"
+        yield f"SYMBOL(vmemmap)={plan.space.vmemmap:x}"
+    yield f"SYMBOL(mem_section)={mem_section:x}"
+    yield f"LENGTH(mem_section)={mem_section_roots(levels)}"
+    yield f"SIZE(mem_section)={s.mem_section.size}"
+    yield from _offsets("mem_section", s.mem_section, "section_mem_map")
+    yield f"NUMBER(SECTION_SIZE_BITS)={_SECTION_SIZE_BITS}"
+    yield f"NUMBER(MAX_PHYSMEM_BITS)={_MAX_PHYSMEM_BITS[levels]}"
+    for name, owner in (
+        ("page", s.page),
+        ("pglist_data", s.pglist_data),
+        ("zone", s.zone),
+        ("free_area", s.free_area),
+        ("list_head", LIST_HEAD),
+        ("nodemask_t", s.nodemask_t),
+    ):
+        yield f"SIZE({name})={owner.size}"
+    yield from _pages(plan)
+    yield from _nodes(plan)
+    yield f"SIZE(atomic_long_t)={ATOMIC_LONG_T.size}"
+    yield "OFFSET(atomic_long_t.counter)=0"
+    yield from _numbers(plan)
+    for name in (
+        "kallsyms_names",
+        "kallsyms_num_syms",
+        "kallsyms_token_table",
+        "kallsyms_token_index",
+        "kallsyms_offsets",
+        "kallsyms_relative_base",
+        "kallsyms_addresses",
+    ):
+        if image.has(name):
+            yield f"SYMBOL({name})={image.address(name):x}"
+    yield from _architecture(plan, image)
+
+
+def write_vmcoreinfo(plan: Plan, image: KernelImage, mem_section: int) -> bytes:
+    """
+    The text of the note.
+
+    :param mem_section: The value of ``mem_section``: where the roots are.
+    """
+    return "".join(f"{line}\n" for line in _lines(plan, image, mem_section)).encode()

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+vmemmap, written
+----------------
+
+Which frames lie behind vmemmap: whole 2 MiB blocks where nothing was touched, base
+pages where HVO split a block, one frame for many slices where it did its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Optional
+
+import numpy as np
+import numpy.typing as npt
+
+from drgn_hvo.errors import UsageError
+from drgn_hvo.synth.described.description import SECTION_PAGES, HugePages
+from drgn_hvo.synth.described.generations import PAGE_SIZE
+from drgn_hvo.synth.machine.frames import Bytes, Extent, Range, subtract
+from drgn_hvo.synth.machine.pagetables import (
+    HEAD_SLICE,
+    LARGE,
+    OWN_SLICE,
+    PageTables,
+    present_read_only,
+)
+from drgn_hvo.synth.machine.plan import Placed, Plan
+from drgn_hvo.synth.machine.struct_pages import PageWriter
+
+__all__ = ("HeadFrames", "TailPage", "Take", "VmemmapWriter")
+
+U64 = npt.NDArray[np.uint64]
+Int64 = npt.NDArray[np.int64]
+
+#: ``take(nid, count, what, align, boot)``: hands out frames behind each other.
+Take = Callable[[int, int, str, int, bool], int]
+
+_PMD_SLICES = 512
+
+
+@dataclass(frozen=True)
+class TailPage:
+    """
+    A shared page of tails.
+
+    :param zone: Index of the zone, ``None`` where they are per node.
+    :param boot: Allocated and mapped before memmap_init().
+    :param last_alias: First PFN of the last slice that maps it.
+    """
+
+    nid: int
+    zone: Optional[int]
+    order: int
+    pfn: int
+    boot: bool
+    last_alias: int
+
+
+@dataclass(frozen=True)
+class HeadFrames:
+    """
+    The frames of the first slices of optimized folios.
+
+    :param pfn: The first frame.
+    :param folios: Index of the folio that each frame belongs to.
+    """
+
+    placed: Placed[HugePages]
+    pfn: int
+    folios: Int64
+
+    def frame(self, folio: int) -> int:
+        """The frame of a folio."""
+        return self.pfn + int(np.flatnonzero(self.folios == folio)[0])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Slices behind each other on frames behind each other."""
+
+    first_slice: int
+    count: int
+    pfn: int
+
+
+def _shuffled(count: int, seed: int) -> Int64:
+    """
+    A permutation that is the same everywhere: NumPy's generators may change from
+    version to version, splitmix64 does not.
+    """
+    x = np.arange(count, dtype=np.uint64) + np.uint64(seed)
+    x = x * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(x ^ (x >> np.uint64(31)), kind="stable").astype(np.int64)
+
+
+@dataclass
+class VmemmapWriter:
+    """
+    Maps vmemmap.
+
+    :param take: Hands out frames.
+    """
+
+    plan: Plan
+    tables: PageTables
+    take: Take
+    tails: list[TailPage] = field(default_factory=list)
+    heads: list[HeadFrames] = field(default_factory=list)
+    _runs: list[_Run] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._per_slice = self.plan.generation.geometry.pages_per_slice
+        self._power_of_2 = self.plan.generation.geometry.power_of_2
+
+    def slice_of(self, pfn: int) -> int:
+        """The slice in which the struct page of a PFN begins."""
+        return pfn * self.plan.generation.struct_page_size // PAGE_SIZE
+
+    def _address(self, slice_: int) -> int:
+        return self.plan.space.vmemmap + slice_ * PAGE_SIZE
+
+    def _slices(self, placed: Placed[HugePages]) -> Range:
+        return self.slice_of(placed.first_pfn), self.slice_of(placed.end_pfn)
+
+    def map(self) -> None:
+        """Map all of it."""
+        optimized = [placed for placed in self.plan.huge if placed.optimized]
+        pages = self._shared(optimized) if self.plan.generation.shared else {}
+        for placed in optimized:
+            self._map_optimized(placed, pages)
+        holes = [self._slices(placed) for placed in optimized]
+        for split, start, end in self._stretches():
+            for first, last in subtract([(start, end)], holes):
+                self._map_own(first, last, split)
+
+    def _key(self, placed: Placed[HugePages]) -> tuple[int, Optional[int], int]:
+        zone = self.plan.zone_of(placed.first_pfn)
+        per_zone = self.plan.generation.array == "zone"
+        return zone.nid, zone.index if per_zone else None, placed.group.order
+
+    def _shared(
+        self, optimized: list[Placed[HugePages]]
+    ) -> dict[tuple[int, Optional[int], int], TailPage]:
+        users: dict[tuple[int, Optional[int], int], list[Placed[HugePages]]] = {}
+        for placed in optimized:
+            users.setdefault(self._key(placed), []).append(placed)
+        pages = {}
+        for key, group in sorted(users.items(), key=lambda item: str(item[0])):
+            boot = [p for p in group if p.group.origin == "boot"]
+            pfn = self.take(key[0], 1, "shared tails", 1, bool(boot))
+            last = max(p.end_pfn for p in boot or group) - self._per_slice
+            pages[key] = TailPage(*key, pfn, bool(boot), last)
+        self.tails = list(pages.values())
+        return pages
+
+    def _map_optimized(
+        self,
+        placed: Placed[HugePages],
+        pages: dict[tuple[int, Optional[int], int], TailPage],
+    ) -> None:
+        group = placed.group
+        boot = group.origin == "boot"
+        seed = self.plan.description.seed ^ placed.first_pfn << 20
+        order = _shuffled(group.count, seed & ((1 << 64) - 1))
+        pfn = self.take(group.node, group.count, "heads of folios", 1, boot)
+        self.heads.append(HeadFrames(placed, pfn, order))
+        frames = np.empty(group.count, dtype=np.uint64)
+        frames[order] = np.uint64(pfn) + np.arange(group.count, dtype=np.uint64)
+        slices = self.plan.generation.geometry.slices(group.order)
+        entries = np.empty((group.count, slices), dtype=np.uint64)
+        page = pages.get(self._key(placed))
+        dirty = self.plan.generation.fields == "6.1"
+        flags = np.uint64(present_read_only(boot=boot, dirty=dirty))
+        shift = np.uint64(12)
+        if page is None:
+            entries[:] = (frames[:, None] << shift) | flags
+        else:
+            entries[:] = (np.uint64(page.pfn) << shift) | flags
+        entries[:, 0] = (frames << shift) | np.uint64(HEAD_SLICE)
+        first = self.slice_of(placed.first_pfn)
+        self.tables.map_entries(self._address(first), entries.reshape(-1))
+
+    def _stretches(self) -> list[tuple[bool, int, int]]:
+        """Slices of present sections: whether HVO split them, first and end."""
+        touched = {
+            section
+            for placed in self.plan.huge
+            if placed.optimized or placed.group.origin in ("restored", "demoted")
+            for section in range(
+                placed.first_pfn // SECTION_PAGES,
+                (placed.end_pfn - 1) // SECTION_PAGES + 1,
+            )
+        }
+        stretches: list[tuple[bool, int, int]] = []
+        node = -1
+        for section in self.plan.sections:
+            first = self.slice_of(section * SECTION_PAGES)
+            end = self.slice_of((section + 1) * SECTION_PAGES)
+            split = section in touched or not self._power_of_2
+            nid = self.plan.nid_of(section * SECTION_PAGES)
+            same = stretches and stretches[-1][0] == split and node == nid
+            if same and stretches[-1][2] == first:
+                stretches[-1] = (split, stretches[-1][1], end)
+            else:
+                stretches.append((split, first, end))
+            node = nid
+        return stretches
+
+    def _map_own(self, first: int, end: int, split: bool) -> None:
+        nid = self.plan.nid_of(
+            first * PAGE_SIZE // self.plan.generation.struct_page_size
+        )
+        count = end - first
+        if not split:
+            try:
+                pfn = self.take(nid, count, "vmemmap", _PMD_SLICES, True)
+            except UsageError:
+                split = True  # vmemmap_populate() falls back to base pages, too.
+        if split:
+            pfn = self.take(nid, count, "vmemmap", 1, True)
+        step = 1 if split else _PMD_SLICES
+        frames = pfn + np.arange(0, count, step, dtype=np.int64)
+        flags = OWN_SLICE if split else LARGE
+        self.tables.map(self._address(first), frames, flags, level=int(not split))
+        self._runs.append(_Run(first, count, pfn))
+
+    def frame_of(self, slice_: int) -> Optional[int]:
+        """The frame of a slice that has one to itself."""
+        for run in self._runs:
+            if run.first_slice <= slice_ < run.first_slice + run.count:
+                return run.pfn + slice_ - run.first_slice
+        return None
+
+    def extents(self, writer: PageWriter) -> list[Extent]:
+        """What all of these frames hold."""
+        extents = [
+            Extent(run.pfn, run.count, self._own_maker(writer, run))
+            for run in self._runs
+        ]
+        for heads in self.heads:
+            count = len(heads.folios)
+            extents.append(Extent(heads.pfn, count, self._head_maker(writer, heads)))
+        for tail in self.tails:
+            zone = tail.zone or 0
+            if tail.boot:
+                rows = writer.boot_tail(tail.nid, zone, tail.order, tail.last_alias)
+            else:
+                rows = writer.shared_tail(tail.nid, zone, tail.order)
+            extents.append(Extent.stored(tail.pfn, rows.tobytes()))
+        return extents
+
+    def _own_maker(self, writer: PageWriter, run: _Run) -> Callable[[int, int], Bytes]:
+        size = self.plan.generation.struct_page_size
+
+        def make(first: int, count: int) -> Bytes:
+            start = (run.first_slice + first) * PAGE_SIZE
+            end = start + count * PAGE_SIZE
+            rows = writer.pages(start // size, -(-end // size))
+            flat = rows.view(np.uint8).reshape(-1)
+            skip = start % size
+            return flat[skip : skip + count * PAGE_SIZE].reshape(count, PAGE_SIZE)
+
+        return make
+
+    def _head_maker(
+        self, writer: PageWriter, heads: HeadFrames
+    ) -> Callable[[int, int], Bytes]:
+        placed = heads.placed
+
+        def make(first: int, count: int) -> Bytes:
+            folios = heads.folios[first : first + count]
+            pfns = placed.first_pfn + (folios << placed.group.order)
+            behind = np.arange(self._per_slice, dtype=np.int64)
+            rows = writer.folios(placed, (pfns[:, None] + behind).reshape(-1))
+            return rows.view(np.uint8).reshape(count, PAGE_SIZE)
+
+        return make
