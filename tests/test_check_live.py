@@ -10,9 +10,11 @@ same words, is a finding, and the number of readings is bounded.
 
 from functools import cache
 
-from drgn import Architecture, Platform, Program
+from drgn import Architecture, Object, Platform, Program
+from drgn.helpers import ValidationError
 import pytest
 
+from drgn_hvo import validate_hugetlb_folio, validate_shared_tail
 from drgn_hvo.audit import run as checks
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.damage.faults import make_machine
@@ -100,3 +102,61 @@ def test_readings_are_bounded(monkeypatch):
     kernel = _Kernel(monkeypatch, *changing)
     assert _rules(kernel.audit()) == {"shared-tail-info"}
     assert kernel.pauses < 20
+
+
+def _folio(kernel):
+    """The folio that faults of synth are in, and how to validate it."""
+    pfn = 5632
+    address = hvo(kernel.prog).vmemmap.page_address(pfn)
+    return validate_hugetlb_folio, Object(kernel.prog, "struct folio *", address)
+
+
+def _tail(kernel):
+    tail = hvo(kernel.prog).shared_tails[0]
+    return validate_shared_tail, Object(kernel.prog, "struct page *", tail.value)
+
+
+# Faults that the validator of a subject names, each in another word of memory.
+_FAULTS_OF = {
+    _folio: ("pte-writable", "private-tail", "head-without-PG_head"),
+    _tail: ("tail-bit-cleared", "tail-rest", "tail-mapping"),
+}
+
+
+def _accusation(kernel, subject):
+    validate, of = subject(kernel)
+    try:
+        validate(of)
+    except ValidationError as e:
+        return str(e)
+    return None
+
+
+@pytest.mark.parametrize("subject", [_folio, _tail])
+def test_validators_accuse_of_what_every_reading_shows(subject, monkeypatch):
+    """Something else each time is no damage: the kernel was at work."""
+    said = set()
+    for fault in _FAULTS_OF[subject]:
+        said.add(_accusation(_Kernel(monkeypatch, (fault,)), subject))
+        kernel = _Kernel(monkeypatch, (fault,), HEALTHY, (fault,))
+        assert _accusation(kernel, subject) is None, fault
+    assert len(said) == len(_FAULTS_OF[subject])
+    assert None not in said
+    kernel = _Kernel(monkeypatch, *((fault,) for fault in _FAULTS_OF[subject]))
+    assert _accusation(kernel, subject) is None
+
+
+def test_a_subject_that_comes_back_is_not_accused(monkeypatch):
+    """A slot that names the page, does not, and does again."""
+    kernel = _Kernel(monkeypatch, HEALTHY)
+    validate, page = _tail(kernel)
+    emptied, (applied,) = make_machine(describe("shared-7.3"), ["slot-out-of-range"])
+    for change, old in applied.changes:
+        emptied.image.write(change.address, bytes(len(old)))
+    kernel._images[:] = [emptied, kernel._images[0]]
+    assert page.value_() not in [tail.value for tail in hvo(kernel.prog).shared_tails]
+    validate(page)
+    kernel._images[:] = [emptied]
+    kernel._state = 0
+    with pytest.raises(ValidationError, match="no slot"):
+        validate(page)

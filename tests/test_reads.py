@@ -10,10 +10,11 @@ for all rules.
 
 from collections import Counter
 
-from drgn import Architecture, Platform, Program
+from drgn import Architecture, Object, Platform, Program
 import numpy as np
 import pytest
 
+from drgn_hvo import PageHuge, compound_head, page_to_nid, page_zonenum
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel import frames as memory
 from drgn_hvo.kernel.arrays import joined, without
@@ -27,7 +28,7 @@ from tests.overlay import Overlay
 from tests.synth_support import ALL, describe
 
 
-def counting_program(machine):
+def counting_program(machine, *, is_live=False):
     """As containers.program(), with a counter of reads by PFN."""
     reads: Counter[int] = Counter()
 
@@ -38,7 +39,7 @@ def counting_program(machine):
     prog = Program(Platform(Architecture.X86_64))
     for start, end in machine.image.memory:
         prog.add_memory_segment(start * 4096, (end - start) * 4096, read, True)
-    prog.set_linux_kernel_custom(machine.vmcoreinfo, False)
+    prog.set_linux_kernel_custom(machine.vmcoreinfo, is_live)
     return prog, reads
 
 
@@ -81,6 +82,26 @@ def test_heads_are_read_once_on_a_machine_of_any_size(name, monkeypatch):
     folios = bound.hugetlb.folios
     assert len(folios) == 80
     assert {reads[pfn] for pfn in folios.head_frame.tolist()} == {1}
+
+
+@pytest.mark.parametrize("name", ["shared-7.3", "fake-head-6.12", "seed-v5"])
+@pytest.mark.parametrize("helper", [page_to_nid, page_zonenum, compound_head, PageHuge])
+def test_helpers_read_a_running_kernel_no_more_than_a_core(name, helper):
+    """What no running kernel changes is read once: then a page costs a page."""
+    machine = build_machine(describe(name))
+    counts = []
+    for is_live in (False, True):
+        prog, reads = counting_program(machine, is_live=is_live)
+        pages = [
+            Object(prog, "struct page *", hvo(prog).vmemmap.page_address(pfn))
+            for pfn in hvo(prog).hugetlb.folios.head_pfn[:2].tolist()
+        ]
+        helper(pages[0])
+        reads.clear()
+        helper(pages[1])
+        counts.append(sum(reads.values()))
+    core, live = counts
+    assert 0 < core <= live <= 2 * core
 
 
 def numbers(starts, ends):

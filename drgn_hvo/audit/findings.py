@@ -134,6 +134,11 @@ class Audit:
         common = self.undecided.keys() & earlier.undecided.keys()
         self.undecided = {rule: self.undecided[rule] for rule in common}
 
+    @property
+    def accuses(self) -> bool:
+        """Whether anything is wrong with what was looked at."""
+        return bool(self.findings)
+
     def failed(self, rule: str) -> bool:
         """Whether anything broke a rule."""
         return any(finding.rule == rule for finding in self.findings)

@@ -11,10 +11,7 @@ below already have and adds to an :class:`~drgn_hvo.audit.findings.Audit`.
 from __future__ import annotations
 
 from collections.abc import Callable
-import time
 from typing import Optional, Union
-
-from drgn import ProgramFlags
 
 from drgn_hvo.audit.check_compound_heads import CompoundHeads
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
@@ -22,6 +19,7 @@ from drgn_hvo.audit.check_mappings import check_mapping
 from drgn_hvo.audit.check_pools import check_pools
 from drgn_hvo.audit.check_shared_tails import check_tails
 from drgn_hvo.audit.check_stray_heads import StrayHeads
+from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit
 from drgn_hvo.audit.rules import RULES
@@ -29,18 +27,7 @@ from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("LIVE_PAUSE", "LIVE_QUIET_READINGS", "confirmed_audit", "run_audit")
-
-#: Seconds after which what looks wrong on a live kernel is read again: HVO remaps a
-#: folio in milliseconds.
-LIVE_PAUSE = 0.1
-
-#: How many readings must agree if nothing changed meanwhile.
-LIVE_QUIET_READINGS = 3
-
-# Where pools change all the time, one reading mixes what was before with what came
-# after, and it takes more readings until none but real findings are left.
-_LIVE_READINGS = 12
+__all__ = ("confirmed_audit", "run_audit")
 
 
 def check_pages(context: Context) -> None:
@@ -69,30 +56,10 @@ _CHECKS: tuple[Callable[[Context], None], ...] = (
 
 def confirmed_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
     """
-    As :func:`run_audit()`; on a live kernel, keep only what every one of a bounded
-    number of readings finds, in the same words of memory.
+    As :func:`run_audit()`; of a running kernel, what
+    :func:`~drgn_hvo.audit.confirm.confirmed()` keeps of several.
     """
-    audit = run_audit(hvo, deep=deep)
-    if not hvo.kernel.prog.flags & ProgramFlags.IS_LIVE:
-        return audit
-    quiet = 1
-    for reading in range(1, _LIVE_READINGS):
-        doubtful = audit.undecided and reading < LIVE_QUIET_READINGS
-        if quiet == LIVE_QUIET_READINGS or not (audit.findings or doubtful):
-            break
-        time.sleep(LIVE_PAUSE)
-        again = Hvo(hvo.kernel, hvo)
-        fresh = run_audit(again, deep=deep)
-        fresh.keep_common(audit)
-        audit = fresh
-        quiet = quiet + 1 if _pools(again) == _pools(hvo) else 1
-        hvo = again
-    return audit
-
-
-def _pools(hvo: Hvo) -> tuple[object, ...]:
-    """What changes whenever a huge page does."""
-    return hvo.hugetlb.hstates, hvo.hugetlb.lists
+    return confirmed(hvo, lambda reading: run_audit(reading, deep=deep))
 
 
 def run_audit(hvo: Hvo, *, deep: bool = False) -> Audit:

@@ -9,17 +9,16 @@ The kernel behind a program, and one struct page of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-import time
 from typing import Optional
 
-from drgn import FaultError, Program, ProgramFlags, Type
+from drgn import FaultError, Program, Type
 from drgn.helpers import ValidationError
 import numpy as np
 
-from drgn_hvo.audit.findings import Audit, Finding
-from drgn_hvo.audit.run import LIVE_PAUSE, LIVE_QUIET_READINGS
+from drgn_hvo.audit.confirm import confirmed
+from drgn_hvo.audit.findings import Audit
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
@@ -28,16 +27,16 @@ from drgn_hvo.formats.tail_words import (
     page_fixed_fake_head,
 )
 from drgn_hvo.kernel.arrays import ByteArray
-from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo
 
 __all__ = (
     "StructPage",
-    "attempts",
-    "decide",
+    "SubjectAudit",
     "folio_type",
     "named_type",
     "require_hugetlb",
     "struct_page",
+    "validate",
 )
 
 
@@ -196,32 +195,50 @@ def struct_page(bound: Hvo, address: int) -> StructPage:
     return StructPage(bound, address, bound.kernel.prog.read(address, size))
 
 
-def attempts(prog: Program) -> Iterator[bool]:
+@dataclass
+class SubjectAudit(Audit):
     """
-    How often a validator looks, with the pauses: once at what cannot change.
+    An audit of one subject, such as a folio.
 
-    :return: Whether it is the last time.
+    :param no_subject: Why what was named is no such subject, if it is none.
     """
-    if prog.flags & ProgramFlags.IS_LIVE:
-        for _ in range(LIVE_QUIET_READINGS - 1):
-            yield False
-            time.sleep(LIVE_PAUSE)
-    yield True
+
+    no_subject: Optional[str] = None
+
+    @property
+    def accuses(self) -> bool:
+        """Whether the subject is wrong, or is none."""
+        return bool(self.findings) or self.no_subject is not None
+
+    def keep_common(self, earlier: Audit) -> None:
+        """Forget what an earlier audit of the same subject did not find as well."""
+        super().keep_common(earlier)
+        assert isinstance(earlier, SubjectAudit)
+        if self.no_subject != earlier.no_subject:
+            self.no_subject = None
 
 
-def decide(
-    audit: Audit, findings: list[Finding], rules: tuple[str, ...], address: int
+def validate(
+    prog: Program,
+    look: Callable[[Hvo], SubjectAudit],
+    rules: tuple[str, ...],
+    address: int,
 ) -> None:
     """
-    End a validator as its audit says.
+    Validate one subject, on a running kernel as often as an audit looks at all.
 
-    :param findings: Those that count.
-    :param rules: Those that had to be decided.
+    :param look: Audits the subject in one reading of the kernel, and keeps the findings
+        that count.
+    :param rules: Those that have to be decided.
     :param address: Of what is validated.
-    :raises ValidationError: if there is a finding.
+    :raises ValidationError: if there is a finding, or no such subject.
     :raises FaultError: if there is none, but not everything could be read.
     :raises UnavailableError: if there is none, but a rule could not be decided.
     """
+    audit = confirmed(hvo(prog), look)
+    if audit.no_subject is not None:
+        raise ValidationError(audit.no_subject)
+    findings = audit.findings
     if findings:
         ordered = Audit(findings=findings).ordered()
         first, _ = ordered[0]

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from typing import NamedTuple, Optional
 
 from drgn import FaultError, Object, Program
-from drgn.helpers import ValidationError
 from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
 
@@ -23,17 +22,17 @@ from drgn_hvo.audit.check_folios import FolioTails, check_folios
 from drgn_hvo.audit.check_mappings import check_mapping
 from drgn_hvo.audit.check_pools import check_pools
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.one_subject import with_one_folio
 from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.helpers._bound import (
     StructPage,
-    attempts,
-    decide,
+    SubjectAudit,
     folio_type,
     require_hugetlb,
     struct_page,
+    validate,
 )
 from drgn_hvo.helpers.compound import PageHuge
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array
@@ -236,7 +235,7 @@ def validate_hugetlb_folio(folio: Object) -> None:
     ``vmemmap-``, for one folio (without ``vmemmap-alignment``), and that it is on one
     list only. A folio that HVO is remapping at this moment (reference count 0, on no
     list) may have its pages of vmemmap in either state. On a live kernel, what is
-    wrong is read again before it is reported.
+    wrong is read again, and reported only if every reading shows it.
 
     >>> for folio in for_each_hugetlb_folio():
     ...     validate_hugetlb_folio(folio)
@@ -247,16 +246,13 @@ def validate_hugetlb_folio(folio: Object) -> None:
     :raises HvoError: if nothing leads to the folio, so that it cannot be checked, or
         the kernel cannot be audited.
     """
-    for last in attempts(folio.prog_):
-        try:
-            _validate_folio(hvo(folio.prog_), folio)
-            return
-        except ValidationError:
-            if last:
-                raise
+    address = folio.value_()
+    validate(
+        folio.prog_, lambda bound: _audit_folio(bound, folio), _FOLIO_RULES, address
+    )
 
 
-def _validate_folio(bound: Hvo, folio: Object) -> None:
+def _audit_folio(bound: Hvo, folio: Object) -> SubjectAudit:
     require_hugetlb(bound)
     address = folio.value_()
     pfn = bound.vmemmap.page_pfn(address)
@@ -268,9 +264,9 @@ def _validate_folio(bound: Hvo, folio: Object) -> None:
                 f"the hugetlb folio at {address:#x} is on no list and shares no page "
                 "of vmemmap: nothing says what it should be"
             )
-        raise ValidationError(f"{address:#x} is not a hugetlb folio")
-    first = int(found.head_pfn[index]) * bound.vmemmap.size // bound.vmemmap.page_size
-    audit = Audit()
+        return SubjectAudit(no_subject=f"{address:#x} is not a hugetlb folio")
+    head_pfn = int(found.head_pfn[index])
+    audit = SubjectAudit()
     context = Context(with_one_folio(bound, index), audit)
     # Mappings come first: they tell whose frames the others would read.
     for check in (check_mapping, check_folios, check_pools):
@@ -278,10 +274,11 @@ def _validate_folio(bound: Hvo, folio: Object) -> None:
     tails = FolioTails(context)
     scan(context, [tails])
     tails.report()
-    findings = [f for f in audit.findings if _is_about(f, int(found.head_pfn[index]))]
-    if not findings:
+    audit.findings = [f for f in audit.findings if _is_about(f, head_pfn)]
+    if not audit.findings:
+        first = head_pfn * bound.vmemmap.size // bound.vmemmap.page_size
         _require_tables(bound, first, first + int(found.slices[index]) - 1)
-    decide(audit, findings, _FOLIO_RULES, address)
+    return audit
 
 
 def _is_about(finding: Finding, head_pfn: int) -> bool:

@@ -18,15 +18,13 @@ from copy import copy
 from typing import NamedTuple, Optional
 
 from drgn import Object, Program
-from drgn.helpers import ValidationError
 from drgn.helpers.common.prog import takes_program_or_default
 
 from drgn_hvo.audit.check_shared_tails import check_tails
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Audit
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.helpers._bound import attempts, decide, require_hugetlb
+from drgn_hvo.helpers._bound import SubjectAudit, require_hugetlb, validate
 from drgn_hvo.memmap.hvo import Hvo, hvo
 from drgn_hvo.memmap.layout import TailArray
 from drgn_hvo.memmap.shared_tails import SharedTail
@@ -141,7 +139,8 @@ def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
     word of all struct pages in it.
 
     These are the rules of ``drgn-hvo check`` whose names begin with ``shared-tail-``,
-    for one page. On a live kernel, what is wrong is read again before it is reported.
+    for one page. On a live kernel, what is wrong is read again, and reported only if
+    every reading shows it.
 
     >>> for tail in for_each_vmemmap_tail():
     ...     validate_shared_tail(tail.page)
@@ -155,27 +154,29 @@ def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
     :raises FaultError: if none is broken, but not everything could be read.
     :raises HvoError: if the kernel has no shared tail pages, or cannot be audited.
     """
-    for last in attempts(page.prog_):
-        try:
-            _validate_tail(hvo(page.prog_), page.value_(), strict)
-            return
-        except ValidationError:
-            if last:
-                raise
+    address = page.value_()
+    validate(
+        page.prog_,
+        lambda bound: _audit_tail(bound, address, strict=strict),
+        _TAIL_RULES,
+        address,
+    )
 
 
-def _validate_tail(bound: Hvo, address: int, strict: bool) -> None:
+def _audit_tail(bound: Hvo, address: int, *, strict: bool) -> SubjectAudit:
     _array(bound)
     tails = [t for t in bound.shared_tails if _page_address(bound, t) == address]
     if not tails:
-        raise ValidationError(f"no slot of vmemmap_tails[] names the page {address:#x}")
+        return SubjectAudit(
+            no_subject=f"no slot of vmemmap_tails[] names the page {address:#x}"
+        )
     one = copy(bound)
     vars(one)["shared_tails"] = tails
-    audit = Audit()
+    audit = SubjectAudit()
     check_tails(Context(one, audit))
-    findings = [
+    audit.findings = [
         finding
         for finding in audit.findings
         if finding.rule in _TAIL_RULES and (strict or finding.severity == "error")
     ]
-    decide(audit, findings, _TAIL_RULES, address)
+    return audit

@@ -35,8 +35,9 @@ class Hvo:
     """
     All that is known about HVO in one kernel, as it was when it was first asked.
 
-    :param like: Another one of the same kernel. What a running kernel does not change,
-        layout and fields, is taken over.
+    :param like: Another one of the same kernel. What a running kernel does not change
+        is taken over: the layout, and where folios and ``page->flags`` have their
+        fields.
     :raises HvoError: from here or from any attribute, if it cannot be found out.
     """
 
@@ -75,7 +76,8 @@ class Hvo:
     @cached_property
     def mmzone(self) -> Mmzone:
         """Nodes and zones."""
-        return Mmzone(self.kernel, self.vmemmap, self.problems)
+        like = None if self._like is None else self._like.mmzone
+        return Mmzone(self.kernel, self.vmemmap, self.problems, like)
 
     @cached_property
     def shared_tails(self) -> list[SharedTail]:

@@ -92,12 +92,21 @@ class Mmzone:
     Nodes and zones of a kernel with types.
 
     :param notes: Gets a line for each node or zone that cannot be read.
+    :param like: Another one of the same running kernel, which has the same positions in
+        ``page->flags``.
     """
 
-    def __init__(self, kernel: Kernel, vmemmap: Vmemmap, notes: list[str]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        vmemmap: Vmemmap,
+        notes: list[str],
+        like: Optional[Mmzone] = None,
+    ) -> None:
         self._kernel = kernel
         self._vmemmap = vmemmap
         self._notes = notes
+        self._like = like
 
     @cached_property
     def pgdats(self) -> dict[int, Object]:
@@ -172,6 +181,8 @@ class Mmzone:
         Positions of node and zone in ``page->flags``; ``None`` if they cannot be
         derived or pages of known zones contradict them.
         """
+        if self._like is not None and self._like.flags_layout is not None:
+            return self._like.flags_layout
         layout = self._derived_flags_layout()
         return layout if layout and self._agrees(layout) else None
 
