@@ -417,7 +417,7 @@ def test_a_page_that_was_freed_meanwhile_is_left_out(tmp_path, monkeypatch):
     page_table = hvo.kernel.page_table_format
     assert page_table is not None
     address = hvo.vmemmap.base + slice_ * 4096
-    entry = find_entry(hvo.kernel.reader, page_table, hvo.kernel.vmcoreinfo, address)
+    entry = find_entry(hvo.kernel.reader, page_table, address)
     assert entry is not None
 
     def pack_and_change(data, level):

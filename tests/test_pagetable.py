@@ -29,7 +29,6 @@ def mapped_by_walk(bound, start, end):
     found = walk(
         bound.kernel.reader,
         bound.kernel.page_table_format,
-        bound.kernel.vmcoreinfo,
         start,
         end,
     )
@@ -48,9 +47,7 @@ def mapped_one_by_one(bound, start, end):
     kernel = bound.kernel
     pages = {}
     for va in range(start & -PAGE, end, PAGE):
-        entry = find_entry(
-            kernel.reader, kernel.page_table_format, kernel.vmcoreinfo, va
-        )
+        entry = find_entry(kernel.reader, kernel.page_table_format, va)
         if entry is not None and entry.value & 1:
             first = (entry.value & 0x000F_FFFF_FFFF_F000) >> 12
             large = (1 << 9 * entry.level) - 1

@@ -144,7 +144,7 @@ def test_heads_do_not_depend_on_which_frames_the_struct_pages_lie_in(name, monke
     start = bound.vmemmap.page_address(int(folios.head_pfn[own[0]]))
     patches = {}
     entries = [
-        find_entry(kernel.reader, kernel.page_table_format, kernel.vmcoreinfo, va)
+        find_entry(kernel.reader, kernel.page_table_format, va)
         for va in (start, start + 5 * 4096)
     ]
     for entry, other in zip(entries, entries[::-1]):

@@ -72,11 +72,9 @@ def user_page_tables(found: Hvo, mm: Object) -> Walk:
     if page_table is None:
         raise UnavailableError(f"the page tables of {kernel.arch} cannot be walked")
     root = virt_to_phys(mm.pgd).value_()
-    levels = page_table.levels(kernel.vmcoreinfo)
     # Half of what the top table reaches is the kernel's.
-    end = 1 << (page_table.page_shift + page_table.index_bits * levels - 1)
-    own = replace(page_table, root=lambda _: root)
-    return walk(kernel.reader, own, kernel.vmcoreinfo, 0, end)
+    end = 1 << (page_table.reach_shift - 1)
+    return walk(kernel.reader, replace(page_table, root=root), 0, end)
 
 
 def users_of(found: Hvo, head_pfn: int, order: int) -> Found:

@@ -232,7 +232,7 @@ class _Mapping:
         page_table = self._context.kernel.page_table_format
         if entry is None or page_table is None:
             return None
-        return entry & ~page_table.address | pfn << page_table.page_shift
+        return page_table.with_frame(entry, 0, pfn)
 
     def _add_writable(self, pair: int) -> None:
         slices = self._folios.tail_slices
@@ -261,7 +261,9 @@ class _Mapping:
                 defect="boot-tail-writable" if gigantic and to_the_end else None,
                 folded=count - 1,
                 pfn=int(slices.pfn[pair]),
-                expected=None if actual is None else actual & ~page_table.writable,
+                expected=None
+                if actual is None
+                else page_table.with_write(actual, 0, allowed=False),
                 **place,  # type: ignore[arg-type]
                 **self._context.place(i),  # type: ignore[arg-type]
             )
@@ -378,7 +380,8 @@ class _Mapping:
             what = f"maps PFN {frame}, which {others} slices of others map, too"
         else:
             what = "is read-only"
-            expected = None if actual is None else actual | page_table.writable
+            if actual is not None:
+                expected = page_table.with_write(actual, 0, allowed=True)
         self._audit.add(
             Finding(
                 "vmemmap-head-frame",

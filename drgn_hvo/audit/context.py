@@ -122,12 +122,7 @@ class Context:
         """The page table entry of a page of vmemmap."""
         page_table = self.kernel.page_table_format
         assert page_table is not None, "run_audit() has checked that"
-        return find_entry(
-            self.kernel.reader,
-            page_table,
-            self.kernel.vmcoreinfo,
-            self.slice_address(slice_),
-        )
+        return find_entry(self.kernel.reader, page_table, self.slice_address(slice_))
 
     def entry_place(self, slice_: int) -> dict[str, Optional[int]]:
         """Where a page of vmemmap is, and where its page table entry."""
@@ -156,13 +151,8 @@ class Context:
         page_table = self.kernel.page_table_format
         assert page_table is not None, "run_audit() has checked that"
         start = address & -self.page_size
-        runs = walk(
-            self.kernel.reader,
-            page_table,
-            self.kernel.vmcoreinfo,
-            start,
-            start + self.page_size,
-        ).runs
+        end = start + self.page_size
+        runs = walk(self.kernel.reader, page_table, start, end).runs
         if not len(runs):
             return None
         return int(runs.pfn[0]) * self.page_size + address - int(runs.va[0])

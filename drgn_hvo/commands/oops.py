@@ -31,9 +31,6 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 
 __all__ = ("oops_document", "print_oopses")
 
-# _PAGE_ACCESSED and _PAGE_DIRTY: the processor sets them at any time.
-_VOLATILE = 1 << 5 | 1 << 6
-
 
 def _not_this_boot(hvo: Hvo, oops: Oops) -> Optional[str]:
     release = hvo.kernel.release
@@ -61,28 +58,27 @@ def _printed(hvo: Hvo, oops: Oops, in_dump: Optional[Entry]) -> Optional[Printed
     if not oops.entries:
         return None
     page_table = _page_table(hvo)
-    vmcoreinfo = hvo.kernel.vmcoreinfo
     # dump_pagetable() prints a folded level, too: P4D is PGD then.
-    top = page_table.levels(vmcoreinfo) - 1
+    top = len(page_table.levels) - 1
     level_of = {"PTE": 0, "PMD": 1, "PUD": 2, "P4D": 3, "PGD": top}
     name, value = min(oops.entries, key=lambda entry: level_of[entry[0]])
     level = level_of[name]
-    present = bool(value & page_table.present)
-    is_mapping = present and (not level or bool(value & page_table.leaf))
-    mask = page_table.address & ~page_table.not_address(vmcoreinfo)
-    frame = (value & mask) >> page_table.page_shift if is_mapping else None
-    if frame is not None and level:
+    decoded = page_table.decode(value, level)
+    is_mapping = decoded.present and decoded.is_mapping
+    frame = decoded.address >> page_table.page_shift if is_mapping else None
+    if frame is not None:
         offset = oops.address >> page_table.page_shift
-        within = (1 << page_table.index_bits * level) - 1
-        frame = frame & ~within | offset & within
+        frame |= offset & (page_table.pages(level) - 1)
     same = None
     if in_dump is not None:
-        same = in_dump.level == level and not (in_dump.value ^ value) & ~_VOLATILE
+        # The processor sets these at any time.
+        volatile = page_table.accessed | page_table.dirty
+        same = in_dump.level == level and not (in_dump.value ^ value) & ~volatile
     return Printed(
         name=name,
         value=value,
         is_mapping=is_mapping,
-        writable=bool(value & page_table.writable),
+        writable=decoded.writable,
         frame=frame,
         in_dump=None if in_dump is None else in_dump.value,
         same=same,
@@ -127,7 +123,7 @@ def _facts(hvo: Hvo, oops: Oops) -> Facts:
     slice_ = offset // vmemmap.page_size
     mapping = vmemmap.mapping(slice_)
     missing = any(t.start <= oops.address < t.end for t in vmemmap.walk.missing)
-    entry = find_entry(kernel.reader, _page_table(hvo), kernel.vmcoreinfo, oops.address)
+    entry = find_entry(kernel.reader, _page_table(hvo), oops.address)
     printed = _printed(hvo, oops, entry)
     frame = None if mapping is None else mapping.pfn
     if printed is not None and printed.frame is not None:

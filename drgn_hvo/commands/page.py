@@ -197,7 +197,7 @@ def _slice(hvo: Hvo, pfn: int) -> Document:
         result.update(
             frame=mapping.pfn,
             writable=mapping.writable,
-            page_bytes=vmemmap.page_size << page_table.index_bits * mapping.level,
+            page_bytes=vmemmap.page_size * page_table.pages(mapping.level),
             shared=users > 1,
             mapped_by=users,
         )

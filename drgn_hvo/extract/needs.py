@@ -109,7 +109,7 @@ class _Finder:
         page_table = kernel.page_table_format
         assert page_table is not None, "record() has checked that"
         self._reader = FrameReader(recording.base, kernel.geometry.page_size)
-        self._translator = Translator(self._reader, page_table, kernel.vmcoreinfo)
+        self._translator = Translator(self._reader, page_table)
         self._page_size = kernel.geometry.page_size
         self._left_out: dict[str, int] = {}
 

@@ -124,7 +124,7 @@ def small_tables(recording: Recording) -> Replaced:
         # Without kallsyms there is nothing to cut, nor to be found.
         return replaced
     reader = FrameReader(recording.base, page_size)
-    translator = Translator(reader, page_table, kernel.vmcoreinfo)
+    translator = Translator(reader, page_table)
     for reason, parts in cut.items():
         replaced.reads[reason] = [(address, len(data)) for address, data in parts]
         touched: set[int] = set()

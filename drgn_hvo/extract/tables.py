@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.formats.page_table_formats import PageTableFormat
-from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.pagetables import walk
@@ -42,22 +41,19 @@ class Translator:
     :param reader: Reads the target.
     """
 
-    def __init__(
-        self, reader: FrameReader, page_table: PageTableFormat, vmcoreinfo: Vmcoreinfo
-    ) -> None:
+    def __init__(self, reader: FrameReader, page_table: PageTableFormat) -> None:
         self._reader = reader
         self._format = page_table
-        self._vmcoreinfo = vmcoreinfo
 
     @property
     def root(self) -> int:
         """The frame of the top table."""
-        return self._format.root(self._vmcoreinfo) >> self._format.page_shift
+        return self._format.root >> self._format.page_shift
 
     @property
     def user_half(self) -> int:
         """How many bytes of the top table are about user addresses."""
-        return 8 << (self._format.index_bits - 1)
+        return 8 << (self._format.levels[-1].index_bits - 1)
 
     def tables(self, starts: U64Array, lasts: U64Array) -> Int64Array:
         """
@@ -66,13 +62,12 @@ class Translator:
         :param lasts: Last address of each range.
         """
         starts, lasts = _merge(starts, lasts)
-        page_table, levels = self._format, self._format.levels(self._vmcoreinfo)
-        address = np.array([page_table.root(self._vmcoreinfo)], dtype=np.uint64)
-        shift = page_table.page_shift + page_table.index_bits * levels
+        page_table = self._format
+        address = np.array([page_table.root], dtype=np.uint64)
         # Kernel addresses are sign-extended from the top table's reach.
-        va = np.array([(1 << 64) - (1 << shift)], dtype=np.uint64)
+        va = np.array([(1 << 64) - (1 << page_table.reach_shift)], dtype=np.uint64)
         found = []
-        for level in range(levels - 1, -1, -1):
+        for level in range(len(page_table.levels) - 1, -1, -1):
             found.append((address >> np.uint64(page_table.page_shift)).astype(np.int64))
             if not level:
                 break
@@ -106,22 +101,18 @@ class Translator:
         page_shift = np.uint64(page_table.page_shift)
         frames = self._reader.read((address >> page_shift).astype(np.int64))
         values = frames.data.view(self._reader.u64).astype(np.uint64, copy=False)
-        shift = page_table.page_shift + page_table.index_bits * level
-        width = np.uint64(1 << shift)
+        form = page_table.levels[level]
+        width = np.uint64(1 << page_table.shift(level))
         vas = va[:, None] + np.arange(values.shape[1], dtype=np.uint64) * width
         starts, lasts = wanted
         # The first range that does not end in front of the entry's reach.
         index = np.searchsorted(lasts, vas)
         begins = np.concatenate((starts, np.array([np.iinfo(np.uint64).max])))[index]
-        present = np.uint64(page_table.present)
-        named = (
-            ((values & present) == present)
-            & ((values & np.uint64(page_table.leaf)) == 0)
-            & (index < len(starts))
-            & (begins <= vas + (width - np.uint64(1)))
-        )
-        mask = page_table.address & ~page_table.not_address(self._vmcoreinfo)
-        return values[named] & np.uint64(mask), vas[named]
+        wanted_here = (index < len(starts)) & (begins <= vas + (width - np.uint64(1)))
+        named = wanted_here & form.is_present(values)
+        decoded = page_table.decode_all(values[named], level)
+        below = ~decoded.is_mapping
+        return decoded.address[below], vas[named][below]
 
     def pages(self, pages: U64Array) -> dict[int, int]:
         """
@@ -136,7 +127,7 @@ class Translator:
         for part in np.split(pages, breaks) if len(pages) else ():
             start = int(part[0]) << int(shift)
             end = int(part[-1]) + 1 << int(shift)
-            runs = walk(self._reader, self._format, self._vmcoreinfo, start, end).runs
+            runs = walk(self._reader, self._format, start, end).runs
             for va, pfn, count, step in zip(
                 runs.va.tolist(),
                 runs.pfn.tolist(),

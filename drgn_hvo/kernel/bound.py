@@ -106,10 +106,15 @@ class Kernel:
         """``CONFIG_ILLEGAL_POINTER_VALUE``, which no type records."""
         return _ILLEGAL_POINTER_VALUES.get(self.architecture, 0xDEAD << 48)
 
-    @property
+    @cached_property
     def page_table_format(self) -> Optional[PageTableFormat]:
-        """How to walk this kernel's page tables, if we can."""
-        return PAGE_TABLE_FORMATS.get(self.arch)
+        """
+        How to walk this kernel's page tables, if we can.
+
+        :raises FormatError: if VMCOREINFO does not lead to the top table.
+        """
+        make = PAGE_TABLE_FORMATS.get(self.arch)
+        return None if make is None else make(self.vmcoreinfo)
 
     @property
     def has_types(self) -> bool:

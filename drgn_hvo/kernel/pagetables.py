@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.formats.page_table_formats import PageTableFormat
-from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.frames import FrameReader
 
@@ -99,8 +98,8 @@ class Walk:
 @dataclass(frozen=True)
 class _Tables:
     """
-    Tables of one level by ascending virtual address: their physical and first virtual
-    addresses, permission.
+    Tables of one level, or the memory that entries of one level map, by ascending
+    virtual address: their physical and first virtual addresses, permission.
     """
 
     address: U64Array
@@ -112,18 +111,20 @@ class _Tables:
 
     @classmethod
     def concatenate(cls, parts: list[_Tables]) -> _Tables:
-        if not parts:
-            none = np.zeros(0, dtype=np.uint64)
-            return cls(none, none, none.astype(np.bool_))
         if len(parts) == 1:
             return parts[0]
-        columns = zip(*((p.address, p.va, p.writable) for p in parts))
+        columns = zip(*((p.address, p.va, p.writable) for p in (*parts, _NO_TABLES)))
         return cls(*(np.concatenate(column) for column in columns))
+
+
+_NO_TABLES = _Tables(
+    np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64), np.zeros(0, np.bool_)
+)
 
 
 @dataclass(frozen=True)
 class _Entries:
-    """Present entries of some tables."""
+    """Present entries of some tables of one level."""
 
     value: U64Array
     va: U64Array
@@ -132,40 +133,26 @@ class _Entries:
     def __len__(self) -> int:
         return len(self.va)
 
-    def take(self, which: Union[slice, BoolArray]) -> _Entries:
-        return _Entries(self.value[which], self.va[which], self.writable[which])
-
-    def tables(self, address_mask: int) -> _Tables:
-        """The tables that these lead to."""
-        return _Tables(self.value & np.uint64(address_mask), self.va, self.writable)
-
 
 def walk(
-    reader: FrameReader,
-    page_table: PageTableFormat,
-    vmcoreinfo: Vmcoreinfo,
-    start: int,
-    end: int,
+    reader: FrameReader, page_table: PageTableFormat, start: int, end: int
 ) -> Walk:
     """
     Find all mappings between two kernel addresses.
 
     :param start: First address, a canonical one.
     :param end: End (exclusive).
-    :raises FormatError: if VMCOREINFO does not lead to the top table.
     """
-    address_mask = page_table.address & ~page_table.not_address(vmcoreinfo)
-    levels = page_table.levels(vmcoreinfo)
-    top_shift = page_table.page_shift + page_table.index_bits * levels
+    reach_shift = page_table.reach_shift
     tables = _Tables(
-        np.array([page_table.root(vmcoreinfo)], dtype=np.uint64),
+        np.array([page_table.root], dtype=np.uint64),
         # Kernel addresses are sign-extended from the top table's reach.
-        np.array([start >> top_shift << top_shift], dtype=np.uint64),
+        np.array([start >> reach_shift << reach_shift], dtype=np.uint64),
         np.ones(1, dtype=np.bool_),
     )
     parts: list[Runs] = []
     missing: list[MissingTable] = []
-    for level in range(levels - 1, -1, -1):
+    for level in range(len(page_table.levels) - 1, -1, -1):
         below: list[_Tables] = []
         tables = _without_repeats(tables, page_table, level, missing)
         for first in range(0, len(tables.va), _TABLES_PER_BATCH):
@@ -174,9 +161,9 @@ def walk(
                 reader, page_table, batch, level, (start, end), missing
             )
             leaves, others = _split(page_table, entries, level, missing)
-            if len(leaves):
-                parts.append(_compress(page_table, leaves, level, address_mask))
-            below.append(others.tables(address_mask))
+            if len(leaves.va):
+                parts.append(_compress(page_table, leaves, level))
+            below.append(others)
         tables = _Tables.concatenate(below)
     return Walk(Runs.merge(parts), tuple(missing))
 
@@ -199,7 +186,7 @@ def _without_repeats(
     _, firsts = np.unique(tables.address, return_index=True)
     repeats = np.ones(len(tables.va), dtype=np.bool_)
     repeats[firsts] = False
-    reach = 1 << (page_table.page_shift + page_table.index_bits * (level + 1))
+    reach = 1 << page_table.shift(level + 1)
     for i in np.flatnonzero(repeats).tolist():
         start = int(tables.va[i])
         missing.append(
@@ -217,8 +204,8 @@ def _read_entries(
     missing: list[MissingTable],
 ) -> _Entries:
     """The present entries of tables that concern the wanted range."""
-    shift = page_table.page_shift + page_table.index_bits * level
-    reach = 1 << (shift + page_table.index_bits)
+    form, shift = page_table.levels[level], page_table.shift(level)
+    reach = 1 << (shift + form.index_bits)
     page_shift = np.uint64(page_table.page_shift)
     frames = reader.read((tables.address >> page_shift).astype(np.int64))
     for i in (~frames.present).nonzero()[0].tolist():
@@ -232,17 +219,14 @@ def _read_entries(
     beyond = max(0, int(tables.va[-1]) + reach - limits[1]) >> shift
     values = frames.data.view(reader.u64).reshape(-1)
     values = values[low : len(values) - beyond].astype(np.uint64, copy=False)
-    present = np.uint64(page_table.present)
-    (index,) = ((values & present) == present).nonzero()
+    (index,) = form.is_present(values).nonzero()
     value = values[index]
     index += low
-    table = index >> page_table.index_bits
-    va = (index & ((1 << page_table.index_bits) - 1)).astype(np.uint64)
+    table = index >> form.index_bits
+    va = (index & ((1 << form.index_bits) - 1)).astype(np.uint64)
     va <<= np.uint64(shift)
     va += tables.va[table]
-    writable = (value & np.uint64(page_table.writable)) != 0
-    writable &= tables.writable[table]
-    return _Entries(value, va, writable)
+    return _Entries(value, va, tables.writable[table])
 
 
 def _split(
@@ -250,36 +234,36 @@ def _split(
     entries: _Entries,
     level: int,
     missing: list[MissingTable],
-) -> tuple[_Entries, _Entries]:
-    """Part mappings from entries that lead to further tables."""
-    none = entries.take(slice(0, 0))
-    if level == 0:
-        return entries, none
-    leaf = (entries.value & np.uint64(page_table.leaf)) != 0
-    if not leaf.any():
-        return none, entries
-    others = entries.take(~leaf)
-    if level <= page_table.max_leaf_level:
-        return entries.take(leaf), others
-    # A bit set where the format has none: damage, not a mapping.
-    shift = page_table.page_shift + page_table.index_bits * level
-    for address, first in zip(entries.value[leaf].tolist(), entries.va[leaf].tolist()):
-        missing.append(
-            MissingTable(address, first, first + (1 << shift), "is no table")
-        )
-    return none, others
+) -> tuple[_Tables, _Tables]:
+    """
+    Part mappings from entries that lead to further tables.
+
+    :return: Both by physical and virtual address, with their permission.
+    """
+    decoded = page_table.decode_all(entries.value, level)
+    found = _Tables(decoded.address, entries.va, decoded.writable & entries.writable)
+    if not level:
+        return found, _NO_TABLES
+    is_mapping = decoded.is_mapping
+    if not is_mapping.any():
+        return _NO_TABLES, found
+    others = found.take(~is_mapping)
+    if page_table.levels[level].has_mappings:
+        return found.take(is_mapping), others
+    # A mapping where the format has none: damage.
+    reach = 1 << page_table.shift(level)
+    for address, first in zip(
+        entries.value[is_mapping].tolist(), entries.va[is_mapping].tolist()
+    ):
+        missing.append(MissingTable(address, first, first + reach, "is no table"))
+    return _NO_TABLES, others
 
 
-def _compress(
-    page_table: PageTableFormat, leaves: _Entries, level: int, address_mask: int
-) -> Runs:
+def _compress(page_table: PageTableFormat, leaves: _Tables, level: int) -> Runs:
     """Join neighbouring mappings of one level, of which there are some, into runs."""
-    width = 1 << page_table.index_bits * level
+    width = page_table.pages(level)
     va, writable = leaves.va, leaves.writable
-    # A large page is aligned to its size; a flag uses one of the bits below.
-    target = leaves.value & np.uint64(address_mask)
-    pfn = (target >> np.uint64(page_table.page_shift)).astype(np.int64)
-    pfn &= -width
+    pfn = (leaves.address >> np.uint64(page_table.page_shift)).astype(np.int64)
     page = np.uint64(width << page_table.page_shift)
     delta = pfn[1:] - pfn[:-1]
     joined = delta == width
@@ -321,10 +305,7 @@ class Entry:
 
 
 def find_entry(
-    reader: FrameReader,
-    page_table: PageTableFormat,
-    vmcoreinfo: Vmcoreinfo,
-    va: int,
+    reader: FrameReader, page_table: PageTableFormat, va: int
 ) -> Optional[Entry]:
     """
     The entry that decides how one address is mapped: a mapping, or the first one on
@@ -332,18 +313,16 @@ def find_entry(
 
     :return: ``None`` if a table on the way is not in the dump.
     """
-    mask = page_table.address & ~page_table.not_address(vmcoreinfo)
     size = 1 << page_table.page_shift
-    table = page_table.root(vmcoreinfo)
-    for level in range(page_table.levels(vmcoreinfo) - 1, -1, -1):
+    table = page_table.root
+    for level in range(len(page_table.levels) - 1, -1, -1):
         frames = reader.read(np.array([table // size], dtype=np.int64))
         if not frames.present[0]:
             return None
-        index = va >> (page_table.page_shift + page_table.index_bits * level)
-        index &= (1 << page_table.index_bits) - 1
+        index = page_table.index(va, level)
         value = int(frames.data.view(reader.u64)[0, index])
-        entry = Entry(table + 8 * index, value, level)
-        if not level or not value & page_table.present or value & page_table.leaf:
-            return entry
-        table = value & mask
+        decoded = page_table.decode(value, level)
+        if not decoded.present or decoded.is_mapping:
+            return Entry(table + 8 * index, value, level)
+        table = decoded.address
     raise AssertionError("the lowest level returns")

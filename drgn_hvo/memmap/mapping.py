@@ -64,7 +64,6 @@ class VmemmapMapping:
         found = walk(
             kernel.reader,
             kernel.page_table_format,
-            kernel.vmcoreinfo,
             self.base,
             min(end, 1 << 64),
         )

@@ -128,7 +128,6 @@ def _resolve_virt(vmemmap: Vmemmap, spec: PageSpec) -> int:
     found = walk(
         kernel.reader,
         kernel.page_table_format,
-        kernel.vmcoreinfo,
         start,
         start + kernel.geometry.page_size,
     )

@@ -16,15 +16,13 @@ import struct
 
 import numpy as np
 
+from drgn_hvo.formats.page_table_formats import PAGE_TABLE_FORMATS, PageTableFormat
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.synth.described.description import Description, HugePages, Node
 from drgn_hvo.synth.described.generations import PAGE_SIZE
 from drgn_hvo.synth.machine.frames import Extent, Image, Range
 from drgn_hvo.synth.machine.kernel_image import KernelImage, StructBytes
 from drgn_hvo.synth.machine.pagetables import (
-    KERNEL_DATA,
-    KERNEL_RODATA,
-    KERNEL_TEXT,
-    LARGE,
     BuiltTables,
     PageTables,
 )
@@ -120,6 +118,11 @@ class _Builder:
         pfn = self.take(nid, -(-len(data) // PAGE_SIZE), what)
         self.extents.append(Extent.stored(pfn, data))
         return pfn * PAGE_SIZE
+
+    def page_table_format(self) -> PageTableFormat:
+        """That of this kernel: what VMCOREINFO says so far is enough for it."""
+        noted = Vmcoreinfo(write_vmcoreinfo(self.plan, self.kernel, mem_section=0))
+        return PAGE_TABLE_FORMATS[self.plan.description.architecture](noted)
 
     def first_nid(self) -> int:
         """The node that the kernel lies on."""
@@ -394,13 +397,14 @@ class _Builder:
     def map_kernel(self, tables: PageTables) -> None:
         """The kernel image, and the direct map of all memory."""
         plan = self.plan
-        for i, flags in enumerate((KERNEL_TEXT, KERNEL_RODATA, KERNEL_DATA)):
+        flags = tables.format.protections
+        for i, part in enumerate((flags.text, flags.rodata, flags.kernel)):
             pfn = np.array([plan.kernel_pfn + i * _PMD_PAGES], dtype=np.int64)
-            tables.map(plan.space.text + i * (2 << 20), pfn, flags, level=1)
+            tables.map(plan.space.text + i * (2 << 20), pfn, part, level=1)
         for start, end, level in _large_pages(plan.memory):
             step = _PUD_PAGES if level == 2 else _PMD_PAGES
             pfns = np.arange(start, end, step, dtype=np.int64)
-            tables.map(plan.space.virtual(start), pfns, LARGE, level)
+            tables.map(plan.space.virtual(start), pfns, flags.kernel, level)
 
 
 def _large_pages(memory: list[Range]) -> Iterator[tuple[int, int, int]]:
@@ -436,7 +440,7 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
     builder.zone_names()
     builder.pglists()
     builder.hstates()
-    tables = PageTables(plan.space.levels)
+    tables = PageTables(builder.page_table_format())
     builder.map_kernel(tables)
     vmemmap = VmemmapWriter(plan, tables, builder.take)
     vmemmap.map()

@@ -22,11 +22,8 @@ from drgn_hvo.synth.described.description import SECTION_PAGES, HugePages
 from drgn_hvo.synth.described.generations import PAGE_SIZE
 from drgn_hvo.synth.machine.frames import Bytes, Extent, Range, subtract
 from drgn_hvo.synth.machine.pagetables import (
-    HEAD_SLICE,
-    LARGE,
-    OWN_SLICE,
     PageTables,
-    present_read_only,
+    tail_flags,
 )
 from drgn_hvo.synth.machine.plan import Placed, Plan
 from drgn_hvo.synth.machine.struct_pages import PageWriter
@@ -176,13 +173,14 @@ class VmemmapWriter:
         entries = np.empty((group.count, slices), dtype=np.uint64)
         page = pages.get(self._key(placed))
         dirty = self.plan.generation.fields == "6.1"
-        flags = np.uint64(present_read_only(boot=boot, dirty=dirty))
-        shift = np.uint64(12)
+        form = self.tables.format
+        flags = tail_flags(form, boot=boot, dirty=dirty)
+        heads = frames * np.uint64(PAGE_SIZE)
         if page is None:
-            entries[:] = (frames[:, None] << shift) | flags
+            entries[:] = form.make(heads[:, None], 0, flags)
         else:
-            entries[:] = (np.uint64(page.pfn) << shift) | flags
-        entries[:, 0] = (frames << shift) | np.uint64(HEAD_SLICE)
+            entries[:] = form.make(page.pfn * PAGE_SIZE, 0, flags)
+        entries[:, 0] = form.make(heads, 0, form.protections.kernel)
         first = self.slice_of(placed.first_pfn)
         self.tables.map_entries(self._address(first), entries.reshape(-1))
 
@@ -226,7 +224,7 @@ class VmemmapWriter:
             pfn = self.take(nid, count, "vmemmap", 1, True)
         step = 1 if split else _PMD_SLICES
         frames = pfn + np.arange(0, count, step, dtype=np.int64)
-        flags = OWN_SLICE if split else LARGE
+        flags = self.tables.format.protections.kernel
         self.tables.map(self._address(first), frames, flags, level=int(not split))
         self._runs.append(_Run(first, count, pfn))
 
