@@ -65,7 +65,7 @@ def _folio_pfns(hvo):
 def _picture(hvo, pfn):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        print_map(hvo, parse_page_spec(f"pfn:{pfn}"))
+        print_map(hvo, parse_page_spec(str(pfn)))
     return out.getvalue()
 
 

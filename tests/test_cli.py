@@ -163,7 +163,7 @@ def test_wrong_vmcoreinfo(core, tmp_path, text):
     ("page", "words"),
     [
         ("nonsense", ["names no page"]),
-        ("page:123", ["names no page"]),
+        ("page:123", ["not in vmemmap", "hash"]),
         ("99999999", ["out of range"]),
         ("pfn:0x20000", ["out of range"]),
         ("0xffff888000000000", ["out of range", "virt:"]),
@@ -203,7 +203,7 @@ def test_one_page_by_all_its_names(core, folio):
     direct = int(expected["page_offset_base"], 0) + 4096 * pfn
     names = [
         str(pfn),
-        f"pfn:{pfn}",
+        f"pfn:0d{pfn}",
         f"pfn:{pfn:#x}",
         f"page:{address:#x}",
         f"phys:{4096 * pfn + 123:#x}",

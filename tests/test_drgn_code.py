@@ -82,7 +82,7 @@ def test_page(make, name):
     folio = show_document(known, "core", folios=True)["folios"][0]
     pfn = folio["head_pfn"] + 100
     address = known.vmemmap.page_address(pfn)
-    specs = [f"pfn:{pfn}", f"page:{address:#x}", f"phys:{pfn << 12:#x}"]
+    specs = [f"pfn:0d{pfn}", f"page:{address:#x}", f"phys:{pfn << 12:#x}"]
     pages = page_document(known, "core", [parse_page_spec(s) for s in specs])["pages"]
     expected = []
     for page in pages:

@@ -103,6 +103,7 @@ def _page(hvo: Hvo, spec: PageSpec) -> Document:
     pfn = resolve_page(vmemmap, spec)
     page: Document = {
         "spec": spec.text,
+        "read_as": spec.read_as,
         "pfn": pfn,
         "page": f"{vmemmap.page_address(pfn):#x}",
         "kind": "not in this dump",
@@ -221,7 +222,7 @@ def print_lines(lines: list[tuple[str, str]]) -> None:
 def page_lines(page: Document) -> list[tuple[str, str]]:
     """What is printed of one page: names and values."""
     lines = [
-        ("PFN", f"{page['pfn']} ({page['pfn']:#x})"),
+        ("PFN", f"{page['pfn']} ({page['pfn']:#x}){_read_as(page)}"),
         ("struct page", f"{page['page']}, {page['kind']}"),
     ]
     if page["word"] is not None:
@@ -243,6 +244,12 @@ def page_lines(page: Document) -> list[tuple[str, str]]:
         lines.append(("Huge page", "hugetlb, but on no list and not optimized"))
     lines += _slice_lines(page["slice"])
     return [(name, str(value)) for name, value in lines]
+
+
+def _read_as(page: Document) -> str:
+    if page["read_as"] is None:
+        return ""
+    return f": {page['spec']} was read as {page['read_as']}"
 
 
 def _folio_lines(folio: Document) -> list[tuple[str, str]]:

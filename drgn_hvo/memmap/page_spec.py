@@ -21,15 +21,22 @@ from drgn_hvo.memmap.vmemmap import Vmemmap
 
 __all__ = ("PageSpec", "parse_page_spec", "resolve_page")
 
-_HEX = r"0[xX][0-9a-fA-F]{1,16}"
-_NUMBER = rf"{_HEX}|[0-9]{{1,20}}"
-_FORMS = {
-    "pfn": re.compile(rf"(?:pfn:)?({_NUMBER})"),
+_HEX = r"(?:0[xX])?[0-9a-fA-F]{1,16}"
+_ADDRESS_FORMS = {
     "page": re.compile(rf"page:({_HEX})"),
     "virt": re.compile(rf"virt:({_HEX})"),
     "phys": re.compile(rf"phys:({_HEX})"),
     "task": re.compile(rf"task:([0-9]{{1,10}}):({_HEX})"),
 }
+_PFN = re.compile(r"(pfn:)?(0[xX][0-9a-fA-F]{1,16}|0[dD][0-9]{1,20}|[0-9a-fA-F]{1,20})")
+
+# The kernel prints PFNs as "%05lx", without "0x": see bad_page() in mm/page_alloc.c.
+# That gives five digits at least, and zeros in front of fewer.
+_PRINTED_DIGITS = 5
+
+_AS_PRINTED = "hexadecimal, as the kernel prints a PFN"
+
+_USE = "use pfn:N, page:0xADDR, virt:0xADDR, phys:0xADDR or task:PID:0xVADDR"
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,14 @@ class PageSpec:
     :param kind: ``pfn``, ``page``, ``virt``, ``phys`` or ``task``.
     :param value: The number or address.
     :param pid: For ``task``.
+    :param read_as: How a number was read that does not say itself what it is.
     """
 
     text: str
     kind: str
     value: int
     pid: Optional[int] = None
+    read_as: Optional[str] = None
 
 
 def parse_page_spec(text: str) -> PageSpec:
@@ -53,16 +62,57 @@ def parse_page_spec(text: str) -> PageSpec:
     Understand ``pfn:N``, ``page:0xADDR``, ``virt:0xADDR``, ``phys:0xADDR``,
     ``task:PID:0xVADDR`` or a bare PFN.
 
-    :raises UsageError: if it is none of these.
+    Addresses are hexadecimal, with or without ``0x``. A PFN is ``0x…``, ``0d…`` or
+    decimal, and behind ``pfn:`` also what the kernel prints, if that cannot be
+    decimal.
+
+    :raises UsageError: if it is none of these, or a PFN that can be read in two ways.
     """
-    for kind, form in _FORMS.items():
+    pfn = _PFN.fullmatch(text)
+    if pfn:
+        return _parse_pfn(text, pfn[2], is_named=bool(pfn[1]))
+    for kind, form in _ADDRESS_FORMS.items():
         match = form.fullmatch(text)
         if match:
             pid = int(match[1]) if kind == "task" else None
-            return PageSpec(text, kind, int(match[match.lastindex or 1], 0), pid)
-    raise UsageError(
-        f"{text!r} names no page: use pfn:N, page:0xADDR, virt:0xADDR, phys:0xADDR or "
-        "task:PID:0xVADDR"
+            return PageSpec(text, kind, int(match[match.lastindex or 1], 16), pid)
+    raise UsageError(f"{text!r} names no page: {_USE}")
+
+
+def _parse_pfn(text: str, number: str, *, is_named: bool) -> PageSpec:
+    """
+    :param number: What stands behind ``pfn:``, or all of it.
+    :param is_named: Whether there is a ``pfn:``.
+    """
+    prefix = number[:2].lower()
+    if prefix == "0x":
+        return PageSpec(text, "pfn", int(number, 16))
+    if prefix == "0d" and number[2:].isdigit():
+        if is_named and len(number) == _PRINTED_DIGITS:
+            raise _ambiguous(text, int(number[2:]), int(number, 16))
+        return PageSpec(text, "pfn", int(number[2:]))
+    if not number.isdigit():
+        if is_named and len(number) <= 16:
+            return PageSpec(text, "pfn", int(number, 16), read_as=_AS_PRINTED)
+        raise UsageError(
+            f"{text!r} names no page: a bare number is a decimal PFN; {_USE}"
+        )
+    is_padded = number[0] == "0" and len(number) > 1
+    # Of two notations only the kernel's has zeros in front, and it has them up to
+    # five digits.
+    if is_padded and is_named and len(number) == _PRINTED_DIGITS:
+        return PageSpec(text, "pfn", int(number, 16), read_as=_AS_PRINTED)
+    if is_padded or (is_named and len(number) >= _PRINTED_DIGITS):
+        raise _ambiguous(text, int(number), int(number, 16))
+    return PageSpec(text, "pfn", int(number))
+
+
+def _ambiguous(text: str, decimal: int, printed: int) -> UsageError:
+    # "0d" and three digits could be five that the kernel printed.
+    mark = "0d" if decimal >= 1000 else ""
+    return UsageError(
+        f"{text!r} is PFN {decimal} in decimal, as we print PFNs, or {printed} in "
+        f"hexadecimal, as the kernel does: use pfn:{mark}{decimal} or pfn:{printed:#x}"
     )
 
 
@@ -104,7 +154,12 @@ def _resolve_page(vmemmap: Vmemmap, spec: PageSpec) -> int:
             f"{spec.text}: not the address of a struct page but "
             f"{offset % vmemmap.size} bytes into page:{vmemmap.page_address(inside):#x}"
         )
-    raise UsageError(f"{spec.text}: not in vmemmap, which begins at {vmemmap.base:#x}")
+    hint = ""
+    if spec.value < 1 << 32:
+        hint = "; it may be a hash, which is what the kernel prints for a pointer (%p)"
+    raise UsageError(
+        f"{spec.text}: not in vmemmap, which begins at {vmemmap.base:#x}{hint}"
+    )
 
 
 def _resolve_virt(vmemmap: Vmemmap, spec: PageSpec) -> int:
