@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 import socket
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -85,8 +86,8 @@ def test_live_without_kcore(live):
 
 
 @contextmanager
-def _listening(path, *lines):
-    """A socket whose every client is told *lines*, one for each that it says."""
+def _behaving(path, behave):
+    """A socket, each client of which is given to a function."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(path))
     listener.listen(4)
@@ -97,10 +98,8 @@ def _listening(path, *lines):
                 client, _ = listener.accept()
             except OSError:
                 return
-            with client, client.makefile("rb") as said, suppress(OSError):
-                for line in lines:
-                    client.sendall(line)
-                    said.readline()
+            with client, suppress(OSError):
+                behave(client)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -111,6 +110,18 @@ def _listening(path, *lines):
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
         thread.join(5)
+
+
+def _listening(path, *lines):
+    """A socket whose every client is told *lines*, one for each that it says."""
+
+    def behave(client):
+        with client.makefile("rb") as said:
+            for line in lines:
+                client.sendall(line)
+                said.readline()
+
+    return _behaving(path, behave)
 
 
 def test_no_such_socket(tmp_path):
@@ -145,14 +156,128 @@ def test_socket_of_something_else(tmp_path, greeting):
         assert "not a QMP socket" in _error(f"qemu:{path}")
 
 
-def test_silent_socket(tmp_path, monkeypatch):
-    """As of a QEMU that already talks to another client."""
-    monkeypatch.setattr(qmp, "_TIMEOUT", 0.2)
+_GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
+
+
+def _silent(client):
+    client.recv(1)
+
+
+def _trickle(client):
+    for byte in b'{"QMP": {' + b" " * 100:
+        client.sendall(bytes([byte]))
+        time.sleep(0.05)
+
+
+def _endless_line(client):
+    while True:
+        client.sendall(b"x" * 65536)
+
+
+def _endless_lines(client):
+    client.sendall(_GREETING)
+    while True:
+        client.sendall(b'{"event": "RESUME"}\n' * 4096)
+
+
+def _deep(client):
+    client.sendall(b"[" * 1_000_000 + b"\n")
+    client.recv(1)
+
+
+def _garbage(client):
+    client.sendall(bytes(range(256)) + b"\n")
+    client.recv(1)
+
+
+def _no_answer(client):
+    client.sendall(_GREETING)
+    client.recv(1 << 16)
+    client.recv(1)
+
+
+def _refusal(client):
+    client.sendall(_GREETING + b'{"error": "no"}\n')
+    client.recv(1 << 16)
+
+
+def _hangs_up(client):
+    client.sendall(_GREETING)
+
+
+@pytest.mark.parametrize(
+    ("behave", "said"),
+    [
+        (_silent, "no greeting"),
+        (_trickle, "no greeting"),
+        (_endless_line, "does not end"),
+        (_endless_lines, "no answer"),
+        (_deep, "not a QMP socket"),
+        (_garbage, "not a QMP socket"),
+        (_no_answer, "no answer"),
+        (_refusal, "qmp_capabilities: no"),
+        (_hangs_up, "QEMU closed its monitor"),
+    ],
+)
+def test_hostile_socket(tmp_path, monkeypatch, behave, said):
+    """One line in time, whatever listens."""
+    monkeypatch.setattr(qmp, "_TIMEOUT", 0.3)
     path = tmp_path / "socket"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
-        silent.bind(str(path))
-        silent.listen(1)
-        assert "no greeting" in _error(f"qemu:{path}")
+    start = time.monotonic()
+    with _behaving(path, behave):
+        assert said in _error(f"qemu:{path}")
+    assert time.monotonic() - start < 4
+
+
+def test_a_timeout_of_python_3_9(monkeypatch):
+    """There, socket.timeout is another OSError than TimeoutError."""
+
+    class OldTimeoutError(OSError):
+        pass
+
+    monkeypatch.setattr(socket, "timeout", OldTimeoutError)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        monkeypatch.setattr(qmp, "_connected", lambda address, timeout: _Old(ours))
+        with pytest.raises(TargetError, match="no greeting"):
+            qmp.Qmp("anywhere")
+
+
+class _Old:
+    """A socket that times out as sockets of Python 3.9 do."""
+
+    def __init__(self, real):
+        self._real = real
+
+    def settimeout(self, seconds):
+        pass
+
+    def recv(self, count):
+        raise socket.timeout("timed out")
+
+    def close(self):
+        self._real.close()
+
+
+def test_qemu_that_stops_answering_drgn(tmp_path, monkeypatch):
+    """drgn itself has no time limit: the socket that it is given has."""
+    monkeypatch.setattr(qmp, "_DRGN_TIMEOUT", 1)
+    answers = [b'{"return": {}}\n', b'{"return": {"arch": "x86_64"}}\n']
+    clients = []
+
+    def behave(client):
+        clients.append(client)
+        client.sendall(_GREETING)
+        for answer in answers if len(clients) == 1 else ():
+            client.recv(1 << 16)
+            client.sendall(answer)
+        while client.recv(1 << 16):
+            pass
+
+    path = tmp_path / "socket"
+    with _behaving(path, behave):
+        assert "stopped answering" in _error(f"qemu:{path}")
+    assert len(clients) == 2
 
 
 @pytest.mark.parametrize(("kind", "found"), [("vmcoreinfo", True), ("isa-fdc", False)])

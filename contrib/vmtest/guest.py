@@ -15,7 +15,6 @@ from collections.abc import Callable
 import contextlib
 import ctypes
 from dataclasses import dataclass
-import json
 from pathlib import Path
 import re
 import shutil
@@ -28,8 +27,10 @@ from typing import Any, Optional
 
 from contrib.vmtest.errors import GuestError, MissingError
 from contrib.vmtest.kernels import Kernel
+from drgn_hvo.errors import TargetError
+from drgn_hvo.kernel.qmp import Qmp
 
-__all__ = ("Guest", "Machine", "Qmp")
+__all__ = ("Guest", "Machine", "Monitor")
 
 _QEMU = "qemu-system-x86_64"
 _PR_SET_PDEATHSIG = 1
@@ -57,21 +58,8 @@ class Machine:
     cpu: str = _CPU
 
 
-class Qmp:
-    """A connection to QEMU's monitor."""
-
-    def __init__(self, path: Path) -> None:
-        self._socket = _connect(path)
-        self._file = self._socket.makefile("rw")
-        self._receive()
-        self.execute("qmp_capabilities")
-
-    def _receive(self) -> dict[str, Any]:
-        line = self._file.readline()
-        if not line:
-            raise GuestError("QEMU closed its monitor")
-        message: dict[str, Any] = json.loads(line)
-        return message
+class Monitor(Qmp):
+    """QEMU's monitor, whose errors are the guest's."""
 
     def execute(self, command: str, timeout: float = 30, **arguments: object) -> Any:
         """
@@ -79,23 +67,10 @@ class Qmp:
 
         :raises GuestError: if QEMU says no.
         """
-        self._socket.settimeout(timeout)
-        self._file.write(json.dumps({"execute": command, "arguments": arguments}))
-        self._file.flush()
-        while True:
-            try:
-                message = self._receive()
-            except TimeoutError:
-                raise GuestError(f"QEMU: {command}: no answer") from None
-            if "error" in message:
-                raise GuestError(f"QEMU: {command}: {message['error']['desc']}")
-            if "return" in message:
-                return message["return"]
-
-    def close(self) -> None:
-        """Let go of the monitor."""
-        self._file.close()
-        self._socket.close()
+        try:
+            return super().execute(command, timeout, **arguments)
+        except TargetError as e:
+            raise GuestError(str(e)) from None
 
 
 def _connect(path: Path) -> socket.socket:
@@ -154,7 +129,7 @@ class Guest:
         self._boot_timeout = boot_timeout
         self._process: Optional[subprocess.Popen[bytes]] = None
         self._agent: Optional[socket.socket] = None
-        self._qmp: Optional[Qmp] = None
+        self._qmp: Optional[Monitor] = None
         self._received = b""
 
     def __enter__(self) -> Guest:
@@ -217,10 +192,13 @@ class Guest:
         return command
 
     @property
-    def qmp(self) -> Qmp:
+    def qmp(self) -> Monitor:
         """Our own connection to the monitor."""
         if self._qmp is None:
-            self._qmp = Qmp(self.work / "monitor")
+            try:
+                self._qmp = Monitor(self.work / "monitor")
+            except TargetError as e:
+                raise GuestError(str(e)) from None
         return self._qmp
 
     def wait_ready(self, timeout: float) -> None:
@@ -293,7 +271,7 @@ class Guest:
                 record = self._received[: end.end() - 1]
                 self._received = self._received[end.end() :]
                 return record
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(socket.timeout):
                 received = self._agent.recv(1 << 16)
                 if not received:
                     raise GuestError(f"waiting for {what}: QEMU ended: {self._said()}")

@@ -4,8 +4,10 @@
 QEMU's monitor
 --------------
 
-Enough of the QEMU Machine Protocol (QMP) to tell why a guest cannot be debugged. drgn
-itself waits for a greeting forever, and does not say what QEMU lacks.
+A client of the QEMU Machine Protocol (QMP), with limits on everything that the other
+end can do: whatever listens on a socket may be silent, slow, endless or no QEMU at all.
+drgn's own client waits forever and does not say what QEMU lacks, so :func:`connect()`
+asks what drgn will ask before drgn gets a connection.
 """
 
 from __future__ import annotations
@@ -15,18 +17,27 @@ from contextlib import contextmanager
 import errno
 import json
 import os
+from pathlib import Path
+import re
 import socket
 import stat
-from typing import Any
+import struct
+import time
+from types import TracebackType
+from typing import Any, Optional, Union
 
 from drgn_hvo.errors import TargetError
 
-__all__ = ("check_qmp", "has_vmcoreinfo_device", "is_tcp")
+__all__ = ("Qmp", "connect", "has_vmcoreinfo_device", "is_tcp")
 
-# QEMU greets at once.
+# QEMU greets at once, and answers what we ask at once.
 _TIMEOUT = 5.0  # seconds
 
-_LONGEST_LINE = 1 << 20
+# QEMU's longest answers, to query-qmp-schema, have less than 1 MiB.
+_LONGEST_LINE = 4 << 20
+
+# How long QEMU may take for one answer to drgn, which may be a dump of one page.
+_DRGN_TIMEOUT = 10  # seconds
 
 # Where devices of the command line hang in QEMU's object tree: with an ID or without.
 _PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -40,17 +51,176 @@ _HINTS = {
 def is_tcp(address: str) -> bool:
     """Whether drgn takes an address for ``host:port``."""
     _, colon, port = address.rpartition(":")
-    return bool(colon) and port.isascii() and port.isdigit() and address[0] not in "/."
+    if not colon or address[0] in "/." or not re.fullmatch("[0-9]{1,5}", port):
+        return False
+    return 1 <= int(port) <= 65535
 
 
-def check_qmp(address: str) -> None:
+class Qmp:
     """
-    Make sure that a Unix socket is QEMU's monitor.
+    A connection to QEMU's monitor that takes commands; a context manager.
 
-    :raises TargetError: if it is not; the text says what it is instead.
+    :param address: Path of a Unix socket, or ``host:port``.
+    :raises TargetError: if it is not QEMU's monitor; the text says what it is instead.
     """
-    with _connected(address):
-        pass
+
+    def __init__(self, address: Union[str, Path]) -> None:
+        self._received = b""
+        try:
+            with _explained():
+                self._socket = _connected(str(address), _TIMEOUT)
+        except TimeoutError:
+            raise TargetError("nobody takes the connection in time") from None
+        try:
+            self._greeted()
+            self.execute("qmp_capabilities", timeout=_TIMEOUT)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Qmp:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the monitor."""
+        self._socket.close()
+
+    def _greeted(self) -> None:
+        try:
+            greeting = self._message(time.monotonic() + _TIMEOUT)
+        except TimeoutError:
+            raise TargetError(
+                "no greeting: not a QMP socket, or somebody else is connected to it "
+                "(QEMU talks to one at a time; give it a second -qmp)"
+            ) from None
+        if "QMP" not in greeting:
+            raise TargetError("not a QMP socket: QEMU does not answer there")
+
+    def execute(self, command: str, timeout: float = 30, **arguments: object) -> Any:
+        """
+        Run a command.
+
+        :param timeout: Seconds until the answer must be there, events before it
+            included.
+        :return: What QEMU returns for it.
+        :raises TargetError: if QEMU says no, or nothing that makes sense in time.
+        """
+        deadline = time.monotonic() + timeout
+        request = json.dumps({"execute": command, "arguments": arguments}) + "\n"
+        try:
+            with _explained():
+                self._socket.settimeout(timeout)
+                self._socket.sendall(request.encode())
+            while True:
+                message = self._message(deadline)
+                if "return" in message:
+                    return message["return"]
+                if "error" in message:
+                    raise TargetError(f"QEMU: {command}: {_description(message)}")
+                # Events may come in between.
+                if "event" not in message:
+                    raise TargetError(f"QEMU's monitor does not answer {command}")
+        except TimeoutError:
+            raise TargetError(f"QEMU: {command}: no answer") from None
+
+    def _message(self, deadline: float) -> dict[str, Any]:
+        """
+        The next line as an object; empty if it is none.
+
+        :raises TimeoutError: if it is not there at the deadline.
+        """
+        try:
+            message: Any = json.loads(self._line(deadline))
+        except (ValueError, RecursionError):
+            message = None
+        return message if isinstance(message, dict) else {}
+
+    def _line(self, deadline: float) -> bytes:
+        while b"\n" not in self._received:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            with _explained():
+                self._socket.settimeout(left)
+                received = self._socket.recv(1 << 16)
+            if not received:
+                raise TargetError("QEMU closed its monitor")
+            self._received += received
+            if len(self._received) > _LONGEST_LINE:
+                raise TargetError("not a QMP socket: a line of it does not end")
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+
+def _description(message: dict[str, Any]) -> str:
+    error = message["error"]
+    return str(error.get("desc", error) if isinstance(error, dict) else error)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """
+    :raises TimeoutError: for what Python 3.9 calls :exc:`socket.timeout`.
+    :raises TargetError: for any other error of a socket.
+    """
+    try:
+        yield
+    except (TimeoutError, socket.timeout):
+        raise TimeoutError from None
+    except (BrokenPipeError, ConnectionResetError):
+        raise TargetError("QEMU closed its monitor") from None
+    except OSError as e:
+        hint = _HINTS.get(e.errno or 0, "")
+        raise TargetError(f"{e.strerror or e}{hint}") from None
+
+
+def _connected(address: str, timeout: float) -> socket.socket:
+    if is_tcp(address):
+        host, _, port = address.rpartition(":")
+        return socket.create_connection((host or "localhost", int(port)), timeout)
+    if not stat.S_ISSOCK(os.stat(address).st_mode):
+        raise TargetError("not a socket")
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.settimeout(timeout)
+        client.connect(address)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def connect(address: str) -> int:
+    """
+    Connect to QEMU for drgn.
+
+    :param address: Path of a Unix socket, or ``host:port``.
+    :return: A file descriptor that :meth:`drgn.Program.set_qemu_qmp()` takes over,
+        reading from which ends with ``EAGAIN`` where QEMU stops answering.
+    :raises TargetError: if it is not QEMU's monitor; the text says what it is instead.
+    """
+    with Qmp(address) as monitor:
+        monitor.execute("query-target", timeout=_TIMEOUT)
+    try:
+        with _explained():
+            client = _connected(address, _TIMEOUT)
+            client.settimeout(None)
+            client.setsockopt(
+                socket.SOL_SOCKET,
+                socket.SO_RCVTIMEO,
+                struct.pack("ll", _DRGN_TIMEOUT, 0),
+            )
+            return client.detach()
+    except TimeoutError:
+        raise TargetError("QEMU's monitor takes no second connection") from None
 
 
 def has_vmcoreinfo_device(address: str) -> bool:
@@ -59,53 +229,12 @@ def has_vmcoreinfo_device(address: str) -> bool:
 
     :raises TargetError: if QEMU does not say.
     """
-    with _connected(address) as monitor:
-        _execute(monitor, "qmp_capabilities")
-        return any(
-            child.get("type") == "child<vmcoreinfo>"
-            for path in _PERIPHERALS
-            for child in _execute(monitor, "qom-list", path=path)
-        )
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[Any]:
-    """A file of the monitor, behind its greeting."""
-    try:
-        if not stat.S_ISSOCK(os.stat(address).st_mode):
-            raise TargetError("not a socket")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(_TIMEOUT)
-            client.connect(address)
-            with client.makefile("rw", encoding="utf-8", errors="replace") as monitor:
-                if "QMP" not in _message(monitor):
-                    raise TargetError("not a QMP socket: QEMU does not answer there")
-                yield monitor
-    except socket.timeout:
-        raise TargetError(
-            "no greeting: not a QMP socket, or somebody else is connected to it (QEMU "
-            "talks to one at a time; give it a second -qmp)"
-        ) from None
-    except OSError as e:
-        hint = _HINTS.get(e.errno or 0, "")
-        raise TargetError(f"{e.strerror or e}{hint}") from None
-
-
-def _message(monitor: Any) -> dict[str, Any]:
-    try:
-        message: Any = json.loads(monitor.readline(_LONGEST_LINE))
-    except ValueError:
-        message = None
-    return message if isinstance(message, dict) else {}
-
-
-def _execute(monitor: Any, command: str, **arguments: str) -> list[dict[str, Any]]:
-    monitor.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-    monitor.flush()
-    while True:
-        message = _message(monitor)
-        if isinstance(message.get("return"), (dict, list)):
-            return list(message["return"])
-        # Events may come in between; anything else is no answer to a simple question.
-        if "event" not in message:
-            raise TargetError(f"QEMU's monitor does not answer {command}")
+    with Qmp(address) as monitor:
+        for path in _PERIPHERALS:
+            children = monitor.execute("qom-list", timeout=_TIMEOUT, path=path)
+            if not isinstance(children, list):
+                raise TargetError("QEMU's monitor does not answer qom-list")
+            for child in children:
+                if isinstance(child, dict) and child.get("type") == "child<vmcoreinfo>":
+                    return True
+    return False

@@ -70,6 +70,8 @@ def open_target(
     except OSError as e:
         if target == "live":
             raise TargetError(_why_not_live(e)) from None
+        if e.errno == errno.EAGAIN and target.startswith(_QEMU):
+            raise TargetError(f"{target}: QEMU's monitor stopped answering") from None
         where = "" if e.filename in (None, target) else f"{e.filename}: "
         raise TargetError(f"{target}: {where}{e.strerror or e}") from None
     except (ArithmeticError, ValueError, LookupError, *_DRGN_ERRORS) as e:
@@ -108,9 +110,7 @@ def _set_target(prog: Program, target: str) -> None:
     if target == "live":
         prog.set_kernel()
     elif target.startswith(_QEMU):
-        address = target[len(_QEMU) :]
-        _check_qmp(address)
-        prog.set_qemu_qmp(address)
+        prog.set_qemu_qmp(_connect_qmp(target[len(_QEMU) :]))
     else:
         with open(target, "rb") as f:
             check_kdump_file(f)
@@ -149,14 +149,12 @@ def _lockdown_mode() -> Optional[str]:
         return None
 
 
-def _check_qmp(address: str) -> None:
-    from drgn_hvo.kernel.qmp import check_qmp, is_tcp
+def _connect_qmp(address: str) -> int:
+    from drgn_hvo.kernel.qmp import connect
 
     if not address:
         raise ValueError("no address; give the path of a QMP socket")
-    # What listens on a port may not speak first, and drgn's errors are good there.
-    if not is_tcp(address):
-        check_qmp(address)
+    return connect(address)
 
 
 def _why_no_note(address: str) -> str:
