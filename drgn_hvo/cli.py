@@ -191,12 +191,16 @@ def _jobs(text: str) -> int:
     return jobs
 
 
+def _quieten(args: argparse.Namespace) -> None:
+    """Keep drgn from warning about what we say ourselves, as an error."""
+    if not args.debug:
+        logging.getLogger("drgn").setLevel(logging.ERROR)
+
+
 def _open_program(args: argparse.Namespace) -> Program:
     from drgn_hvo.kernel.target import open_target
 
-    if not args.debug:
-        # drgn warns about what we say ourselves, as an error.
-        logging.getLogger("drgn").setLevel(logging.ERROR)
+    _quieten(args)
     return open_target(args.target, args.symbols, args.vmcoreinfo)
 
 
@@ -216,6 +220,7 @@ def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
 def _run_check(args: argparse.Namespace) -> int:
     from drgn_hvo.commands.check_targets import CheckOptions, check_targets
 
+    _quieten(args)
     options = CheckOptions(
         symbols=tuple(args.symbols),
         vmcoreinfo=args.vmcoreinfo,

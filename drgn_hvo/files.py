@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import os
 from pathlib import Path
-import tempfile
+import secrets
 from typing import IO, Union
 
 from drgn_hvo.errors import UsageError
@@ -46,18 +46,15 @@ def replace_file(path: Union[str, Path], *, force: bool) -> Iterator[IO[bytes]]:
     """
     check_replaceable(path, force=force)
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        # Unlike mkstemp(), with the permissions that any new file gets.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     except OSError as e:
         raise UsageError(f"cannot write {path}: {e.strerror}") from None
-    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
-        # mkstemp() makes files private; this one gets what any new file gets.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as e:
         raise UsageError(f"cannot write {path}: {e.strerror}") from None

@@ -277,7 +277,6 @@ def test_qemu_that_stops_answering_drgn(tmp_path, monkeypatch):
     path = tmp_path / "socket"
     with _behaving(path, behave):
         assert "stopped answering" in _error(f"qemu:{path}")
-    assert len(clients) == 2
 
 
 @pytest.mark.parametrize(("kind", "found"), [("vmcoreinfo", True), ("isa-fdc", False)])

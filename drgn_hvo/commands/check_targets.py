@@ -57,8 +57,6 @@ _Result = tuple[int, Document]
 
 def _check(target: str, options: CheckOptions) -> _Result:
     """Audit one target: exit status and document, whatever happens."""
-    if not options.debug:
-        logging.getLogger("drgn").setLevel(logging.ERROR)
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
         found = hvo(prog, dict(options.assume))
@@ -73,8 +71,9 @@ def _check(target: str, options: CheckOptions) -> _Result:
     return exit_status(document, strict=options.scope.strict), document
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C is for the parent, which ends its workers."""
+def _begin_worker(log_level: int) -> None:
+    """Set up a process of ours: it logs as its parent, which Ctrl-C is for."""
+    logging.getLogger("drgn").setLevel(log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -90,7 +89,8 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     from concurrent.futures import ProcessPoolExecutor
 
     _preload()
-    pool = ProcessPoolExecutor(jobs, initializer=_ignore_interrupts)
+    log_level = logging.getLogger("drgn").level
+    pool = ProcessPoolExecutor(jobs, initializer=_begin_worker, initargs=(log_level,))
     try:
         yield pool
     except BaseException:
