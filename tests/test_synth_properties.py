@@ -16,8 +16,8 @@ import pytest
 
 from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.btf import Btf, BtfKind
-from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables
-from drgn_hvo.formats.kallsyms_writer import KernelSymbol, kallsyms_tables
+from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables, KernelSymbol
+from drgn_hvo.formats.kallsyms_writer import kallsyms_tables
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program

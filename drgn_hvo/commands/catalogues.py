@@ -13,10 +13,9 @@ from __future__ import annotations
 from dataclasses import asdict
 import textwrap
 
-from drgn_hvo import __version__
 from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.audit.rules import RULES
-from drgn_hvo.commands.document import Document
+from drgn_hvo.commands.document import Document, envelope
 
 __all__ = (
     "defects_document",
@@ -25,14 +24,11 @@ __all__ = (
     "rules_document",
 )
 
-_TOOL = {"name": "drgn-hvo", "version": __version__}
-
 
 def rules_document() -> Document:
     """What ``rules --json`` prints."""
     return {
-        "schema": 1,
-        "tool": _TOOL,
+        **envelope(),
         "rules": [
             {
                 "id": rule.id,
@@ -49,8 +45,7 @@ def rules_document() -> Document:
 def defects_document() -> Document:
     """What ``defects --json`` prints."""
     return {
-        "schema": 1,
-        "tool": _TOOL,
+        **envelope(),
         "defects": [asdict(defect) for defect in DEFECTS.values()],
     }
 

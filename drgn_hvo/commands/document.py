@@ -16,19 +16,26 @@ from typing import Any, Optional
 
 from drgn_hvo import __version__
 
-__all__ = ("Document", "document", "human_size", "print_document", "print_json")
+__all__ = (
+    "Document",
+    "document",
+    "envelope",
+    "human_size",
+    "print_document",
+    "print_json",
+)
 
 Document = dict[str, Any]
 
 
-def document(target: str, release: Optional[str]) -> Document:
+def envelope() -> Document:
     """The keys that every JSON document begins with."""
-    return {
-        "schema": 1,
-        "tool": {"name": "drgn-hvo", "version": __version__},
-        "target": target,
-        "release": release,
-    }
+    return {"schema": 1, "tool": {"name": "drgn-hvo", "version": __version__}}
+
+
+def document(target: str, release: Optional[str]) -> Document:
+    """The keys that a JSON document about a target begins with."""
+    return {**envelope(), "target": target, "release": release}
 
 
 def human_size(size: int) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import json
 import sys
 
-from drgn_hvo import __version__
+from drgn_hvo.commands.document import envelope
 from drgn_hvo.synth.containers.elf import Progress
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.damage.faults import catalogue, make_machine
@@ -56,8 +56,7 @@ def run_synth(args: argparse.Namespace) -> int:
         )
     if applied:
         document = {
-            "schema": 1,
-            "tool": {"name": "drgn-hvo", "version": __version__},
+            **envelope(),
             "target": str(args.output),
             "faults": [fault.to_json() for fault in applied],
         }
@@ -74,8 +73,7 @@ def run_faults(args: argparse.Namespace) -> int:
     faults = catalogue()
     if args.json:
         document = {
-            "schema": 1,
-            "tool": {"name": "drgn-hvo", "version": __version__},
+            **envelope(),
             "faults": faults,
         }
         print(json.dumps(document, indent=1))

@@ -13,12 +13,13 @@ they tell nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from drgn_hvo.formats.btf import MODIFIERS, Btf, BtfKind, pack_btf
-from drgn_hvo.formats.kallsyms import Kallsyms
-from drgn_hvo.formats.kallsyms_writer import KernelSymbol
+from drgn_hvo.formats.btf import MODIFIERS, RECORD_WORDS, Btf, BtfKind, pack_btf
+from drgn_hvo.formats.byteorder import type_prefix
+from drgn_hvo.formats.kallsyms import Kallsyms, KernelSymbol
 from drgn_hvo.kernel.kept_names import CONSTANTS, OMITTED, SYMBOLS, TYPES
 
 __all__ = ("cut_btf", "cut_symbols")
@@ -34,8 +35,8 @@ _KINDS = (
 
 _COMPOUND = (BtfKind.STRUCT, BtfKind.UNION)
 
-# Words of a record that are type IDs: places of single ones; and for each element,
-# words, place of a name and of a type ID (-1: none).
+# Words of a record that are type IDs: places of single ones, and in each element; each
+# element of these kinds begins with a name.
 _SINGLE: dict[int, tuple[int, ...]] = {
     **dict.fromkeys(
         (
@@ -50,29 +51,24 @@ _SINGLE: dict[int, tuple[int, ...]] = {
     ),
     BtfKind.ARRAY: (3, 4),
 }
-_ELEMENTS: dict[int, tuple[int, int]] = {
-    BtfKind.STRUCT: (3, 1),
-    BtfKind.UNION: (3, 1),
-    BtfKind.FUNC_PROTO: (2, 1),
-    BtfKind.ENUM: (2, -1),
-    BtfKind.ENUM64: (3, -1),
-}
+_IN_ELEMENTS = {BtfKind.STRUCT: 1, BtfKind.UNION: 1, BtfKind.FUNC_PROTO: 1}
+_NAMED_ELEMENTS = (*_IN_ELEMENTS, BtfKind.ENUM, BtfKind.ENUM64)
 
 
 def _references(kind: int, record: list[int]) -> Iterator[int]:
     """Places of type IDs in a record."""
     yield from _SINGLE.get(kind, ())
-    width, place = _ELEMENTS.get(kind, (0, -1))
-    if place >= 0:
-        yield from range(3 + place, len(record), width)
+    if kind in _IN_ELEMENTS:
+        once, each = RECORD_WORDS[kind]
+        yield from range(3 + once + _IN_ELEMENTS[BtfKind(kind)], len(record), each)
 
 
 def _names(kind: int, record: list[int]) -> Iterator[int]:
     """Places of offsets into the strings in a record."""
     yield 0
-    width, _ = _ELEMENTS.get(kind, (0, -1))
-    if width:
-        yield from range(3, len(record), width)
+    if kind in _NAMED_ELEMENTS:
+        once, each = RECORD_WORDS[kind]
+        yield from range(3 + once, len(record), each)
 
 
 class _Cutter:
@@ -138,7 +134,7 @@ class _Cutter:
         return self._declared[key]
 
     def _blob(self, words: list[int]) -> bytes:
-        dtype = "<u4" if self._btf.byteorder == "little" else ">u4"
+        dtype = f"{type_prefix(self._btf.byteorder)}u4"
         types = np.array(words, dtype=dtype).tobytes()
         return pack_btf(self._btf.byteorder, types, bytes(self._strings))
 
@@ -181,7 +177,7 @@ def cut_symbols(
         for name in sorted(SYMBOLS.union(names))
         for entry in kallsyms.lookup(name)
     ]
-    symbols = {KernelSymbol(e.name, moved.get(e.name, e.address), e.type) for e in kept}
+    symbols = {replace(e, address=moved.get(e.name, e.address)) for e in kept}
     taken = {entry.address for entry in kept}
     for address in taken:
         extent = kallsyms.extent(address)

@@ -23,22 +23,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 import enum
 from functools import cached_property
+import struct
 from typing import Any, Optional
 
-import construct
 import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.byteorder import BYTE_ORDERS, ByteOrder, type_prefix
 
 __all__ = (
+    "RECORD_WORDS",
     "Btf",
     "BtfEnumerator",
     "BtfInt",
     "BtfKind",
     "BtfMember",
     "BtfParam",
-    "btf_header",
     "pack_btf",
 )
 
@@ -73,9 +74,9 @@ MODIFIERS = frozenset(
     {BtfKind.VOLATILE, BtfKind.CONST, BtfKind.RESTRICT, BtfKind.TYPE_TAG}
 )
 
-# What follows the three words of struct btf_type: words once, and words for
-# each of vlen elements.
-_SIZES: dict[int, tuple[int, int]] = {
+#: What follows the three words of ``struct btf_type``, by kind: words once, and words
+#: for each of ``vlen`` elements.
+RECORD_WORDS: dict[int, tuple[int, int]] = {
     BtfKind.INT: (1, 0),
     BtfKind.PTR: (0, 0),
     BtfKind.ARRAY: (3, 0),
@@ -111,51 +112,38 @@ _KIND_MASK = 0x7F
 _MAX_CHAIN = 64
 
 
-def btf_header(byteorder: str) -> construct.Struct:
-    """
-    ``struct btf_header``.
-
-    :param byteorder: ``"little"`` or ``"big"``.
-    """
-    u16, u32 = (
-        (construct.Int16ul, construct.Int32ul)
-        if byteorder == "little"
-        else (construct.Int16ub, construct.Int32ub)
-    )
-    return construct.Struct(
-        "magic" / u16,
-        "version" / construct.Int8ub,
-        "flags" / construct.Int8ub,
-        "hdr_len" / u32,
-        "type_off" / u32,
-        "type_len" / u32,
-        "str_off" / u32,
-        "str_len" / u32,
-        "layout_off" / construct.If(construct.this.hdr_len >= 32, u32),
-        "layout_len" / construct.If(construct.this.hdr_len >= 32, u32),
-    )
+# struct btf_header, without and with the layout section, as struct formats.
+_HEADER = "HBBIIIII"
+_LAYOUT = "II"
 
 
-def pack_btf(byteorder: str, types: bytes, strings: bytes) -> bytes:
+@dataclass(frozen=True)
+class _Header:
+    """``struct btf_header``."""
+
+    magic: int
+    version: int
+    flags: int
+    hdr_len: int
+    type_off: int
+    type_len: int
+    str_off: int
+    str_len: int
+    layout_off: int = 0
+    layout_len: int = 0
+
+
+def pack_btf(byteorder: ByteOrder, types: bytes, strings: bytes) -> bytes:
     """
     A whole BTF blob.
 
     :param types: The type section.
     :param strings: The string section.
     """
-    header: bytes = btf_header(byteorder).build(
-        {
-            "magic": _MAGIC,
-            "version": 1,
-            "flags": 0,
-            "hdr_len": _OLD_HEADER_SIZE,
-            "type_off": 0,
-            "type_len": len(types),
-            "str_off": len(types),
-            "str_len": len(strings),
-            "layout_off": None,
-            "layout_len": None,
-        }
+    header = struct.pack(
+        type_prefix(byteorder) + _HEADER,
+        *(_MAGIC, 1, 0, _OLD_HEADER_SIZE),
+        *(0, len(types), len(types), len(strings)),
     )
     return header + types + strings
 
@@ -213,13 +201,13 @@ class Btf:
         self._strings = _section(data, header, "str")
         if self._strings[:1] != b"\0" or self._strings[-1:] != b"\0":
             raise FormatError("BTF is damaged: its string section is not terminated")
-        word = np.dtype("<u4" if self.byteorder == "little" else ">u4")
+        word = np.dtype(f"{type_prefix(self.byteorder)}u4")
         if len(types) % 4:
             raise FormatError("BTF is damaged: its type section is not whole words")
         self._words = np.frombuffer(types, dtype=word).astype(np.uint32, copy=False)
         self._view = self._words.data
-        sizes = _layout_sizes(data, header, self.byteorder)
-        self._positions, self.unknown = _scan(self._words, {**sizes, **_SIZES})
+        sizes = _layout_sizes(data, header)
+        self._positions, self.unknown = _scan(self._words, {**sizes, **RECORD_WORDS})
         # Of type IDs from 1 on.
         self._index = np.frombuffer(self._positions, dtype=np.uint32)[1:]
         self._names = self._words[self._index]
@@ -278,7 +266,7 @@ class Btf:
         """The words of a type: those of struct btf_type, and what follows them."""
         position = self._position(type_id)
         info = self._view[position + 1]
-        once, each = _SIZES[info >> 24 & _KIND_MASK]
+        once, each = RECORD_WORDS[info >> 24 & _KIND_MASK]
         end = position + 3 + once + each * (info & _VLEN_MASK)
         return self._view[position:end].tolist()
 
@@ -296,7 +284,7 @@ class Btf:
     def _elements(self, type_id: int, *kinds: BtfKind) -> Iterator[list[int]]:
         position = self._check_kind(type_id, *kinds)
         info = self._view[position + 1]
-        width = _SIZES[info >> 24 & _KIND_MASK][1]
+        width = RECORD_WORDS[info >> 24 & _KIND_MASK][1]
         start = position + 3
         for i in range(start, start + (info & _VLEN_MASK) * width, width):
             yield self._view[i : i + width].tolist()
@@ -459,11 +447,11 @@ def _isin(values: npt.NDArray[Any], wanted: Any) -> npt.NDArray[np.bool_]:
     return np.isin(values, wanted)
 
 
-def _parse_header(data: bytes) -> tuple[Any, str]:
-    for byteorder in ("little", "big"):
+def _parse_header(data: bytes) -> tuple[_Header, ByteOrder]:
+    for byteorder in BYTE_ORDERS:
         try:
-            header = btf_header(byteorder).parse(data)
-        except construct.ConstructError:
+            header = _unpack_header(data, type_prefix(byteorder))
+        except struct.error:
             raise FormatError("BTF is damaged: its header is cut off") from None
         if header.magic == _MAGIC:
             break
@@ -476,9 +464,17 @@ def _parse_header(data: bytes) -> tuple[Any, str]:
     return header, byteorder
 
 
-def _section(data: bytes, header: Any, name: str) -> bytes:
-    start = header.hdr_len + header[f"{name}_off"]
-    end = start + header[f"{name}_len"]
+def _unpack_header(data: bytes, prefix: str) -> _Header:
+    """:raises struct.error: if it is cut off."""
+    header = _Header(*struct.unpack_from(prefix + _HEADER, data))
+    if header.hdr_len < struct.calcsize(prefix + _HEADER + _LAYOUT):
+        return header
+    return _Header(*struct.unpack_from(prefix + _HEADER + _LAYOUT, data))
+
+
+def _section(data: bytes, header: _Header, name: str) -> bytes:
+    start = header.hdr_len + getattr(header, f"{name}_off")
+    end = start + getattr(header, f"{name}_len")
     if end > len(data):
         raise FormatError(
             f"BTF is damaged: its {name} section ends at {end}, the data at {len(data)}"
@@ -486,9 +482,7 @@ def _section(data: bytes, header: Any, name: str) -> bytes:
     return data[start:end]
 
 
-def _layout_sizes(
-    data: bytes, header: Any, byteorder: str
-) -> dict[int, tuple[int, int]]:
+def _layout_sizes(data: bytes, header: _Header) -> dict[int, tuple[int, int]]:
     """Sizes by kind from the layout section, where there is one."""
     if not header.layout_len:
         return {}

@@ -29,8 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 
-__all__ = ("Kallsyms", "KallsymsEntry", "KallsymsTables", "Reader")
+__all__ = ("Kallsyms", "KallsymsTables", "KernelSymbol", "Reader")
 
 #: ``read(address, size)``: bytes of kernel virtual memory.
 Reader = Callable[[int, int], bytes]
@@ -58,7 +59,7 @@ _Places = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class KallsymsEntry:
+class KernelSymbol:
     """A symbol; *type* is the character that nm(1) prints for it."""
 
     name: str
@@ -90,11 +91,14 @@ class KallsymsTables:
     offsets_address: int
     relative_base: Optional[int]
     addresses: Optional[bytes]
-    byteorder: str = "little"
+    byteorder: ByteOrder = "little"
 
     @classmethod
     def read(
-        cls, read: Reader, symbols: Mapping[str, int], byteorder: str = "little"
+        cls,
+        read: Reader,
+        symbols: Mapping[str, int],
+        byteorder: ByteOrder = "little",
     ) -> KallsymsTables:
         """
         Read the tables of a 64-bit kernel.
@@ -103,14 +107,14 @@ class KallsymsTables:
         :param symbols: Where the tables lie, by name, as in VMCOREINFO.
         :raises FormatError: if a table is missing or cannot be one.
         """
-        order = "<" if byteorder == "little" else ">"
+        order = type_prefix(byteorder)
 
         def address(name: str) -> int:
             if name not in symbols:
                 raise FormatError(f"VMCOREINFO has no SYMBOL({name})")
             return symbols[name]
 
-        num_syms = int.from_bytes(read(address("kallsyms_num_syms"), 4), byteorder)  # type: ignore[arg-type]
+        num_syms = int.from_bytes(read(address("kallsyms_num_syms"), 4), byteorder)
         if not 0 < num_syms <= _MAX_SYMBOLS:
             raise FormatError(f"kallsyms is damaged: it counts {num_syms} symbols")
         # The linker script of scripts/kallsyms.c has put the names in front of
@@ -130,7 +134,7 @@ class KallsymsTables:
             raise FormatError("VMCOREINFO has no SYMBOL(kallsyms_offsets)")
         if "kallsyms_relative_base" in symbols:
             base = read(symbols["kallsyms_relative_base"], 8)
-            relative_base = int.from_bytes(base, byteorder)  # type: ignore[arg-type]
+            relative_base = int.from_bytes(base, byteorder)
         return cls(
             num_syms=num_syms,
             names=read(names, names_size),
@@ -172,7 +176,7 @@ class _Addressing:
 def _offsets(tables: KallsymsTables) -> Optional[npt.NDArray[np.int64]]:
     if tables.offsets is None:
         return None
-    order = "<" if tables.byteorder == "little" else ">"
+    order = type_prefix(tables.byteorder)
     return np.frombuffer(tables.offsets, dtype=f"{order}i4").astype(np.int64)
 
 
@@ -205,7 +209,7 @@ def _percpu_absolute(tables: KallsymsTables) -> Optional[_Addresses]:
 def _absolute(tables: KallsymsTables) -> Optional[_Addresses]:
     if tables.addresses is None:
         return None
-    order = "<" if tables.byteorder == "little" else ">"
+    order = type_prefix(tables.byteorder)
     return np.frombuffer(tables.addresses, dtype=f"{order}u8").astype(np.uint64)
 
 
@@ -259,9 +263,9 @@ class Kallsyms:
         codes = self._names[self._starts[index] : self._ends[index]]
         return b"".join([self._tokens[code] for code in codes])
 
-    def _entry(self, index: int) -> KallsymsEntry:
+    def _entry(self, index: int) -> KernelSymbol:
         text = self._decode(index).decode("ascii", "backslashreplace")
-        return KallsymsEntry(text[1:], int(self._addresses[index]), text[:1])
+        return KernelSymbol(text[1:], int(self._addresses[index]), text[:1])
 
     def _indices(self, name: str) -> list[int]:
         wanted = name.encode()
@@ -288,7 +292,7 @@ class Kallsyms:
             + " lie"
         )
 
-    def lookup(self, name: str) -> list[KallsymsEntry]:
+    def lookup(self, name: str) -> list[KernelSymbol]:
         """All symbols with a name: static ones may share one."""
         return [self._entry(index) for index in self._indices(name)]
 
@@ -300,7 +304,7 @@ class Kallsyms:
         above = np.searchsorted(self._sorted, np.uint64(address), side="right")
         return self._order, int(above)
 
-    def nearest(self, address: int) -> Optional[KallsymsEntry]:
+    def nearest(self, address: int) -> Optional[KernelSymbol]:
         """
         The last symbol at or below an address, if the address can belong to it:
         nothing does in the gap between per-CPU offsets and the kernel image, and
@@ -324,7 +328,7 @@ class Kallsyms:
             return None
         return int(self._sorted[above]) - address
 
-    def __iter__(self) -> Iterator[KallsymsEntry]:
+    def __iter__(self) -> Iterator[KernelSymbol]:
         return (self._entry(index) for index in range(len(self)))
 
 
@@ -334,7 +338,7 @@ def _weight(text: bytes) -> int:
 
 
 def _tokens(tables: KallsymsTables) -> list[bytes]:
-    order = "<" if tables.byteorder == "little" else ">"
+    order = type_prefix(tables.byteorder)
     tokens = []
     for start in np.frombuffer(tables.token_index, dtype=f"{order}u2").tolist():
         end = tables.token_table.find(b"\0", start)
@@ -413,7 +417,7 @@ def _possible_markers(tables: KallsymsTables) -> Iterator[_Places]:
     (``write_src()`` in :linux:`scripts/kallsyms.c`).
     """
     count = -(-tables.num_syms // _NAMES_PER_MARKER)
-    order = "<" if tables.byteorder == "little" else ">"
+    order = type_prefix(tables.byteorder)
     words = np.frombuffer(
         tables.names, dtype=f"{order}u4", count=len(tables.names) // 4
     )

@@ -17,16 +17,9 @@ from dataclasses import dataclass
 import struct
 from typing import Optional
 
-__all__ = ("KallsymsImage", "KernelSymbol", "kallsyms_tables")
+from drgn_hvo.formats.kallsyms import KernelSymbol
 
-
-@dataclass(frozen=True)
-class KernelSymbol:
-    """A symbol; *type* is the character that nm(1) prints for it."""
-
-    name: str
-    address: int
-    type: str
+__all__ = ("KallsymsImage", "kallsyms_tables")
 
 
 @dataclass(frozen=True)

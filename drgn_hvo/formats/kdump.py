@@ -14,16 +14,19 @@ from __future__ import annotations
 
 from typing import Any, BinaryIO, Optional
 
-import construct
 import numpy as np
 
 from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.byteorder import BYTE_ORDERS, ByteOrder, type_prefix
 
 __all__ = (
+    "FLATTENED_DATA",
+    "FLATTENED_HEADER",
     "FLATTENED_SIGNATURE",
     "KDUMP_SIGNATURE",
     "check_kdump_file",
     "disk_dump_header",
+    "kdump_sub_header",
     "page_descriptor",
 )
 
@@ -38,42 +41,68 @@ _FLATTENED_END = b"\xff" * 16
 _PIECE = 1 << 20
 
 
-def disk_dump_header(byteorder: str) -> construct.Struct:
-    """
-    ``struct disk_dump_header`` of a 64-bit machine, up to what we need.
+def _record(byteorder: ByteOrder, **fields: str) -> np.dtype[np.void]:
+    """A C structure, as a NumPy record, by the types of its members."""
+    prefix = type_prefix(byteorder)
+    return np.dtype([(name, prefix + kind) for name, kind in fields.items()])
 
-    :param byteorder: ``"little"`` or ``"big"``.
-    """
-    little = byteorder == "little"
-    i32 = construct.Int32sl if little else construct.Int32sb
-    u32 = construct.Int32ul if little else construct.Int32ub
-    i64 = construct.Int64sl if little else construct.Int64sb
-    return construct.Struct(
-        "signature" / construct.Bytes(8),
-        "header_version" / i32,
-        "utsname" / construct.Bytes(6 * 65),
-        construct.Padding(6),
-        "tv_sec" / i64,
-        "tv_usec" / i64,
-        "status" / u32,
-        "block_size" / i32,
-        "sub_hdr_size" / i32,
-        "bitmap_blocks" / u32,
-        "max_mapnr" / u32,
+
+_UTSNAME = ("sysname", "nodename", "release", "version", "machine", "domainname")
+
+
+def disk_dump_header(byteorder: ByteOrder) -> np.dtype[np.void]:
+    """``struct disk_dump_header`` of a 64-bit machine, up to its list of tasks."""
+    return _record(
+        byteorder,
+        signature="S8",
+        header_version="i4",
+        # struct new_utsname
+        **dict.fromkeys(_UTSNAME, "S65"),
+        padding="V6",
+        tv_sec="i8",
+        tv_usec="i8",
+        status="u4",
+        block_size="i4",
+        sub_hdr_size="i4",
+        bitmap_blocks="u4",
+        max_mapnr="u4",
+        total_ram_blocks="u4",
+        device_blocks="u4",
+        written_blocks="u4",
+        current_cpu="u4",
+        nr_cpus="i4",
     )
 
 
-def page_descriptor(byteorder: str) -> np.dtype[np.void]:
-    """``struct page_desc``, as a NumPy record."""
-    order = "<" if byteorder == "little" else ">"
-    return np.dtype(
-        [
-            ("offset", f"{order}u8"),
-            ("size", f"{order}u4"),
-            ("flags", f"{order}u4"),
-            ("page_flags", f"{order}u8"),
-        ]
+def kdump_sub_header(byteorder: ByteOrder) -> np.dtype[np.void]:
+    """``struct kdump_sub_header`` of a 64-bit machine, header version 6."""
+    return _record(
+        byteorder,
+        phys_base="i8",
+        dump_level="i4",
+        split="i4",
+        start_pfn="u8",
+        end_pfn="u8",
+        offset_vmcoreinfo="i8",
+        size_vmcoreinfo="u8",
+        offset_note="i8",
+        size_note="u8",
+        offset_eraseinfo="i8",
+        size_eraseinfo="u8",
+        start_pfn_64="u8",
+        end_pfn_64="u8",
+        max_mapnr_64="u8",
     )
+
+
+def page_descriptor(byteorder: ByteOrder) -> np.dtype[np.void]:
+    """``struct page_desc``."""
+    return _record(byteorder, offset="u8", size="u4", flags="u4", page_flags="u8")
+
+
+# Of the flattened format, always big-endian: its header, and what precedes each piece.
+FLATTENED_HEADER = _record("big", signature="S16", type="i8", version="i8")
+FLATTENED_DATA = _record("big", offset="i8", buf_size="i8")
 
 
 def check_kdump_file(f: BinaryIO) -> None:
@@ -92,31 +121,33 @@ def check_kdump_file(f: BinaryIO) -> None:
         _check_frame(f, size)
 
 
-def _parse_header(f: BinaryIO) -> tuple[Any, str]:
+def _parse_header(f: BinaryIO) -> tuple[Any, ByteOrder]:
     f.seek(0)
     data = f.read(4096)
-    for byteorder in ("little", "big"):
-        try:
-            header = disk_dump_header(byteorder).parse(data)
-        except construct.StreamError:
-            raise FormatError("this kdump file is cut off in its header") from None
-        if header.block_size in (4096, 8192, 16384, 32768, 65536):
+    for byteorder in BYTE_ORDERS:
+        dtype = disk_dump_header(byteorder)
+        if len(data) < dtype.itemsize:
+            raise FormatError("this kdump file is cut off in its header")
+        header = np.frombuffer(data, dtype=dtype, count=1)[0]
+        if header["block_size"] in (4096, 8192, 16384, 32768, 65536):
             return header, byteorder
     raise FormatError("this kdump file is damaged: it has no sensible block size")
 
 
 def _check_frame(f: BinaryIO, size: int) -> None:
     header, byteorder = _parse_header(f)
-    block = header.block_size
-    bitmaps = (1 + header.sub_hdr_size) * block
-    descriptors = bitmaps + header.bitmap_blocks * block
-    if header.sub_hdr_size < 1 or descriptors > size:
+    block, sub_blocks, bitmap_blocks = (
+        int(header[name]) for name in ("block_size", "sub_hdr_size", "bitmap_blocks")
+    )
+    bitmaps = (1 + sub_blocks) * block
+    descriptors = bitmaps + bitmap_blocks * block
+    if sub_blocks < 1 or descriptors > size:
         raise FormatError(
             f"this kdump file is cut off or damaged: it has {size} bytes, its tables "
             f"alone {descriptors}"
         )
     # The first half says which pages there are, the second which were dumped.
-    second = bitmaps + header.bitmap_blocks // 2 * block
+    second = bitmaps + bitmap_blocks // 2 * block
     count = _count_bits(f, second, descriptors - second)
     dtype = page_descriptor(byteorder)
     end = descriptors + count * dtype.itemsize

@@ -12,14 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, Union
 import zlib
 
 import construct
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.formats.kdump import page_descriptor
+from drgn_hvo.formats.kdump import (
+    KDUMP_SIGNATURE,
+    disk_dump_header,
+    kdump_sub_header,
+    page_descriptor,
+)
 
 __all__ = (
     "KdumpHeader",
@@ -31,46 +36,8 @@ __all__ = (
     "pfn_bitmap",
 )
 
-_UTS = construct.Padded(65, construct.CString("ascii"))
-_HEADER = construct.Struct(
-    "signature" / construct.Const(b"KDUMP   "),
-    "header_version" / construct.Int32sl,
-    "sysname" / _UTS,
-    "nodename" / _UTS,
-    "release" / _UTS,
-    "version" / _UTS,
-    "machine" / _UTS,
-    "domainname" / _UTS,
-    construct.Padding(6),
-    "tv_sec" / construct.Int64sl,
-    "tv_usec" / construct.Int64sl,
-    "status" / construct.Int32ul,
-    "block_size" / construct.Int32sl,
-    "sub_hdr_size" / construct.Int32sl,
-    "bitmap_blocks" / construct.Int32ul,
-    "max_mapnr" / construct.Int32ul,
-    "total_ram_blocks" / construct.Int32ul,
-    "device_blocks" / construct.Int32ul,
-    "written_blocks" / construct.Int32ul,
-    "current_cpu" / construct.Int32ul,
-    "nr_cpus" / construct.Int32sl,
-)
-_SUB_HEADER = construct.Struct(
-    "phys_base" / construct.Int64sl,
-    "dump_level" / construct.Int32sl,
-    "split" / construct.Int32sl,
-    "start_pfn" / construct.Int64ul,
-    "end_pfn" / construct.Int64ul,
-    "offset_vmcoreinfo" / construct.Int64sl,
-    "size_vmcoreinfo" / construct.Int64ul,
-    "offset_note" / construct.Int64sl,
-    "size_note" / construct.Int64ul,
-    "offset_eraseinfo" / construct.Int64sl,
-    "size_eraseinfo" / construct.Int64ul,
-    "start_pfn_64" / construct.Int64ul,
-    "end_pfn_64" / construct.Int64ul,
-    "max_mapnr_64" / construct.Int64ul,
-)
+_HEADER = disk_dump_header("little")
+_SUB_HEADER = kdump_sub_header("little")
 _NHDR = construct.Struct(
     "n_namesz" / construct.Int32ul,
     "n_descsz" / construct.Int32ul,
@@ -143,7 +110,7 @@ class KdumpWriter:
         self._file = file
         size = header.page_size
         blocks = -(-header.max_mapnr // (8 * size))
-        sub_size = -(-(_SUB_HEADER.sizeof() + len(header.notes)) // size)
+        sub_size = -(-(_SUB_HEADER.itemsize + len(header.notes)) // size)
         used = np.unpackbits(np.frombuffer(dumped, dtype=np.uint8))
         self._descriptors = np.zeros(int(used.sum()), dtype=_PAGE_DESC)
         self._count = 0
@@ -185,56 +152,58 @@ def pfn_bitmap(ranges: Iterable[tuple[int, int]], max_mapnr: int) -> bytes:
     return np.packbits(bits, bitorder="little").tobytes()
 
 
+def _built(dtype: np.dtype[np.void], values: dict[str, Union[bytes, int]]) -> bytes:
+    """A structure with these values, zeros elsewhere."""
+    record = np.zeros(1, dtype=dtype)
+    for name, value in values.items():
+        record[name] = value
+    return record.tobytes()
+
+
+def _uts(text: str) -> bytes:
+    """As a member of ``struct new_utsname``, which has 64 characters and an end."""
+    return text.encode("ascii", "replace")[:64]
+
+
 def _main_header(header: KdumpHeader, blocks: int, sub_size: int, count: int) -> bytes:
-    built: bytes = _HEADER.build(
+    return _built(
+        _HEADER,
         {
+            "signature": KDUMP_SIGNATURE,
             "header_version": _VERSION,
-            "sysname": "Linux",
-            "nodename": header.nodename,
-            "release": header.release,
-            "version": header.version,
-            "machine": header.machine,
-            "domainname": "(none)",
-            "tv_sec": 0,
-            "tv_usec": 0,
+            "sysname": b"Linux",
+            "nodename": _uts(header.nodename),
+            "release": _uts(header.release),
+            "version": _uts(header.version),
+            "machine": _uts(header.machine),
+            "domainname": b"(none)",
             "status": _COMPRESSED_ZLIB,
             "block_size": header.page_size,
             "sub_hdr_size": sub_size,
             "bitmap_blocks": 2 * blocks,
             "max_mapnr": min(header.max_mapnr, 0xFFFFFFFF),
-            "total_ram_blocks": 0,
-            "device_blocks": 0,
             "written_blocks": count & 0xFFFFFFFF,
-            "current_cpu": 0,
             "nr_cpus": 1,
-        }
+        },
     )
-    return built
 
 
 def _sub_header(header: KdumpHeader) -> bytes:
     # libkdumpfile looks for VMCOREINFO among the notes; others at its own offset.
-    offset = header.page_size + _SUB_HEADER.sizeof()
+    offset = header.page_size + _SUB_HEADER.itemsize
     at = header.notes.index(header.vmcoreinfo)
-    built: bytes = _SUB_HEADER.build(
+    return _built(
+        _SUB_HEADER,
         {
             "phys_base": header.phys_base,
             "dump_level": header.dump_level,
-            "split": 0,
-            "start_pfn": 0,
-            "end_pfn": 0,
             "offset_vmcoreinfo": offset + at,
             "size_vmcoreinfo": len(header.vmcoreinfo),
             "offset_note": offset,
             "size_note": len(header.notes),
-            "offset_eraseinfo": 0,
-            "size_eraseinfo": 0,
-            "start_pfn_64": 0,
-            "end_pfn_64": 0,
             "max_mapnr_64": header.max_mapnr,
-        }
+        },
     )
-    return built
 
 
 def kdump_pages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -242,9 +211,9 @@ def kdump_pages(data: bytes) -> Iterator[tuple[int, bytes]]:
     PFN and content of each page of a file that :class:`KdumpWriter` wrote: what to
     compare, because versions of zlib compress the same page differently.
     """
-    header = _HEADER.parse(data)
-    blocks, size = header.bitmap_blocks // 2, header.block_size
-    second = (1 + header.sub_hdr_size + blocks) * size
+    header = np.frombuffer(data, dtype=_HEADER, count=1)[0]
+    blocks, size = int(header["bitmap_blocks"]) // 2, int(header["block_size"])
+    second = (1 + int(header["sub_hdr_size"]) + blocks) * size
     start = second + blocks * size
     bitmap: npt.NDArray[np.uint8] = np.frombuffer(data[second:start], dtype=np.uint8)
     pfns = np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))

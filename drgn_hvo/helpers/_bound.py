@@ -99,11 +99,8 @@ class StructPage:
 
     def word(self, offset: int) -> int:
         """The word at an offset in bytes."""
-        byteorder = self.bound.kernel.sources.byteorder
-        return int.from_bytes(
-            self.data[offset : offset + 8],
-            "little" if byteorder == "little" else "big",
-        )
+        word = self.data[offset : offset + 8]
+        return int.from_bytes(word, self.bound.kernel.sources.byteorder)
 
     @property
     def info(self) -> int:

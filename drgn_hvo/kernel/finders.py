@@ -43,7 +43,8 @@ from drgn import (
 from drgn_hvo.errors import FormatError, HvoError, UnavailableError
 
 if TYPE_CHECKING:
-    from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsEntry
+    from drgn_hvo.formats.byteorder import ByteOrder
+    from drgn_hvo.formats.kallsyms import Kallsyms, KernelSymbol
     from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
     from drgn_hvo.kernel.btf_types import BtfTypes
     from drgn_hvo.kernel.variables import LengthSource, Variable
@@ -55,6 +56,7 @@ __all__ = (
     "core_sources",
     "has_debuginfo",
     "install",
+    "program_byteorder",
 )
 
 #: The name under which the finders are registered.
@@ -129,12 +131,9 @@ class CoreSources:
         self.types: _Lazy[BtfTypes] = _Lazy(self, self._load_types)
 
     @property
-    def byteorder(self) -> str:
-        """``"little"`` or ``"big"``."""
-        platform = self.prog.platform
-        if platform is None or platform.flags & PlatformFlags.IS_LITTLE_ENDIAN:
-            return "little"
-        return "big"
+    def byteorder(self) -> ByteOrder:
+        """As :func:`program_byteorder()`."""
+        return program_byteorder(self.prog)
 
     def _load_vmcoreinfo(self) -> Vmcoreinfo:
         from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
@@ -239,6 +238,14 @@ class CoreSources:
             return self.vmcoreinfo().address(name)
         except UnavailableError:
             return None
+
+
+def program_byteorder(prog: Program) -> ByteOrder:
+    """The byte order of a program; little endian if it does not say."""
+    platform = prog.platform
+    if platform is None or platform.flags & PlatformFlags.IS_LITTLE_ENDIAN:
+        return "little"
+    return "big"
 
 
 def core_sources(prog: Program) -> CoreSources:
@@ -455,7 +462,7 @@ _SYMBOL_KINDS = {
 }
 
 
-def _symbol(entry: KallsymsEntry, size: int) -> Symbol:
+def _symbol(entry: KernelSymbol, size: int) -> Symbol:
     if entry.type in "vVwW":
         binding = SymbolBinding.WEAK
     elif entry.type.isupper():

@@ -14,10 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import FaultError, PlatformFlags, Program, ProgramFlags
+from drgn import FaultError, Program, ProgramFlags
 import numpy as np
 
+from drgn_hvo.formats.byteorder import type_prefix
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array
+from drgn_hvo.kernel.finders import program_byteorder
 
 __all__ = (
     "FrameReader",
@@ -121,9 +123,7 @@ class FrameReader:
     def __init__(self, prog: Program, page_size: int) -> None:
         self._prog = prog
         self.page_size = page_size
-        platform = prog.platform
-        little = platform is None or platform.flags & PlatformFlags.IS_LITTLE_ENDIAN
-        order = "<" if little else ">"
+        order = type_prefix(program_byteorder(prog))
         self.u64 = np.dtype(f"{order}u8")
         self.u32 = np.dtype(f"{order}u4")
         self.i32 = np.dtype(f"{order}i4")

@@ -19,6 +19,7 @@ from drgn import offsetof
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array, column
 from drgn_hvo.kernel.bound import Kernel
 
@@ -35,9 +36,9 @@ class _Field:
     offset: int
     size: int
 
-    def values(self, heads: ByteArray, byteorder: str) -> U64Array:
+    def values(self, heads: ByteArray, byteorder: ByteOrder) -> U64Array:
         """The field of each row of struct pages."""
-        order = "<" if byteorder == "little" else ">"
+        order = type_prefix(byteorder)
         dtype = np.dtype(f"{order}u{self.size}")
         return column(heads, self.offset, dtype).astype(np.uint64)
 
@@ -50,7 +51,7 @@ class _Test:
     mask: int
     value: int
 
-    def holds(self, heads: ByteArray, byteorder: str) -> BoolArray:
+    def holds(self, heads: ByteArray, byteorder: ByteOrder) -> BoolArray:
         """Whether it holds for each row of struct pages."""
         values = self.field.values(heads, byteorder)
         return (values & np.uint64(self.mask)) == np.uint64(self.value)
@@ -177,7 +178,7 @@ class FolioFields:
     ``None`` in place of an answer means that nothing says where to find it.
     """
 
-    byteorder: str
+    byteorder: ByteOrder
     _order: Optional[_Field]
     _hugetlb: Optional[_Test]
 

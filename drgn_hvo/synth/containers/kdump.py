@@ -13,9 +13,9 @@ from __future__ import annotations
 from typing import IO
 import zlib
 
-import construct
 import numpy as np
 
+from drgn_hvo.formats.kdump import FLATTENED_DATA, FLATTENED_HEADER, FLATTENED_SIGNATURE
 from drgn_hvo.formats.kdump_writer import (
     KdumpHeader,
     KdumpWriter,
@@ -71,14 +71,8 @@ def write_kdump(machine: Machine, file: IO[bytes], progress: Progress) -> None:
     writer.finish()
 
 
-_FLAT_HEADER = construct.Struct(
-    "signature" / construct.Padded(16, construct.Const(b"makedumpfile")),
-    "type" / construct.Const(1, construct.Int64sb),
-    "version" / construct.Const(1, construct.Int64sb),
-)
-_FLAT_DATA = construct.Struct(
-    "offset" / construct.Int64sb, "buf_size" / construct.Int64sb
-)
+def _piece(offset: int, size: int) -> bytes:
+    return np.array((offset, size), dtype=FLATTENED_DATA).tobytes()
 
 
 class FlattenedFile:
@@ -91,13 +85,12 @@ class FlattenedFile:
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._position = 0
-        file.write(_FLAT_HEADER.build({}).ljust(PAGE_SIZE, b"\0"))
+        header = np.array((FLATTENED_SIGNATURE, 1, 1), dtype=FLATTENED_HEADER)
+        file.write(header.tobytes().ljust(PAGE_SIZE, b"\0"))
 
     def write(self, data: bytes) -> int:
         """Record data at the present position."""
-        self._file.write(
-            _FLAT_DATA.build({"offset": self._position, "buf_size": len(data)})
-        )
+        self._file.write(_piece(self._position, len(data)))
         self._file.write(data)
         self._position += len(data)
         return len(data)
@@ -109,4 +102,4 @@ class FlattenedFile:
 
     def finish(self) -> None:
         """Record the end."""
-        self._file.write(_FLAT_DATA.build({"offset": -1, "buf_size": -1}))
+        self._file.write(_piece(-1, -1))

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Union
 
-from drgn_hvo.formats.kallsyms_writer import KernelSymbol, kallsyms_tables
+from drgn_hvo.formats.kallsyms import KernelSymbol
+from drgn_hvo.formats.kallsyms_writer import kallsyms_tables
 from drgn_hvo.synth.described.generations import PAGE_SIZE
 from drgn_hvo.synth.machine.btf_writer import write_btf
 from drgn_hvo.synth.machine.ctype import Compound
