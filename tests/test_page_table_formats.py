@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.page_table_formats import (
-    PAGE_TABLE_FORMATS,
     DecodedEntry,
     PageTableFormat,
 )
@@ -26,7 +26,7 @@ FOUR_LEVELS = DEBIAN_7_2.replace("enabled)=1", "enabled)=0")
 
 
 def format_of(architecture: str, vmcoreinfo: str) -> PageTableFormat:
-    return PAGE_TABLE_FORMATS[architecture](Vmcoreinfo(vmcoreinfo.encode()))
+    return ARCHITECTURES[architecture].page_tables(Vmcoreinfo(vmcoreinfo.encode()))[0]
 
 
 x86_64 = format_of("x86_64", FOUR_LEVELS)

@@ -216,7 +216,7 @@ def _tail_frames(folios: Folios) -> dict[int, list[int]]:
 
 def _missing_tables(hvo: Hvo) -> list[str]:
     if not hvo.vmemmap.has_mappings:
-        return ["the page tables of this architecture cannot be walked"]
+        return [hvo.vmemmap.no_mappings_reason or ""]
     missing = hvo.vmemmap.walk.missing
     lines = [
         f"page table {t.address:#x} for {t.start:#x} to {t.end:#x} {t.reason}"

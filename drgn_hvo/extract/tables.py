@@ -17,7 +17,7 @@ import numpy.typing as npt
 from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.frames import FrameReader
-from drgn_hvo.kernel.pagetables import walk
+from drgn_hvo.kernel.pagetables import read_tables, walk
 
 __all__ = ("Translator", "pages_of")
 
@@ -65,10 +65,12 @@ class Translator:
         page_table = self._format
         address = np.array([page_table.root], dtype=np.uint64)
         # Kernel addresses are sign-extended from the top table's reach.
-        va = np.array([(1 << 64) - (1 << page_table.reach_shift)], dtype=np.uint64)
+        highest = int(lasts[-1]) if len(lasts) else 0
+        reach_shift = page_table.reach_shift
+        va = np.array([highest >> reach_shift << reach_shift], dtype=np.uint64)
         found = []
         for level in range(len(page_table.levels) - 1, -1, -1):
-            found.append((address >> np.uint64(page_table.page_shift)).astype(np.int64))
+            found.append(self._frames(address, level))
             if not level:
                 break
             below = [
@@ -89,6 +91,13 @@ class Translator:
                 break
         return np.unique(np.concatenate(found))
 
+    def _frames(self, address: U64Array, level: int) -> Int64Array:
+        """The frames of tables of a level."""
+        first = (address >> np.uint64(self._format.page_shift)).astype(np.int64)
+        size = self._format.table_size(level) >> self._format.page_shift
+        behind = np.arange(max(1, size), dtype=np.int64)
+        return (first[:, None] + behind).reshape(-1)
+
     def _below(
         self,
         address: U64Array,
@@ -98,9 +107,7 @@ class Translator:
     ) -> tuple[U64Array, U64Array]:
         """Address and reach of the tables that these tables of a level name."""
         page_table = self._format
-        page_shift = np.uint64(page_table.page_shift)
-        frames = self._reader.read((address >> page_shift).astype(np.int64))
-        values = frames.data.view(self._reader.u64).astype(np.uint64, copy=False)
+        values, _ = read_tables(self._reader, page_table, address, level)
         form = page_table.levels[level]
         width = np.uint64(1 << page_table.shift(level))
         vas = va[:, None] + np.arange(values.shape[1], dtype=np.uint64) * width

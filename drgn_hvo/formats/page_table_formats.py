@@ -5,23 +5,19 @@ Page table formats
 ------------------
 
 The page tables of a kernel as data: levels, and what the bits of an entry mean and
-how they are made. Nothing else here knows a bit of an entry; the walk of tables, the
-audit and the generator all ask a :class:`PageTableFormat`.
-
-:data:`PAGE_TABLE_FORMATS` has one entry per architecture, which makes the format of
-one kernel from its VMCOREINFO.
+how they are made. The walk of tables, the audit and the generator all ask a
+:class:`PageTableFormat`; the formats themselves are in
+:mod:`drgn_hvo.formats.architectures`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Optional
 
-from drgn_hvo.errors import FormatError
-from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.formats.byteorder import ByteOrder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +27,7 @@ if TYPE_CHECKING:
     Flags = npt.NDArray[np.bool_]
 
 __all__ = (
-    "PAGE_TABLE_FORMATS",
+    "NAPOT_PAGES",
     "Bits",
     "DecodedEntries",
     "DecodedEntry",
@@ -43,6 +39,9 @@ __all__ = (
 
 # All bits of an entry.
 _WORD = (1 << 64) - 1
+
+#: How many entries of the lowest level are alike and map as many pages together.
+NAPOT_PAGES = 16
 
 
 @dataclass(frozen=True)
@@ -116,6 +115,8 @@ class TableLevel:
     :param table_writable: Writes are allowed to what is below; ``None`` where only
         mappings have permissions.
     :param has_mappings: Whether mappings are possible at this level.
+    :param table_flags: What an entry that leads to a table has besides
+        :attr:`Protections.table`.
     """
 
     index_bits: int
@@ -126,6 +127,7 @@ class TableLevel:
     table_address: EntryAddress = EntryAddress(0)
     table_writable: Optional[Bits] = None
     has_mappings: bool = True
+    table_flags: int = 0
 
     def is_present(self, entry: Any) -> Any:
         """Whether an entry, or each of an array, is there at all."""
@@ -174,8 +176,10 @@ class Protections:
     :param rodata: Of its read-only data.
     :param table: Of an entry that leads to a table.
     :param large: What a mapping above the lowest level has besides.
+    :param not_large: What it lacks.
     :param write_protected: What stays set in an entry that was made read-only after
         it had been written through.
+    :param empty: Entries that are not in use, by level; 0 if that is not given.
     """
 
     kernel: int
@@ -184,7 +188,9 @@ class Protections:
     rodata: int
     table: int
     large: int
+    not_large: int = 0
     write_protected: int = 0
+    empty: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,6 +204,11 @@ class PageTableFormat:
     :param protections: What entries are made of.
     :param accessed: Bits that the processor sets in an entry that is used.
     :param dirty: Bits that it sets in one that is written through.
+    :param entry_byteorder: ``None`` if it is that of the kernel.
+    :param napot: A mapping of the lowest level is one of 16 that are all alike and map
+        16 pages together; bit 3 of the PFN is set, those below are not.
+    :param none_is_a_table: Entries above the lowest level that are not in use lead to
+        one table for all of them, in which all entries are the same.
     """
 
     page_shift: int
@@ -206,6 +217,9 @@ class PageTableFormat:
     protections: Protections
     accessed: int
     dirty: int
+    entry_byteorder: Optional[ByteOrder] = None
+    napot: Optional[Bits] = None
+    none_is_a_table: bool = False
 
     @cached_property
     def _shifts(self) -> tuple[int, ...]:
@@ -230,6 +244,10 @@ class PageTableFormat:
         mask = (1 << self.levels[level].index_bits) - 1
         return address >> self.shift(level) & mask
 
+    def table_size(self, level: int) -> int:
+        """Bytes of a table, which is aligned to its size."""
+        return 8 << self.levels[level].index_bits
+
     @property
     def tails_are_writable(self) -> bool:
         """
@@ -249,6 +267,20 @@ class PageTableFormat:
         # A large page is aligned to its size; flags use some of the bits below.
         address = form.address.get(entry) & -(1 << self.shift(level))
         return DecodedEntry(present, True, bool(form.writable.hold(entry)), address)
+
+    def mapped_to(self, entry: int, level: int, address: int) -> Optional[int]:
+        """
+        The physical address that an entry maps an address to; ``None`` if it is not
+        there, or leads to a table.
+        """
+        decoded = self.decode(entry, level)
+        if not decoded.present or not decoded.is_mapping:
+            return None
+        found = decoded.address
+        if not level and self.napot is not None and self.napot.hold(entry):
+            within = (NAPOT_PAGES - 1) << self.page_shift
+            found = found & ~within | address & within
+        return found | address & ((1 << self.shift(level)) - 1)
 
     def decode_all(self, entries: Entries, level: int) -> DecodedEntries:
         """What entries say that are present, see :meth:`TableLevel.is_present()`."""
@@ -271,6 +303,13 @@ class PageTableFormat:
             address = np.where(is_mapping, address, tables.address)
         return DecodedEntries(is_mapping, writable, address)
 
+    def together(self, entries: Entries) -> Optional[Flags]:
+        """
+        Which mappings of the lowest level are part of :data:`NAPOT_PAGES` that map
+        as many pages together; ``None`` if there is no such thing.
+        """
+        return None if self.napot is None else self.napot.hold(entries)
+
     def _decode_tables(
         self, entries: Entries, form: TableLevel, is_mapping: Flags
     ) -> DecodedEntries:
@@ -287,7 +326,7 @@ class PageTableFormat:
         :param flags: One of :attr:`protections`.
         """
         if level:
-            flags |= self.protections.large
+            flags = flags & ~self.protections.not_large | self.protections.large
         # The address leads, so that an array stays one.
         return self.levels[level].address.put(address & 0, address) | flags
 
@@ -297,8 +336,9 @@ class PageTableFormat:
 
         :param level: Of the table that the entry is in.
         """
-        entry = self.levels[level].table_address.put(address & 0, address)
-        return entry | self.protections.table
+        form = self.levels[level]
+        flags = self.protections.table | form.table_flags
+        return form.table_address.put(address & 0, address) | flags
 
     def with_frame(self, entry: int, level: int, pfn: int) -> int:
         """A mapping's entry, changed to lead to another frame."""
@@ -310,91 +350,3 @@ class PageTableFormat:
         bits = self.levels[level].writable
         changed: int = bits.made_true(entry) if allowed else bits.made_false(entry)
         return changed
-
-
-# arch/x86/include/asm/pgtable_types.h.
-_X86_PRESENT = 1 << 0
-_X86_RW = 1 << 1
-_X86_ACCESSED = 1 << 5
-_X86_DIRTY = 1 << 6
-_X86_PSE = 1 << 7
-_X86_GLOBAL = 1 << 8
-_X86_SAVED_DIRTY = 1 << 58
-_X86_NX = 1 << 63
-_X86_PFN_MASK = (1 << 52) - (1 << 12)
-
-# __START_KERNEL_map, arch/x86/include/asm/page_64_types.h. It has not moved
-# since 2.6; KASLR moves what is mapped there and says so in phys_base.
-_START_KERNEL_MAP = 0xFFFFFFFF80000000
-
-
-def _x86_64_root(vmcoreinfo: Vmcoreinfo) -> int:
-    table = vmcoreinfo.symbol("swapper_pg_dir")
-    if table is None:
-        table = vmcoreinfo.symbol("init_top_pgt")
-    phys_base = vmcoreinfo.number("phys_base")
-    if table is None or phys_base is None:
-        missing = "SYMBOL(swapper_pg_dir)" if table is None else "NUMBER(phys_base)"
-        raise FormatError(f"VMCOREINFO has no {missing}")
-    if table < _START_KERNEL_MAP:
-        raise FormatError(f"VMCOREINFO has SYMBOL(swapper_pg_dir)={table:x}")
-    root = table - _START_KERNEL_MAP + phys_base
-    if root < 0 or root % 4096:
-        raise FormatError(f"VMCOREINFO puts the top page table at {root:#x}")
-    return root
-
-
-def _x86_64(vmcoreinfo: Vmcoreinfo) -> PageTableFormat:
-    """
-    The tables of x86-64, 4 or 5 levels of them.
-
-    AMD memory encryption marks entries with a bit of the address: ``sme_mask``.
-    """
-    root = _x86_64_root(vmcoreinfo)
-    address = EntryAddress(_X86_PFN_MASK & ~(vmcoreinfo.number("sme_mask") or 0))
-    present = Bits(_X86_PRESENT, _X86_PRESENT)
-    writable = Bits(_X86_RW, _X86_RW)
-
-    def upper(*, has_mappings: bool) -> TableLevel:
-        return TableLevel(
-            index_bits=9,
-            present=(present,),
-            writable=writable,
-            address=address,
-            table=Bits(_X86_PRESENT | _X86_PSE, _X86_PRESENT),
-            table_address=address,
-            table_writable=writable,
-            has_mappings=has_mappings,
-        )
-
-    kernel = _X86_NX | _X86_GLOBAL | _X86_PRESENT | _X86_RW | 0x60
-    read_only = _X86_NX | _X86_GLOBAL | _X86_PRESENT | _X86_ACCESSED
-    more = 2 if vmcoreinfo.number("pgtable_l5_enabled") else 1
-    return PageTableFormat(
-        page_shift=12,
-        levels=(
-            TableLevel(9, (present,), writable, address),
-            upper(has_mappings=True),
-            upper(has_mappings=True),
-            *(upper(has_mappings=False) for _ in range(more)),
-        ),
-        root=root,
-        protections=Protections(
-            kernel=kernel,
-            read_only=read_only,
-            text=_X86_GLOBAL | _X86_PRESENT | _X86_ACCESSED,
-            rodata=read_only,
-            table=0x67,  # _PAGE_TABLE: present, writable, user, accessed, dirty
-            large=_X86_PSE,
-            write_protected=_X86_SAVED_DIRTY,
-        ),
-        accessed=_X86_ACCESSED,
-        dirty=_X86_DIRTY,
-    )
-
-
-#: What makes the format of a kernel's page tables from its VMCOREINFO, by architecture;
-#: raises :exc:`FormatError` if VMCOREINFO lacks what is needed, or cannot be right.
-PAGE_TABLE_FORMATS: dict[str, Callable[[Vmcoreinfo], PageTableFormat]] = {
-    "x86_64": _x86_64,
-}

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Optional, Union
 
-from drgn import Architecture, FaultError, Program, Type
+from drgn import FaultError, Program, Type
 
 from drgn_hvo.errors import (
     DetectionError,
@@ -24,7 +24,8 @@ from drgn_hvo.errors import (
     UnavailableError,
     UsageError,
 )
-from drgn_hvo.formats.page_table_formats import PAGE_TABLE_FORMATS, PageTableFormat
+from drgn_hvo.formats.architectures import ARCHITECTURES
+from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.formats.tail_words import Geometry
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.finders import (
@@ -39,8 +40,9 @@ from drgn_hvo.kernel.struct_page import (
     struct_page_from_types,
     struct_page_from_vmcoreinfo,
 )
+from drgn_hvo.kernel.translation import architecture_name, vmemmap_from_mem_section
 
-__all__ = ("ASSUMPTIONS", "TRANSLATED_BY_DRGN", "Kernel", "kernel")
+__all__ = ("ASSUMPTIONS", "Kernel", "kernel")
 
 _CACHE_KEY = "drgn_hvo.kernel.bound"
 
@@ -50,19 +52,6 @@ ASSUMPTIONS: dict[str, Optional[tuple[str, ...]]] = {
     "tail_layout": ("plain", "fake-head", "shared"),
     "vmemmap": None,
 }
-
-
-#: The architectures of 64-bit kernels that drgn can translate addresses of.
-TRANSLATED_BY_DRGN = (
-    Architecture.X86_64,
-    Architecture.AARCH64,
-    Architecture.S390X,
-    Architecture.PPC64,
-)
-
-
-# arch/*/Kconfig; where it is not set, as on LoongArch, it is 0.
-_ILLEGAL_POINTER_VALUES = {Architecture.PPC64: 0x5DEADBEEF << 28}
 
 
 class Kernel:
@@ -79,12 +68,15 @@ class Kernel:
         self.prog = prog
         self.assume = _parse_assumptions(assume)
         self.sources = install(prog)
-        platform = prog.platform
-        if platform is None:
+        arch = architecture_name(prog)
+        if arch is None:
             raise TargetError("the architecture of this target is not known")
-        self.architecture = platform.arch
+        #: The architecture, as ``uname -m`` calls it.
+        self.arch = arch
+        self.architecture = ARCHITECTURES.get(arch)
         try:
             self.vmcoreinfo: Vmcoreinfo = self.sources.vmcoreinfo()
+            self.translation = self.sources.translation()
         except UnavailableError as e:
             raise TargetError(str(e)) from None
         #: Why there are no types, if there are none.
@@ -97,24 +89,29 @@ class Kernel:
         self.reader = FrameReader(prog, self.geometry.page_size)
 
     @property
-    def arch(self) -> str:
-        """The architecture, as ``uname -m`` calls it."""
-        return self.architecture.name.lower()
-
-    @property
     def illegal_pointer_value(self) -> int:
         """``CONFIG_ILLEGAL_POINTER_VALUE``, which no type records."""
-        return _ILLEGAL_POINTER_VALUES.get(self.architecture, 0xDEAD << 48)
+        entry = self.architecture
+        return 0xDEAD << 48 if entry is None else entry.illegal_pointer_value
 
-    @cached_property
+    @property
     def page_table_format(self) -> Optional[PageTableFormat]:
         """
-        How to walk this kernel's page tables, if we can.
-
-        :raises FormatError: if VMCOREINFO does not lead to the top table.
+        How to walk this kernel's page tables, if we can; else, see
+        :attr:`no_page_tables_reason`.
         """
-        make = PAGE_TABLE_FORMATS.get(self.arch)
-        return None if make is None else make(self.vmcoreinfo)
+        return self.translation.page_tables
+
+    @property
+    def no_page_tables_reason(self) -> str:
+        """Why page tables cannot be walked, if they cannot."""
+        reason = self.translation.no_page_tables_reason
+        return f"page tables of {self.arch} cannot be walked: {reason}"
+
+    @property
+    def lowest_kernel_address(self) -> int:
+        """Below it are addresses of processes."""
+        return self.translation.lowest_address
 
     @property
     def has_types(self) -> bool:
@@ -242,7 +239,9 @@ class Kernel:
             "vmemmap_base": self.variable("vmemmap_base"),
         }
         if None in found.values():
-            found["mem_section"] = _vmemmap_from_mem_section(self)
+            found["mem_section"] = vmemmap_from_mem_section(
+                self.prog, self.vmcoreinfo, self.geometry.page_size
+            )
         known = {source: at for source, at in found.items() if at is not None}
         if not known:
             raise TargetError(
@@ -256,7 +255,7 @@ class Kernel:
                 f"where is vmemmap? {both}; use --assume vmemmap=ADDRESS"
             )
         base = next(iter(known.values()))
-        if not 1 << 63 <= base < 1 << 64 or base % 8:
+        if not self.lowest_kernel_address <= base < 1 << 64 or base % 8:
             raise TargetError(f"vmemmap cannot be at {base:#x}")
         return base
 
@@ -286,43 +285,6 @@ def _parse_assumptions(assume: Mapping[str, str]) -> dict[str, Union[str, int]]:
         else:
             parsed[key] = value
     return parsed
-
-
-def _vmemmap_from_mem_section(kernel: Kernel) -> Optional[int]:
-    """
-    vmemmap from the first section that is present, as sparse_encode_mem_map()
-    left it: the same in all sections, with flags in the low bits.
-    """
-    vmcoreinfo = kernel.vmcoreinfo
-    page_size = kernel.geometry.page_size
-    roots = vmcoreinfo.symbol("mem_section")
-    length = vmcoreinfo.length("mem_section")
-    size = vmcoreinfo.size("mem_section")
-    offset = vmcoreinfo.offset("mem_section.section_mem_map")
-    section_bits = vmcoreinfo.number("SECTION_SIZE_BITS")
-    physmem_bits = vmcoreinfo.number("MAX_PHYSMEM_BITS")
-    if offset is None or not (
-        roots and length and size and section_bits and physmem_bits
-    ):
-        return None
-    if not 0 < section_bits < physmem_bits < 64 or offset > size - 8:
-        return None
-    per_root = page_size // size
-    # Only CONFIG_SPARSEMEM_EXTREME has roots of a page each.
-    if length * per_root != 1 << (physmem_bits - section_bits):
-        return None
-    has_mem_map = 1 << 1  # SECTION_HAS_MEM_MAP, since v2.6.13
-    try:
-        for root in range(min(length, 1 << 12)):
-            sections = kernel.prog.read_u64(roots + 8 * root)
-            for i in range(per_root if sections else 0):
-                word = kernel.prog.read_u64(sections + i * size + offset)
-                if word & has_mem_map:
-                    # The flags fit below a page, and vmemmap begins on one.
-                    return word & -page_size
-    except FaultError:
-        return None
-    return None
 
 
 def kernel(prog: Program) -> Kernel:

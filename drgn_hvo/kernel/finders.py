@@ -41,12 +41,14 @@ from drgn import (
 )
 
 from drgn_hvo.errors import FormatError, HvoError, UnavailableError
+from drgn_hvo.kernel.translation import add_memory_segments
 
 if TYPE_CHECKING:
     from drgn_hvo.formats.byteorder import ByteOrder
     from drgn_hvo.formats.kallsyms import Kallsyms, KernelSymbol
     from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
     from drgn_hvo.kernel.btf_types import BtfTypes
+    from drgn_hvo.kernel.translation import Translation
     from drgn_hvo.kernel.variables import LengthSource, Variable
 
 __all__ = (
@@ -117,8 +119,9 @@ class CoreSources:
     """
     VMCOREINFO, kallsyms and BTF of one program, each read when first needed.
 
-    Calling one of :attr:`vmcoreinfo`, :attr:`kallsyms` and :attr:`types` gives
-    it or raises :exc:`~drgn_hvo.errors.UnavailableError` with the reason.
+    Calling one of :attr:`vmcoreinfo`, :attr:`kallsyms`, :attr:`types` and
+    :attr:`translation` gives it or raises
+    :exc:`~drgn_hvo.errors.UnavailableError` with the reason.
     """
 
     def __init__(self, prog: Program) -> None:
@@ -129,6 +132,7 @@ class CoreSources:
         self.vmcoreinfo: _Lazy[Vmcoreinfo] = _Lazy(self, self._load_vmcoreinfo)
         self.kallsyms: _Lazy[Kallsyms] = _Lazy(self, self._load_kallsyms)
         self.types: _Lazy[BtfTypes] = _Lazy(self, self._load_types)
+        self.translation: _Lazy[Translation] = _Lazy(self, self._load_translation)
 
     @property
     def byteorder(self) -> ByteOrder:
@@ -143,6 +147,13 @@ class CoreSources:
         except KeyError:
             raise UnavailableError("this target has no VMCOREINFO") from None
         return Vmcoreinfo(data)
+
+    def _load_translation(self) -> Translation:
+        from drgn_hvo.formats.architectures import ARCHITECTURES
+        from drgn_hvo.kernel.translation import Translation, architecture_name
+
+        entry = ARCHITECTURES.get(architecture_name(self.prog) or "")
+        return Translation(self.prog, self.vmcoreinfo(), entry)
 
     def _load_kallsyms(self) -> Kallsyms:
         from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables
@@ -508,11 +519,14 @@ def are_finders_enabled(prog: Program) -> bool:
 
 def install(prog: Program) -> CoreSources:
     """
-    Offer the core's own types and symbols to drgn, behind all other finders.
+    Offer the core's own types and symbols to drgn, behind all other finders, and the
+    kernel memory that drgn cannot translate.
 
     :return: The sources, which are read when drgn first asks.
     """
     if FINDER_NAME not in prog.registered_type_finders():
+        # First, so that no finder is asked before it can read.
+        add_memory_segments(prog)
         prog.register_type_finder(FINDER_NAME, _find_type, enable_index=-1)
         prog.register_object_finder(FINDER_NAME, _find_object, enable_index=-1)
         prog.register_symbol_finder(FINDER_NAME, _find_symbol, enable_index=-1)

@@ -123,13 +123,21 @@ class FrameReader:
     def __init__(self, prog: Program, page_size: int) -> None:
         self._prog = prog
         self.page_size = page_size
-        order = type_prefix(program_byteorder(prog))
+        self.byteorder = program_byteorder(prog)
+        order = type_prefix(self.byteorder)
         self.u64 = np.dtype(f"{order}u8")
         self.u32 = np.dtype(f"{order}u4")
         self.i32 = np.dtype(f"{order}i4")
         self._kept = _KeptFrames(page_size)
         # A live kernel changes: there, only reading again tells.
         self._is_live = bool(prog.flags & ProgramFlags.IS_LIVE)
+
+    def read_bytes(self, address: int, size: int) -> Optional[bytes]:
+        """A few bytes of physical memory; ``None`` if they are not in the dump."""
+        try:
+            return self._prog.read(address, size, physical=True)
+        except (FaultError, ValueError, OverflowError):
+            return None
 
     def stream(self, pfns: Int64Array) -> Iterator[tuple[slice, Frames]]:
         """

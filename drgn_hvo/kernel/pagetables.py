@@ -18,9 +18,11 @@ from typing import Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.formats.page_table_formats import PageTableFormat
+from drgn_hvo.formats.byteorder import type_prefix
+from drgn_hvo.formats.page_table_formats import NAPOT_PAGES, PageTableFormat
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.frames import FrameReader
+from drgn_hvo.kernel.translation import Entry, entry_of
 
 __all__ = (
     "Entry",
@@ -28,6 +30,7 @@ __all__ = (
     "Runs",
     "Walk",
     "find_entry",
+    "read_tables",
     "walk",
 )
 
@@ -154,6 +157,8 @@ def walk(
     missing: list[MissingTable] = []
     for level in range(len(page_table.levels) - 1, -1, -1):
         below: list[_Tables] = []
+        if page_table.none_is_a_table:
+            tables = _without_none(reader, tables, page_table, level)
         tables = _without_repeats(tables, page_table, level, missing)
         for first in range(0, len(tables.va), _TABLES_PER_BATCH):
             batch = tables.take(slice(first, first + _TABLES_PER_BATCH))
@@ -166,6 +171,22 @@ def walk(
             below.append(others)
         tables = _Tables.concatenate(below)
     return Walk(Runs.merge(parts), tuple(missing))
+
+
+def _without_none(
+    reader: FrameReader, tables: _Tables, page_table: PageTableFormat, level: int
+) -> _Tables:
+    """
+    Drop the table that stands for none: one that is named more than once, and in which
+    all entries are the same.
+    """
+    addresses, counts = np.unique(tables.address, return_counts=True)
+    repeated = addresses[counts > 1]
+    if not len(repeated):
+        return tables
+    values, present = read_tables(reader, page_table, repeated, level)
+    none = repeated[present & (values == values[:, :1]).all(axis=1)]
+    return tables.take(~np.isin(tables.address, none))
 
 
 def _without_repeats(
@@ -206,9 +227,8 @@ def _read_entries(
     """The present entries of tables that concern the wanted range."""
     form, shift = page_table.levels[level], page_table.shift(level)
     reach = 1 << (shift + form.index_bits)
-    page_shift = np.uint64(page_table.page_shift)
-    frames = reader.read((tables.address >> page_shift).astype(np.int64))
-    for i in (~frames.present).nonzero()[0].tolist():
+    values, present = read_tables(reader, page_table, tables.address, level)
+    for i in (~present).nonzero()[0].tolist():
         first = max(int(tables.va[i]), limits[0])
         last = min(int(tables.va[i]) + reach, limits[1])
         missing.append(
@@ -217,8 +237,8 @@ def _read_entries(
     # Only the first and the last table reach beyond the range.
     low = max(0, limits[0] - int(tables.va[0])) >> shift
     beyond = max(0, int(tables.va[-1]) + reach - limits[1]) >> shift
-    values = frames.data.view(reader.u64).reshape(-1)
-    values = values[low : len(values) - beyond].astype(np.uint64, copy=False)
+    values = values.reshape(-1)
+    values = values[low : len(values) - beyond]
     (index,) = form.is_present(values).nonzero()
     value = values[index]
     index += low
@@ -243,6 +263,11 @@ def _split(
     decoded = page_table.decode_all(entries.value, level)
     found = _Tables(decoded.address, entries.va, decoded.writable & entries.writable)
     if not level:
+        together = page_table.together(entries.value)
+        if together is not None and together.any():
+            within = np.uint64((NAPOT_PAGES - 1) << page_table.page_shift)
+            found.address[together] &= ~within
+            found.address[together] |= entries.va[together] & within
         return found, _NO_TABLES
     is_mapping = decoded.is_mapping
     if not is_mapping.any():
@@ -289,40 +314,39 @@ def _compress(page_table: PageTableFormat, leaves: _Tables, level: int) -> Runs:
     )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """
-    A page table entry.
-
-    :param address: Physical address of the entry itself.
-    :param value: What it holds.
-    :param level: Of its table; 0 is the lowest.
-    """
-
-    address: int
-    value: int
-    level: int
-
-
 def find_entry(
     reader: FrameReader, page_table: PageTableFormat, va: int
 ) -> Optional[Entry]:
     """
-    The entry that decides how one address is mapped: a mapping, or the first one on
-    the way that is not present.
-
-    :return: ``None`` if a table on the way is not in the dump.
+    As :func:`~drgn_hvo.kernel.translation.entry_of()`, of a target that is read by
+    frames.
     """
-    size = 1 << page_table.page_shift
-    table = page_table.root
-    for level in range(len(page_table.levels) - 1, -1, -1):
-        frames = reader.read(np.array([table // size], dtype=np.int64))
-        if not frames.present[0]:
-            return None
-        index = page_table.index(va, level)
-        value = int(frames.data.view(reader.u64)[0, index])
-        decoded = page_table.decode(value, level)
-        if not decoded.present or decoded.is_mapping:
-            return Entry(table + 8 * index, value, level)
-        table = decoded.address
-    raise AssertionError("the lowest level returns")
+    return entry_of(reader.read_bytes, page_table, reader.byteorder, va)
+
+
+def read_tables(
+    reader: FrameReader, page_table: PageTableFormat, addresses: U64Array, level: int
+) -> tuple[U64Array, BoolArray]:
+    """
+    The entries of tables of one level.
+
+    :param addresses: Physical.
+    :return: A row of entries for each table, zeros where it is not in the dump; and
+        whether it is.
+    """
+    size, page = page_table.table_size(level), reader.page_size
+    pfns = (addresses >> np.uint64(page_table.page_shift)).astype(np.int64)
+    if size > page:
+        behind = np.arange(size // page, dtype=np.int64)
+        frames = reader.read((pfns[:, None] + behind).reshape(-1))
+        data = frames.data
+        present = np.logical_and.reduce(frames.present.reshape(-1, size // page), 1)
+    else:
+        frames = reader.read(pfns)
+        data, present = frames.data, frames.present
+        if size < page:
+            at = (addresses % np.uint64(page)).astype(np.int64) // size
+            data = data.reshape(-1, page // size, size)[np.arange(len(at)), at]
+    order = page_table.entry_byteorder or reader.byteorder
+    words = data.view(f"{type_prefix(order)}u8").reshape(len(addresses), -1)
+    return words.astype(np.uint64, copy=False), present

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 
 from drgn_hvo.errors import NotInDumpError, TargetError
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, ranges
-from drgn_hvo.kernel.bound import TRANSLATED_BY_DRGN, Kernel
+from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.pagetables import Runs, Walk, walk
 
 __all__ = ("SliceMapping", "VmemmapMapping")
@@ -43,53 +43,61 @@ class VmemmapMapping:
         self.base = kernel.vmemmap
         self.size = kernel.geometry.struct_page_size
         self.page_size = kernel.geometry.page_size
-        if kernel.page_table_format is None and (
-            kernel.architecture not in TRANSLATED_BY_DRGN
-        ):
-            raise TargetError(
-                f"{kernel.arch} is not supported: neither drgn-hvo nor drgn can "
-                "translate its kernel addresses"
-            )
 
     @cached_property
-    def _walk(self) -> Walk:
+    def _walk(self) -> Union[Walk, str]:
+        """All mappings, or why they are not known."""
         kernel = self.kernel
         if kernel.page_table_format is None:
-            raise TargetError(
-                f"the page tables of {kernel.arch} are not supported yet; page and "
-                "heads work, what needs mappings does not"
-            )
-        # vmemmap may begin inside the page that holds the struct page of PFN 0.
-        end = self.base + kernel.max_pfn_limit * self.size
-        found = walk(
-            kernel.reader,
-            kernel.page_table_format,
-            self.base,
-            min(end, 1 << 64),
-        )
+            return kernel.no_page_tables_reason
+        found = walk(kernel.reader, kernel.page_table_format, *self._limits())
         if not len(found.runs) and found.missing:
-            raise NotInDumpError("the page tables of vmemmap are not in this dump")
+            return "the page tables of vmemmap are not in this dump"
         return found
+
+    def _limits(self) -> tuple[int, int]:
+        """
+        Where vmemmap can be at most. It may begin inside the page that holds the struct
+        page of PFN 0; some architectures say from where to where it goes, and where
+        MAX_PHYSMEM_BITS is generous, vmalloc is behind it.
+        """
+        vmcoreinfo = self.kernel.vmcoreinfo
+        start = max(self.base, vmcoreinfo.number("VMEMMAP_START") or 0)
+        end = min(self.base + self.kernel.max_pfn_limit * self.size, 1 << 64)
+        for limit in ("VMEMMAP_END", "VMALLOC_START"):
+            value = vmcoreinfo.number(limit)
+            if value is not None and start < value < end:
+                end = value
+        return start, end
 
     @property
     def has_mappings(self) -> bool:
-        """Whether the page tables of this architecture can be walked."""
-        return self.kernel.page_table_format is not None
+        """
+        Whether the page tables of vmemmap are known. If not, struct pages are read as
+        drgn translates their addresses.
+        """
+        return not isinstance(self._walk, str)
+
+    @property
+    def no_mappings_reason(self) -> Optional[str]:
+        """Why not, if they are not known."""
+        return self._walk if isinstance(self._walk, str) else None
 
     @property
     def walk(self) -> Walk:
         """
         All mappings of vmemmap.
 
-        :raises TargetError: if this architecture's tables cannot be walked.
-        :raises NotInDumpError: if the dump has none of them.
+        :raises NotInDumpError: if they are not known.
         """
+        if isinstance(self._walk, str):
+            raise NotInDumpError(self._walk)
         return self._walk
 
     @property
     def runs(self) -> Runs:
-        """As :attr:`walk`, just the mappings."""
-        return self._walk.runs
+        """As :attr:`walk`, just the mappings; none if they are not known."""
+        return Runs.merge([]) if isinstance(self._walk, str) else self._walk.runs
 
     @cached_property
     def run_slices(self) -> tuple[Int64Array, Int64Array]:

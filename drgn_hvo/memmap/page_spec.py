@@ -166,7 +166,7 @@ def _resolve_virt(vmemmap: Vmemmap, spec: PageSpec) -> int:
     from drgn.helpers.linux.mm import follow_phys
 
     kernel = vmemmap.kernel
-    if spec.value < 1 << 63:
+    if spec.value < kernel.lowest_kernel_address:
         raise UsageError(
             f"{spec.text}: not a kernel address; task:PID:0xVADDR takes those of a task"
         )

@@ -16,7 +16,8 @@ import struct
 
 import numpy as np
 
-from drgn_hvo.formats.page_table_formats import PAGE_TABLE_FORMATS, PageTableFormat
+from drgn_hvo.formats.architectures import ARCHITECTURES
+from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.synth.described.description import Description, HugePages, Node
 from drgn_hvo.synth.described.generations import PAGE_SIZE
@@ -122,7 +123,8 @@ class _Builder:
     def page_table_format(self) -> PageTableFormat:
         """That of this kernel: what VMCOREINFO says so far is enough for it."""
         noted = Vmcoreinfo(write_vmcoreinfo(self.plan, self.kernel, mem_section=0))
-        return PAGE_TABLE_FORMATS[self.plan.description.architecture](noted)
+        entry = ARCHITECTURES[self.plan.description.architecture]
+        return entry.page_tables(noted)[0]
 
     def first_nid(self) -> int:
         """The node that the kernel lies on."""
