@@ -17,7 +17,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from drgn_hvo.formats.btf import MODIFIERS, RECORD_WORDS, Btf, BtfKind, pack_btf
+from drgn_hvo.formats.btf import MODIFIERS, RECORD_WORDS, Btf, BtfKind
+from drgn_hvo.formats.btf_header import pack_btf
 from drgn_hvo.formats.byteorder import type_prefix
 from drgn_hvo.formats.kallsyms import Kallsyms, KernelSymbol
 from drgn_hvo.kernel.kept_names import CONSTANTS, OMITTED, SYMBOLS, TYPES

@@ -23,14 +23,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 import enum
 from functools import cached_property
-import struct
 from typing import Any, Optional
 
 import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.errors import FormatError
-from drgn_hvo.formats.byteorder import BYTE_ORDERS, ByteOrder, type_prefix
+from drgn_hvo.formats.btf_header import BtfHeader, parse_header, section
+from drgn_hvo.formats.byteorder import type_prefix
 
 __all__ = (
     "RECORD_WORDS",
@@ -40,7 +40,6 @@ __all__ = (
     "BtfKind",
     "BtfMember",
     "BtfParam",
-    "pack_btf",
 )
 
 
@@ -99,53 +98,12 @@ RECORD_WORDS: dict[int, tuple[int, int]] = {
     BtfKind.ENUM64: (0, 3),
 }
 
-_MAGIC = 0xEB9F
-
-# A header without the layout section that v7.1 may add.
-_OLD_HEADER_SIZE = 24
-
 # 24 bits since the layout section came; 16 bits before, with the others zero.
 _VLEN_MASK = 0xFFFFFF
 _KIND_MASK = 0x7F
 
 # Longer chains of typedefs and qualifiers than any compiler emits are a loop.
 _MAX_CHAIN = 64
-
-
-# struct btf_header, without and with the layout section, as struct formats.
-_HEADER = "HBBIIIII"
-_LAYOUT = "II"
-
-
-@dataclass(frozen=True)
-class _Header:
-    """``struct btf_header``."""
-
-    magic: int
-    version: int
-    flags: int
-    hdr_len: int
-    type_off: int
-    type_len: int
-    str_off: int
-    str_len: int
-    layout_off: int = 0
-    layout_len: int = 0
-
-
-def pack_btf(byteorder: ByteOrder, types: bytes, strings: bytes) -> bytes:
-    """
-    A whole BTF blob.
-
-    :param types: The type section.
-    :param strings: The string section.
-    """
-    header = struct.pack(
-        type_prefix(byteorder) + _HEADER,
-        *(_MAGIC, 1, 0, _OLD_HEADER_SIZE),
-        *(0, len(types), len(types), len(strings)),
-    )
-    return header + types + strings
 
 
 @dataclass(frozen=True)
@@ -196,9 +154,9 @@ class Btf:
     """
 
     def __init__(self, data: bytes) -> None:
-        header, self.byteorder = _parse_header(data)
-        types = _section(data, header, "type")
-        self._strings = _section(data, header, "str")
+        header, self.byteorder = parse_header(data)
+        types = section(data, header, "type")
+        self._strings = section(data, header, "str")
         if self._strings[:1] != b"\0" or self._strings[-1:] != b"\0":
             raise FormatError("BTF is damaged: its string section is not terminated")
         word = np.dtype(f"{type_prefix(self.byteorder)}u4")
@@ -447,49 +405,14 @@ def _isin(values: npt.NDArray[Any], wanted: Any) -> npt.NDArray[np.bool_]:
     return np.isin(values, wanted)
 
 
-def _parse_header(data: bytes) -> tuple[_Header, ByteOrder]:
-    for byteorder in BYTE_ORDERS:
-        try:
-            header = _unpack_header(data, type_prefix(byteorder))
-        except struct.error:
-            raise FormatError("BTF is damaged: its header is cut off") from None
-        if header.magic == _MAGIC:
-            break
-    else:
-        raise FormatError(f"BTF is damaged: its magic number is {data[:2].hex()}")
-    if header.version != 1:
-        raise FormatError(f"BTF of version {header.version} is not supported")
-    if header.hdr_len < 24:
-        raise FormatError(f"BTF is damaged: its header length is {header.hdr_len}")
-    return header, byteorder
-
-
-def _unpack_header(data: bytes, prefix: str) -> _Header:
-    """:raises struct.error: if it is cut off."""
-    header = _Header(*struct.unpack_from(prefix + _HEADER, data))
-    if header.hdr_len < struct.calcsize(prefix + _HEADER + _LAYOUT):
-        return header
-    return _Header(*struct.unpack_from(prefix + _HEADER + _LAYOUT, data))
-
-
-def _section(data: bytes, header: _Header, name: str) -> bytes:
-    start = header.hdr_len + getattr(header, f"{name}_off")
-    end = start + getattr(header, f"{name}_len")
-    if end > len(data):
-        raise FormatError(
-            f"BTF is damaged: its {name} section ends at {end}, the data at {len(data)}"
-        )
-    return data[start:end]
-
-
-def _layout_sizes(data: bytes, header: _Header) -> dict[int, tuple[int, int]]:
+def _layout_sizes(data: bytes, header: BtfHeader) -> dict[int, tuple[int, int]]:
     """Sizes by kind from the layout section, where there is one."""
     if not header.layout_len:
         return {}
-    section = _section(data, header, "layout")
+    layout = section(data, header, "layout")
     sizes = {}
-    for kind in range(len(section) // 4):
-        info_size, element_size = section[4 * kind : 4 * kind + 2]
+    for kind in range(len(layout) // 4):
+        info_size, element_size = layout[4 * kind : 4 * kind + 2]
         if info_size % 4 == 0 and element_size % 4 == 0:
             sizes[kind] = (info_size // 4, element_size // 4)
     return sizes

@@ -140,6 +140,11 @@ class BtfTypes:
                 self._depth -= 1
         return self._types[type_id]
 
+    def adopt(self, name: str, known: Type) -> None:
+        """Let a structure that was made already be the type of its name."""
+        for type_id in self.btf.find(name, [BtfKind.STRUCT]):
+            self._types.setdefault(type_id, known)
+
     def _target(self, type_id: int) -> Type:
         return self.type(self.btf.target(type_id))
 
@@ -172,7 +177,7 @@ class BtfTypes:
     def _compound(self, make: Callable[..., Type], type_id: int) -> Type:
         members = [
             TypeMember(
-                partial(self._member_type, member),
+                partial(self.member_type, member),
                 member.name or None,
                 member.bit_offset,
             )
@@ -181,7 +186,12 @@ class BtfTypes:
         tag = self.btf.name(type_id) or None
         return make(tag, self.btf.size(type_id), members)
 
-    def _member_type(self, member: BtfMember) -> Union[Object, Type]:
+    def member_type(self, member: BtfMember) -> Union[Object, Type]:
+        """
+        The type of a member; of a bit field, an absent object that says its size.
+
+        :raises FormatError: if it cannot be one.
+        """
         member_type = self.type(member.type_id)
         if member.bit_size:
             unaliased = member_type.unaliased()

@@ -20,10 +20,10 @@ is first asked.
 from __future__ import annotations
 
 from collections.abc import Container
+from contextlib import suppress
+from functools import partial
 import logging
-import sys
-from types import FrameType
-from typing import TYPE_CHECKING, Callable, Generic, Optional, TypeVar
+from typing import TYPE_CHECKING, Callable, Generic, Optional, TypeVar, Union
 
 from drgn import (
     FaultError,
@@ -38,6 +38,7 @@ from drgn import (
     Type,
     TypeKind,
     TypeKindSet,
+    TypeMember,
 )
 
 from drgn_hvo.errors import FormatError, HvoError, UnavailableError
@@ -87,6 +88,11 @@ class _Lazy(Generic[T]):
         self._value: Optional[T] = None
         self._reason: Optional[str] = None
 
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it was read, or could not be."""
+        return self._value is not None or self._reason is not None
+
     def __call__(self) -> T:
         """:raises UnavailableError: with the same reason each time."""
         if self._reason is not None:
@@ -133,6 +139,8 @@ class CoreSources:
         self.kallsyms: _Lazy[Kallsyms] = _Lazy(self, self._load_kallsyms)
         self.types: _Lazy[BtfTypes] = _Lazy(self, self._load_types)
         self.translation: _Lazy[Translation] = _Lazy(self, self._load_translation)
+        # Structures that somebody was given before all types were read.
+        self._early: dict[str, Optional[Type]] = {}
 
     @property
     def byteorder(self) -> ByteOrder:
@@ -169,8 +177,19 @@ class CoreSources:
         from drgn_hvo.formats.btf import Btf
         from drgn_hvo.kernel.btf_types import BtfTypes
 
-        start = self.address("__start_BTF")
-        stop = self.address("__stop_BTF")
+        data = self._read_btf(self.address)
+        types = BtfTypes(self.prog, Btf(data))
+        for name, known in self._early.items():
+            if known is not None:
+                types.adopt(name, known)
+        _logger.warning(
+            "no debuginfo of this kernel: drgn-hvo takes types from its BTF and "
+            "symbols from its kallsyms"
+        )
+        return types
+
+    def _read_btf(self, address: Callable[[str], Optional[int]]) -> bytes:
+        start, stop = address("__start_BTF"), address("__stop_BTF")
         if start is None or stop is None:
             raise UnavailableError(
                 "this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF)"
@@ -178,15 +197,44 @@ class CoreSources:
         if not start < stop <= start + _MAX_BTF_SIZE:
             raise FormatError(f"BTF is damaged: it spans {start:#x} to {stop:#x}")
         try:
-            data = self.prog.read(start, stop - start)
+            return self.prog.read(start, stop - start)
         except FaultError as e:
             raise UnavailableError(f"BTF is not in this dump: {e}") from None
-        types = BtfTypes(self.prog, Btf(data))
-        _logger.warning(
-            "no debuginfo of this kernel: drgn-hvo takes types from its BTF and "
-            "symbols from its kallsyms"
-        )
-        return types
+
+    def early_struct(self, name: str) -> Optional[Type]:
+        """
+        A structure, without the time that all types take if nobody has asked for any.
+
+        :return: ``None`` if the kernel has none of that name.
+        :raises UnavailableError: if that cannot be told.
+        """
+        if name not in self._early and not self.types.is_loaded:
+            # All of BTF may tell what a short search does not.
+            with suppress(HvoError, FaultError):
+                self._early[name] = self._find_early(name)
+        if name in self._early:
+            return self._early[name]
+        return self.types().find(TypeKindSet((TypeKind.STRUCT,)), name)
+
+    def _find_early(self, name: str) -> Optional[Type]:
+        from drgn_hvo.formats.btf_search import find_struct
+        from drgn_hvo.formats.kallsyms_lookup import KallsymsLookup
+
+        known = self.vmcoreinfo().addresses()
+        symbols = KallsymsLookup(self.prog.read, known, self.byteorder)
+        found = find_struct(self._read_btf(symbols.address), name)
+        if found is None:
+            return None
+        members = [
+            TypeMember(partial(self._member_type, member), member[0] or None, member[2])
+            for member in found.members
+        ]
+        return self.prog.struct_type(name, found.size, members)
+
+    def _member_type(self, member: tuple[str, int, int, int]) -> Union[Object, Type]:
+        from drgn_hvo.formats.btf import BtfMember
+
+        return self.types().member_type(BtfMember(*member))
 
     @property
     def extract_kind(self) -> Optional[str]:
@@ -294,19 +342,39 @@ _NAMED_KINDS = TypeKindSet(
 _DEFAULT_TYPEDEFS = ("size_t", "ptrdiff_t")
 
 
-# When drgn looks for debuginfo, it asks for this type to list the loaded modules, so
-# as to look for theirs.
-_TYPE_OF_MODULES = "module"
-_LOADERS = frozenset({"load_debug_info", "load_default_debug_info"})
+def _module_type(sources: CoreSources, kinds: TypeKindSet) -> Optional[Type]:
+    """
+    ``struct module``. drgn asks for it at the start of each session, to list loaded
+    modules and look for their debuginfo: an error would end the session, so this says
+    "not found" where it cannot tell, and it must not take the time that all of BTF
+    takes.
+    """
+    if TypeKind.STRUCT not in kinds:
+        return None
+    try:
+        return sources.early_struct("module")
+    except UnavailableError:
+        return None
 
 
-def _loads_debuginfo(caller: FrameType) -> bool:
+def _check_modules_wanted(prog: Program) -> None:
     """
-    Whether drgn asks on its own account. Where there is no debuginfo of the kernel,
-    that of its modules is of no use, and a session that needs no types must not wait
-    for BTF, nor for a search over hundreds of modules.
+    Let drgn look for the kernel's debuginfo before it lists modules by ours: without,
+    that of modules is of no use, and a search for hundreds of them takes time.
+
+    :raises LookupError: as long as drgn wants the kernel's debuginfo.
     """
-    return not _LOADERS.isdisjoint(caller.f_code.co_names)
+    try:
+        wanted = prog.main_module().wants_debug_file()
+    except LookupError:
+        # Nobody has asked drgn for debuginfo.
+        return
+    if wanted:
+        raise LookupError(
+            "modules are not listed while the kernel's debuginfo is wanted; if there "
+            "is none, say so: prog.main_module().debug_file_status = "
+            "drgn.ModuleFileStatus.DONT_NEED"
+        )
 
 
 def _find_type(
@@ -315,8 +383,8 @@ def _find_type(
     sources = core_sources(prog)
     if _is_silent(sources, filename):
         return None
-    if name == _TYPE_OF_MODULES and _loads_debuginfo(sys._getframe(1)):
-        return None
+    if name == "module":
+        return _module_type(sources, kinds)
     try:
         types = sources.types()
     except UnavailableError as e:
@@ -342,6 +410,8 @@ def _find_object(
             return _vmemmap(sources)
         if name == "mem_section":
             return _mem_section(sources)
+        if name == "modules":
+            _check_modules_wanted(prog)
         if name in VARIABLES:
             return _variable(sources, name, VARIABLES[name])
     if flags & FindObjectFlags.CONSTANT:

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 import struct
 from typing import Optional, Union
 
-from drgn_hvo.formats.btf import BtfKind, pack_btf
+from drgn_hvo.formats.btf import BtfKind
+from drgn_hvo.formats.btf_header import pack_btf
 from drgn_hvo.synth.machine.ctype import (
     UINT,
     Array,
