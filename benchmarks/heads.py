@@ -22,6 +22,7 @@ import numpy as np
 
 from drgn_hvo.kernel.arrays import distinct
 from drgn_hvo.kernel.target import open_target
+from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.hvo import Hvo, hvo
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
@@ -46,10 +47,7 @@ def _seconds(work: Callable[[], object]) -> float:
 def _bulk(bound: Hvo) -> None:
     # A new one each time: page tables are walked, too.
     vmemmap = Vmemmap(bound.kernel)
-    has_mask = bound.layout.encoding.has_mask
-    for _ in vmemmap.compound_heads(
-        0, vmemmap.end_pfn, has_mask=has_mask, has_fake_heads=bound.has_fake_heads
-    ):
+    for _ in HeadResolver(vmemmap, bound.layout).range(0, vmemmap.end_pfn):
         pass
 
 
@@ -81,9 +79,7 @@ def _parts(bound: Hvo) -> dict[str, float]:
     parts: dict[str, Callable[[], object]] = {
         "walk": lambda: Vmemmap(bound.kernel).runs,
         "read_frames": frames,
-        "take_words": lambda: vmemmap._frame_words(
-            reader.stream(pfns), len(pfns), bound.has_fake_heads
-        ),
+        "take_words": lambda: bound.heads.frame_words(reader.stream(pfns), len(pfns)),
     }
     return {
         name: min(_seconds(work) for _ in range(_TURNS)) for name, work in parts.items()

@@ -72,12 +72,7 @@ def _picture(hvo, pfn):
 def _heads(hvo):
     folios = hvo.hugetlb.folios
     for pfn, order in zip(folios.head_pfn.tolist(), folios.order.tolist()):
-        chunks = hvo.vmemmap.compound_heads(
-            pfn,
-            pfn + (1 << order),
-            has_mask=hvo.layout.encoding.has_mask,
-            has_fake_heads=hvo.has_fake_heads,
-        )
+        chunks = hvo.heads.range(pfn, pfn + (1 << order))
         yield pfn, np.concatenate(list(chunks)).tobytes()
 
 

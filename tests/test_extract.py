@@ -96,12 +96,7 @@ def test_all_struct_pages(name, tmp_path):
 
 def all_heads(prog):
     hvo = bound(prog)
-    chunks = hvo.vmemmap.compound_heads(
-        0,
-        hvo.vmemmap.end_pfn,
-        has_mask=hvo.layout.encoding.has_mask,
-        has_fake_heads=hvo.has_fake_heads,
-    )
+    chunks = hvo.heads.range(0, hvo.vmemmap.end_pfn)
     return b"".join(chunk.tobytes() for chunk in chunks)
 
 

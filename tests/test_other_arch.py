@@ -71,13 +71,10 @@ def program(arch, mask=0):
     return prog
 
 
-def test_pages_and_heads_on_arm64():
+def test_pages_and_heads_on_arm64(monkeypatch):
     bound = hvo(program(drgn.Architecture.AARCH64), {"encoding": "pointer"})
-    heads = np.concatenate(
-        list(
-            bound.vmemmap.compound_heads(0, PAGES, has_mask=False, has_fake_heads=False)
-        )
-    )
+    monkeypatch.setattr(type(bound.vmemmap), "end_pfn", PAGES)
+    heads = np.concatenate(list(bound.heads.range(0, PAGES)))
     expected = np.arange(PAGES, dtype=np.uint64)
     expected[HEAD : HEAD + (1 << ORDER)] = HEAD
     expected[PAGES - 64 :] = ALL_ONES

@@ -19,7 +19,7 @@ from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel import frames as memory
 from drgn_hvo.kernel.arrays import joined, without
 from drgn_hvo.kernel.pagetables import find_entry
-from drgn_hvo.memmap import vmemmap
+from drgn_hvo.memmap import heads
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.described.description import HugePages
@@ -122,12 +122,7 @@ def test_ranges_are_joined_and_taken_out():
 
 
 def heads_of(bound):
-    chunks = bound.vmemmap.compound_heads(
-        0,
-        bound.vmemmap.end_pfn,
-        has_mask=bound.layout.encoding.has_mask,
-        has_fake_heads=bound.has_fake_heads,
-    )
+    chunks = bound.heads.range(0, bound.vmemmap.end_pfn)
     return np.concatenate(list(chunks))
 
 
@@ -135,7 +130,7 @@ def heads_of(bound):
 def test_heads_do_not_depend_on_which_frames_the_struct_pages_lie_in(name, monkeypatch):
     """Two frames change places, with what they hold: no head may change."""
     # A chunk that has no frame twice is a case of its own.
-    monkeypatch.setattr(vmemmap, "_SLICES_PER_CHUNK", 8)
+    monkeypatch.setattr(heads, "_SLICES_PER_CHUNK", 8)
     base = program(build_machine(describe(name)))
     bound = hvo(base)
     kernel, folios = bound.kernel, bound.hugetlb.folios

@@ -216,17 +216,7 @@ def test_memmap(bound, expected):
 
 
 def all_heads(bound):
-    vmemmap, layout = bound.vmemmap, bound.layout
-    return np.concatenate(
-        list(
-            vmemmap.compound_heads(
-                0,
-                vmemmap.end_pfn,
-                has_mask=layout.encoding.has_mask,
-                has_fake_heads=bound.has_fake_heads,
-            )
-        )
-    )
+    return np.concatenate(list(bound.heads.range(0, bound.vmemmap.end_pfn)))
 
 
 @pytest.fixture(scope="module")

@@ -185,16 +185,7 @@ def check_counters(machine, hvo):
 def check_heads(machine, hvo):
     end = hvo.vmemmap.end_pfn
     assert end == (machine.plan.sections[-1] + 1) * SECTION
-    heads = np.concatenate(
-        list(
-            hvo.vmemmap.compound_heads(
-                0,
-                end,
-                has_mask=hvo.layout.encoding.has_mask,
-                has_fake_heads=hvo.has_fake_heads,
-            )
-        )
-    )
+    heads = np.concatenate(list(hvo.heads.range(0, end)))
     expected = np.full(end, ALL_ONES, dtype=np.uint64)
     for section in machine.plan.sections:
         span = slice(section * SECTION, (section + 1) * SECTION)

@@ -178,16 +178,7 @@ def test_zones(case):
 def test_every_head(case):
     machine, hvo = case
     end = hvo.vmemmap.end_pfn
-    heads = np.concatenate(
-        list(
-            hvo.vmemmap.compound_heads(
-                0,
-                end,
-                has_mask=hvo.layout.encoding.has_mask,
-                has_fake_heads=hvo.has_fake_heads,
-            )
-        )
-    )
+    heads = np.concatenate(list(hvo.heads.range(0, end)))
     expected = np.arange(end, dtype=np.uint64)
     for pfn, (head, _) in expected_heads(machine).items():
         expected[pfn] = head

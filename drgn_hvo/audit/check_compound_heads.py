@@ -14,7 +14,7 @@ import numpy as np
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.scan import Rows, SlicePages
-from drgn_hvo.formats.tail_words import ALL_ONES, compound_heads
+from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import (
     BoolArray,
     Int64Array,
@@ -79,8 +79,7 @@ class CompoundHeads:
     ) -> None:
         context = self._context
         size, base = np.uint64(context.size), np.uint64(self._vmemmap.base)
-        addresses = self._vmemmap.page_addresses(pfns)
-        heads = compound_heads(addresses, infos, context.layout.encoding.has_mask)
+        heads = context.hvo.heads.of_tails(pfns, infos)
         # Tails of one folio lie behind each other.
         new = np.concatenate(([True], heads[1:] != heads[:-1]))
         offset = heads[new] - base

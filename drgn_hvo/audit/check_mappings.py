@@ -123,7 +123,7 @@ class _Mapping:
         whose flags it then has: a tail at the start of the second slice has PG_head.
         """
         context = self._context
-        if context.layout.tails.kind != "fake-head" or self._folios.slices[i] < 2:
+        if not context.layout.tails.has_fake_heads or self._folios.slices[i] < 2:
             return False
         tail = int(self._folios.head_pfn[i]) + context.geometry.pages_per_slice
         page = context.vmemmap.read_pages(np.array([tail], dtype=np.int64))
@@ -303,7 +303,7 @@ class _Mapping:
         users[several] = vmemmap.users_of(frames[several])
         slices = self._folios.tail_slices
         own = np.ones(len(self._folios), dtype=np.int64)
-        if self._context.layout.tails.kind == "fake-head":
+        if self._context.layout.tails.has_fake_heads:
             same = (slices.pfn == frames[slices.folio]) & (
                 (slices.step == 0) | (slices.count == 1)
             )

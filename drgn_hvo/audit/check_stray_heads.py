@@ -17,7 +17,6 @@ import numpy as np
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Subject
 from drgn_hvo.audit.scan import Rows, SlicePages
-from drgn_hvo.formats.tail_words import compound_heads
 from drgn_hvo.kernel.arrays import (
     BoolArray,
     Int64Array,
@@ -39,9 +38,8 @@ def _own_heads(
 
     :param behind: The tail words of the struct pages behind them.
     """
-    vmemmap, has_mask = context.vmemmap, context.layout.encoding.has_mask
-    next_pages = vmemmap.page_addresses(pfns + 1)
-    own = compound_heads(next_pages, behind, has_mask) == vmemmap.page_addresses(pfns)
+    heads = context.hvo.heads.of_tails(pfns + 1, behind)
+    own = heads == context.vmemmap.page_addresses(pfns)
     sane = (orders > 0) & (orders <= context.geometry.largest_order)
     aligned = sane & (pfns % (1 << np.where(sane, orders, 0)) == 0)
     return ((behind & np.uint64(1)) != 0) & own & aligned

@@ -52,10 +52,7 @@ def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
             f"PFN {end - 1} is out of range, struct pages end at PFN "
             f"{hvo.vmemmap.end_pfn - 1}"
         )
-    has_mask, has_fake_heads = hvo.layout.encoding.has_mask, hvo.has_fake_heads
-    chunks = hvo.vmemmap.compound_heads(
-        start, end, has_mask=has_mask, has_fake_heads=has_fake_heads
-    )
+    chunks = hvo.heads.range(start, end)
     header = {"descr": "<u8", "fortran_order": False, "shape": (end - start,)}
     with (
         replace_file(path, force=True) as f,

@@ -99,7 +99,9 @@ def _place_on_tail(hvo: Hvo, tail: SharedTail, slice_: int) -> Place:
 
 def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[Place]:
     """The folio whose own frame stands behind its tails, too."""
-    slices = hvo.vmemmap.slices_on(frame) if hvo.has_fake_heads else np.zeros(0)
+    slices = (
+        hvo.vmemmap.slices_on(frame) if hvo.layout.tails.has_fake_heads else np.zeros(0)
+    )
     if not len(slices):
         return None
     first = int(slices[0])

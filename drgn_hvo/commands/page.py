@@ -18,11 +18,9 @@ import numpy as np
 from drgn_hvo.commands.document import Document, document, human_size
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
-    compound_head,
     is_poisoned,
     is_tail,
     mask_order,
-    page_fixed_fake_head,
 )
 from drgn_hvo.memmap.heads import Head, read_head
 from drgn_hvo.memmap.hvo import Hvo
@@ -66,19 +64,6 @@ def _read_words(hvo: Hvo, pfn: int) -> Optional[_Words]:
     infos, flags = vmemmap.tail_words(pages), vmemmap.flags(pages)
     following = int(infos[1]) if pages.present[1] else None
     return _Words(int(infos[0]), int(flags[0]), following, not pages.data[0].any())
-
-
-def _head_address(hvo: Hvo, pfn: int, words: _Words) -> int:
-    has_mask = hvo.layout.encoding.has_mask
-    page = hvo.vmemmap.page_address(pfn)
-    geometry = hvo.kernel.geometry
-    begins_slice = geometry.power_of_2 and page % geometry.page_size == 0
-    if hvo.has_fake_heads and begins_slice and words.next_info is not None:
-        has_PG_head = bool(words.flags & hvo.kernel.PG_head_mask)
-        return page_fixed_fake_head(
-            page, words.info, has_PG_head, words.next_info, has_mask
-        )
-    return compound_head(page, words.info, has_mask)
 
 
 def _kind(hvo: Hvo, pfn: int, words: _Words, head: int) -> str:
@@ -125,7 +110,8 @@ def _page(hvo: Hvo, spec: PageSpec) -> Document:
     words = _read_words(hvo, pfn)
     if words is None:
         return page
-    head = _head_address(hvo, pfn, words)
+    # What stands behind a head and is not in the dump does not make it a fake one.
+    head = hvo.heads.one(pfn, words.info, words.flags, lambda: words.next_info or 0)
     page["kind"] = _kind(hvo, pfn, words, head)
     if not is_tail(words.info) and _is_shared_tail(hvo, page["slice"]["frame"]):
         page["kind"] += ", on a shared tail page: it should be a tail"

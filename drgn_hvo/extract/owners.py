@@ -19,7 +19,6 @@ from typing import Optional
 from drgn import offsetof
 import numpy as np
 
-from drgn_hvo.formats.tail_words import compound_heads
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, column
 from drgn_hvo.memmap.folio_fields import HEAD_PAGES
 from drgn_hvo.memmap.hvo import Hvo
@@ -142,9 +141,7 @@ def owners(hvo: Hvo, pfns: Int64Array) -> Int64Array:
     vmemmap = hvo.vmemmap
     pages = vmemmap.read_pages(pfns)
     infos = vmemmap.tail_words(pages)
-    addresses = vmemmap.page_addresses(pfns)
-    heads = compound_heads(addresses, infos, hvo.layout.encoding.has_mask)
-    offset = heads - np.uint64(vmemmap.base)
+    offset = hvo.heads.of_tails(pfns, infos) - np.uint64(vmemmap.base)
     sane = (offset % np.uint64(vmemmap.size) == 0) & (
         offset < np.uint64(vmemmap.kernel.max_pfn_limit * vmemmap.size)
     )

@@ -20,12 +20,7 @@ import numpy as np
 from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.findings import Audit
 from drgn_hvo.errors import UnavailableError
-from drgn_hvo.formats.tail_words import (
-    ALL_ONES,
-    compound_head,
-    is_poisoned,
-    page_fixed_fake_head,
-)
+from drgn_hvo.formats.tail_words import ALL_ONES, is_poisoned
 from drgn_hvo.kernel.arrays import ByteArray
 from drgn_hvo.memmap.hvo import Hvo, hvo
 
@@ -90,11 +85,13 @@ class StructPage:
     One struct page, copied.
 
     :param address: Where it is.
+    :param pfn: The PFN of the page that it describes.
     :param data: Its bytes.
     """
 
     bound: Hvo
     address: int
+    pfn: int
     data: bytes
 
     def word(self, offset: int) -> int:
@@ -132,19 +129,9 @@ class StructPage:
         """
         if self.is_poisoned:
             return self.address
-        has_mask = self.bound.layout.encoding.has_mask
-        geometry = self.bound.kernel.geometry
-        if (
-            self.bound.has_fake_heads
-            and geometry.power_of_2
-            and self.address % geometry.page_size == 0
-            and self.has_PG_head
-        ):
-            behind = struct_page(self.bound, self.address + len(self.data))
-            return page_fixed_fake_head(
-                self.address, self.info, True, behind.info, has_mask
-            )
-        return compound_head(self.address, self.info, has_mask)
+        return self.bound.heads.one(
+            self.pfn, self.info, self.flags, lambda: self.behind().info
+        )
 
     @property
     def is_head(self) -> bool:
@@ -155,6 +142,14 @@ class StructPage:
             and self.head_address() == self.address
         )
 
+    def behind(self) -> StructPage:
+        """
+        The next struct page.
+
+        :raises FaultError: if it cannot be read.
+        """
+        return struct_page(self.bound, self.address + len(self.data))
+
     def row(self) -> ByteArray:
         """
         It and the struct page behind it, as ``FolioFields`` wants it; zeros if it is no
@@ -162,7 +157,7 @@ class StructPage:
         """
         behind = bytes(len(self.data))
         if self.is_head:
-            behind = struct_page(self.bound, self.address + len(self.data)).data
+            behind = self.behind().data
         return np.frombuffer(self.data + behind, dtype=np.uint8).reshape(1, -1)
 
     def order(self) -> int:
@@ -183,13 +178,14 @@ def struct_page(bound: Hvo, address: int) -> StructPage:
     """
     Read a struct page.
 
-    :raises FaultError: if it cannot be read.
+    :raises FaultError: if there is none at *address*, or it cannot be read.
     """
-    size = bound.kernel.struct_page.size
     address &= ALL_ONES
-    if address > ALL_ONES - size:
-        raise FaultError("address is out of range", address)
-    return StructPage(bound, address, bound.kernel.prog.read(address, size))
+    pfn = bound.vmemmap.page_pfn(address)
+    if pfn is None:
+        raise FaultError("not the address of a struct page", address)
+    data = bound.kernel.prog.read(address, bound.kernel.struct_page.size)
+    return StructPage(bound, address, pfn, data)
 
 
 @dataclass

@@ -26,12 +26,9 @@ import numpy.typing as npt
 from drgn_hvo.errors import UnavailableError, UsageError
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
-    compound_heads as _head_addresses,
-    fixed_fake_infos,
     is_tail,
 )
 from drgn_hvo.helpers._bound import StructPage, folio_type, struct_page
-from drgn_hvo.kernel.arrays import Int64Array
 from drgn_hvo.memmap.hvo import Hvo, hvo
 
 __all__ = (
@@ -128,7 +125,7 @@ def compound_heads(
     known = known[np.argsort(flat[known], kind="stable")]
     for start in range(0, len(known), _PAGES_PER_BATCH):
         batch = known[start : start + _PAGES_PER_BATCH]
-        heads[batch] = _heads_of(bound, flat[batch].astype(np.int64))
+        heads[batch] = bound.heads.many(flat[batch].astype(np.int64))
     return heads.reshape(numbers.shape)
 
 
@@ -142,31 +139,10 @@ def _heads_of_range(bound: Hvo, pfns: range) -> npt.NDArray[np.uint64]:
     end = min(pfns.stop, bound.vmemmap.end_pfn)
     done = 0
     if pfns.start < end:
-        for chunk in bound.vmemmap.compound_heads(
-            pfns.start,
-            end,
-            has_mask=bound.layout.encoding.has_mask,
-            has_fake_heads=bound.has_fake_heads,
-        ):
+        for chunk in bound.heads.range(pfns.start, end):
             heads[done : done + len(chunk)] = chunk
             done += len(chunk)
     return heads
-
-
-def _heads_of(bound: Hvo, pfns: Int64Array) -> npt.NDArray[np.uint64]:
-    """Heads of pages in any order, as :meth:`Vmemmap.compound_heads()` answers."""
-    vmemmap, kernel = bound.vmemmap, bound.kernel
-    has_mask = bound.layout.encoding.has_mask
-    pages = vmemmap.read_pages(pfns)
-    infos = vmemmap.initialised_words(pages)
-    if bound.has_fake_heads and kernel.geometry.power_of_2:
-        PG_heads = vmemmap.flags(pages) & np.uint64(kernel.PG_head_mask)
-        first = pfns % kernel.geometry.pages_per_slice == 0
-        fake = np.flatnonzero(pages.present & first & (PG_heads != 0))
-        behind = vmemmap.tail_words(vmemmap.read_pages(pfns[fake] + 1))
-        infos[fake] = fixed_fake_infos(infos[fake], behind, PG_heads[fake])
-    heads = _head_addresses(vmemmap.page_addresses(pfns), infos, has_mask)
-    return vmemmap.head_pfns(heads)
 
 
 def page_folio(page: Object) -> Object:

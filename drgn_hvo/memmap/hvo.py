@@ -21,6 +21,7 @@ from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.bound import Kernel, kernel
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Hugetlb, hugetlb
+from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
 from drgn_hvo.memmap.shared_tails import SharedTail, shared_tails
 from drgn_hvo.memmap.vmemmap import Vmemmap
@@ -63,10 +64,10 @@ class Hvo:
             return self._like.fields
         return folio_fields(self.kernel)
 
-    @property
-    def has_fake_heads(self) -> bool:
-        """Whether copies of a head can stand where a tail belongs."""
-        return self.layout.tails.kind == "fake-head"
+    @cached_property
+    def heads(self) -> HeadResolver:
+        """Finds the head of any page."""
+        return HeadResolver(self.vmemmap, self.layout)
 
     @property
     def has_hugetlb(self) -> bool:

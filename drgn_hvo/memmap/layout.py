@@ -79,6 +79,11 @@ class TailLayout:
     evidence: tuple[str, ...]
 
     @property
+    def has_fake_heads(self) -> bool:
+        """Whether copies of a head can stand where a tail belongs."""
+        return self.kind == "fake-head"
+
+    @property
     def max_order(self) -> Optional[int]:
         """``MAX_FOLIO_ORDER``, from the length of the array."""
         if self.array is None or self.min_order is None:
