@@ -14,6 +14,8 @@ import pytest
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     Geometry,
+    are_masks,
+    are_pointers,
     compound_head,
     compound_heads,
     compound_info_has_mask,
@@ -171,6 +173,47 @@ def test_no_word_is_both_a_mask_and_a_pointer(vmemmap, data, geometry):
     pointer = base + pfn * size + 1
     assert is_pointer(geometry, pointer, base, end)
     assert not is_mask(geometry, pointer, 22)
+
+
+@st.composite
+def words_near_bounds(draw):
+    """A geometry, a largest order, a vmemmap, and words at and about every bound."""
+    geometry = draw(geometries)
+    size = geometry.struct_page_size
+    max_order = draw(st.integers(1, 30))
+    base = 4096 * draw(
+        st.one_of(
+            st.integers(0, 2**52 - 2**20), st.just(0xFFD4_0000_0000_0), st.just(0)
+        )
+    )
+    end = min(base + size * draw(st.integers(1, 2**40)), 2**64)
+    bounds = [0, 1, base, base + size, end, end - size, 2**63, 2**64 - 1]
+    bounds += [2**64 - (size << order) for order in range(64)]
+    word = st.one_of(
+        st.builds(
+            lambda bound, steps, by: (bound + steps + by * size) % 2**64,
+            st.sampled_from(bounds),
+            st.integers(-3, 3),
+            st.integers(-2, 2),
+        ),
+        st.integers(0, 2**64 - 1),
+    )
+    return geometry, max_order, base, end, draw(st.lists(word, min_size=1, max_size=40))
+
+
+@given(words_near_bounds())
+@example((X86, 22, 0, 2**64, [0, 1, 2, 3, 65, 2**64 - 1, 2**64 - 63, 2**64 - 127]))
+@example((X86, 1, 2**63, 2**64, [2**64 - 127, 2**64 - 255, 2**63 - 63, 2**63 + 1]))
+def test_words_in_arrays_are_told_apart_as_single_words_are(drawn):
+    geometry, max_order, base, end, words = drawn
+    infos = np.array(words, dtype=np.uint64)
+    masks = are_masks(geometry, infos, max_order)
+    pointers = are_pointers(geometry, infos, base, end)
+    assert masks.tolist() == [is_mask(geometry, word, max_order) for word in words]
+    assert pointers.tolist() == [
+        is_pointer(geometry, word, base, end) for word in words
+    ]
+    assert are_masks(geometry, infos.reshape(1, -1), max_order).shape == (1, len(words))
 
 
 @given(x86_vmemmaps(), st.data(), geometries)

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    BoolArray = npt.NDArray[np.bool_]
     WordArray = npt.NDArray[np.uint64]
 
 __all__ = (
     "ALL_ONES",
     "BITS_PER_LONG",
     "Geometry",
+    "are_masks",
+    "are_pointers",
     "compound_head",
     "compound_heads",
     "compound_info_has_mask",
@@ -260,12 +263,37 @@ def is_mask(geometry: Geometry, info: int, max_order: int) -> bool:
     return order is not None and order <= max_order
 
 
+def are_masks(geometry: Geometry, infos: WordArray, max_order: int) -> BoolArray:
+    """
+    :func:`is_mask()` over an array.
+
+    :param infos: Words, ``uint64``, of any shape.
+    :param max_order: ``MAX_FOLIO_ORDER``.
+    """
+    import numpy as np
+
+    if not geometry.power_of_2:
+        return np.zeros(infos.shape, dtype=np.bool_)
+    one = np.uint64(1)
+    # Minus the mask; 0 for a word of 1, which has no bit of a mask at all, and 2 for
+    # all ones, which is no order's.
+    span = np.uint64(0) - (infos & ~one)
+    size = geometry.struct_page_size
+    masks: BoolArray = (
+        ((infos & one) != 0)
+        & ((span & (span - one)) == 0)
+        & (span >= np.uint64(size << 1))
+        & (span <= np.uint64(size << max_order))
+    )
+    return masks
+
+
 def is_pointer(geometry: Geometry, info: int, base: int, end: int) -> bool:
     """
     Whether *info* can be a tail's pointer to its head.
 
     :param base: Address of the struct page of PFN 0.
-    :param end: End of vmemmap (exclusive).
+    :param end: End of vmemmap (exclusive), above *base*, at most ``2**64``.
     """
     head = info - 1
     return (
@@ -273,6 +301,29 @@ def is_pointer(geometry: Geometry, info: int, base: int, end: int) -> bool:
         and base <= head < end
         and (head - base) % geometry.struct_page_size == 0
     )
+
+
+def are_pointers(
+    geometry: Geometry, infos: WordArray, base: int, end: int
+) -> BoolArray:
+    """
+    :func:`is_pointer()` over an array.
+
+    :param infos: Words, ``uint64``, of any shape.
+    :param base: Address of the struct page of PFN 0.
+    :param end: End of vmemmap (exclusive), above *base*, at most ``2**64``.
+    """
+    import numpy as np
+
+    one = np.uint64(1)
+    # What lies below wraps around, to beyond the end. All ones is never aligned.
+    offsets = infos - one - np.uint64(base)
+    pointers: BoolArray = (
+        ((infos & one) != 0)
+        & (offsets <= np.uint64(end - base - 1))
+        & (offsets % np.uint64(geometry.struct_page_size) == 0)
+    )
+    return pointers
 
 
 def compound_head(page: int, info: int, has_mask: bool) -> int:

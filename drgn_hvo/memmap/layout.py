@@ -19,8 +19,13 @@ from drgn import Type, TypeKind
 import numpy as np
 
 from drgn_hvo.errors import DetectionError
-from drgn_hvo.formats.tail_words import ALL_ONES, compound_info_has_mask
-from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct
+from drgn_hvo.formats.tail_words import (
+    ALL_ONES,
+    are_masks,
+    are_pointers,
+    compound_info_has_mask,
+)
+from drgn_hvo.kernel.arrays import Int64Array, U64Array, distinct
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
 
@@ -155,29 +160,14 @@ class _Votes:
         )
 
 
-def _classify(vmemmap: Vmemmap, infos: U64Array) -> tuple[BoolArray, BoolArray]:
-    """Which words can be masks, and which pointers to a head."""
-    one = np.uint64(1)
-    geometry = vmemmap.kernel.geometry
-    tails = ((infos & one) != 0) & (infos != np.uint64(ALL_ONES))
-    span = np.uint64(0) - (infos & ~one)
-    largest = geometry.struct_page_size << geometry.largest_order
-    masks = (
-        tails
-        & ((span & (span - one)) == 0)
-        & (span >= np.uint64(2 * geometry.struct_page_size))
-        & (span <= np.uint64(largest))
-    )
-    offset = infos - one - np.uint64(vmemmap.base)
-    limit = vmemmap.kernel.max_pfn_limit * geometry.struct_page_size
-    # vmemmap of some architectures could reach up to there; none does.
-    pointers = (
-        tails
-        & ~masks
-        & (offset < np.uint64(limit))
-        & (offset % np.uint64(geometry.struct_page_size) == 0)
-    )
-    return masks, pointers
+def _votes(vmemmap: Vmemmap, infos: U64Array) -> _Votes:
+    """Count what the tail words of struct pages can be."""
+    geometry, base = vmemmap.kernel.geometry, vmemmap.base
+    masks = are_masks(geometry, infos, geometry.largest_order)
+    # As far as struct pages could reach; no architecture has room for so many.
+    end = base + vmemmap.kernel.max_pfn_limit * geometry.struct_page_size
+    pointers = are_pointers(geometry, infos, base, min(end, ALL_ONES + 1))
+    return _Votes(int(masks.sum()), int((pointers & ~masks).sum()), len(infos))
 
 
 def _sample_slices(vmemmap: Vmemmap, most: int) -> Int64Array:
@@ -206,8 +196,7 @@ def _sample(vmemmap: Vmemmap) -> _Votes:
         )
         rows = pages.data[pages.present].reshape(-1, vmemmap.size)
         infos = vmemmap.tail_words(StructPages(rows, np.ones(len(rows), np.bool_)))
-        masks, pointers = _classify(vmemmap, infos)
-        votes = _Votes(int(masks.sum()), int(pointers.sum()), len(infos))
+        votes = _votes(vmemmap, infos)
         if votes.masks + votes.pointers >= _ENOUGH_VOTES:
             break
     return votes
