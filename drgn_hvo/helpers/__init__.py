@@ -13,7 +13,9 @@ core say. They take and return :class:`drgn.Object`, are named after the kernel
 function that they mirror, and answer rightly on kernels of all generations of HVO,
 also on those that drgn's own helpers misread.
 
-Errors: :class:`drgn.FaultError` if memory that is needed cannot be read;
+Errors: :class:`TypeError` for an argument of another type than the documented one;
+:class:`drgn.FaultError` for an address at which there is no such structure, and if
+memory that is needed cannot be read;
 :class:`drgn.helpers.ValidationError` from validators; and
 :class:`drgn_hvo.errors.HvoError`, whose text is one line, if something cannot be
 known or makes no sense.

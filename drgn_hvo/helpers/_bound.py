@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import FaultError, Program, Type
+from drgn import FaultError, Object, Program, Type, TypeKind
 from drgn.helpers import ValidationError
 import numpy as np
 
@@ -29,6 +29,10 @@ __all__ = (
     "SubjectAudit",
     "folio_type",
     "named_type",
+    "page_pfn",
+    "pointer_value",
+    "read_folio",
+    "read_page",
     "require_hugetlb",
     "struct_page",
     "validate",
@@ -61,6 +65,24 @@ def named_type(prog: Program, name: str) -> Optional[Type]:
         return prog.type(name)
     except LookupError:
         return None
+
+
+def pointer_value(argument: object, *tags: str) -> tuple[Program, int]:
+    """
+    The program and the address of what a helper was given.
+
+    :param tags: Tags of the structures that it may point to, the documented one first.
+    :raises TypeError: if it is no pointer to any of them.
+    :raises FaultError: if the pointer itself cannot be read.
+    """
+    if not isinstance(argument, Object):
+        raise TypeError(f"expected struct {tags[0]} *, not {type(argument).__name__}")
+    pointer = argument.type_.unaliased()
+    if pointer.kind == TypeKind.POINTER:
+        target = pointer.type.unaliased()
+        if target.kind == TypeKind.STRUCT and target.tag in tags:
+            return argument.prog_, argument.value_()
+    raise TypeError(f"expected struct {tags[0]} *, not {argument.type_.type_name()}")
 
 
 def folio_type(prog: Program) -> Type:
@@ -160,6 +182,28 @@ class StructPage:
             behind = self.behind().data
         return np.frombuffer(self.data + behind, dtype=np.uint8).reshape(1, -1)
 
+    def is_hugetlb(self) -> bool:
+        """
+        Mirror of ``folio_test_hugetlb()``; false if it is no head.
+
+        :raises UnavailableError: if nothing says how this kernel recognises hugetlb.
+        """
+        found = self.bound.fields.are_hugetlb(self.row())
+        if found is None:
+            raise UnavailableError(
+                "nothing says how this kernel recognises hugetlb folios"
+            )
+        return bool(found[0])
+
+    def head(self) -> StructPage:
+        """
+        The struct page of its head.
+
+        :raises FaultError: if it cannot be read.
+        """
+        address = self.head_address()
+        return self if address == self.address else struct_page(self.bound, address)
+
     def order(self) -> int:
         """
         Mirror of ``compound_order()``.
@@ -174,6 +218,18 @@ class StructPage:
         return int(orders[0])
 
 
+def page_pfn(bound: Hvo, address: int) -> int:
+    """
+    The PFN whose struct page is at an address.
+
+    :raises FaultError: if no struct page can be there.
+    """
+    pfn = bound.vmemmap.page_pfn(address)
+    if pfn is None:
+        raise FaultError("not the address of a struct page", address)
+    return pfn
+
+
 def struct_page(bound: Hvo, address: int) -> StructPage:
     """
     Read a struct page.
@@ -181,11 +237,35 @@ def struct_page(bound: Hvo, address: int) -> StructPage:
     :raises FaultError: if there is none at *address*, or it cannot be read.
     """
     address &= ALL_ONES
-    pfn = bound.vmemmap.page_pfn(address)
-    if pfn is None:
-        raise FaultError("not the address of a struct page", address)
+    pfn = page_pfn(bound, address)
     data = bound.kernel.prog.read(address, bound.kernel.struct_page.size)
     return StructPage(bound, address, pfn, data)
+
+
+def read_page(page: object) -> StructPage:
+    """
+    Read the struct page that a helper was given.
+
+    :param page: ``struct page *``
+    :raises TypeError: if it is something else.
+    :raises FaultError: if there is no struct page at that address, or it cannot be
+        read.
+    """
+    prog, address = pointer_value(page, "page")
+    return struct_page(hvo(prog), address)
+
+
+def read_folio(folio: object) -> StructPage:
+    """
+    Read the first struct page of the folio that a helper was given.
+
+    :param folio: ``struct folio *``, or ``struct page *`` of its head.
+    :raises TypeError: if it is something else.
+    :raises FaultError: if there is no struct page at that address, or it cannot be
+        read.
+    """
+    prog, address = pointer_value(folio, "folio", "page")
+    return struct_page(hvo(prog), address)
 
 
 @dataclass

@@ -23,12 +23,18 @@ from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.errors import UnavailableError, UsageError
+from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     is_tail,
 )
-from drgn_hvo.helpers._bound import StructPage, folio_type, struct_page
+from drgn_hvo.helpers._bound import (
+    StructPage,
+    folio_type,
+    pointer_value,
+    read_page,
+    struct_page,
+)
 from drgn_hvo.memmap.hvo import Hvo, hvo
 
 __all__ = (
@@ -49,10 +55,6 @@ _PAGES_PER_BATCH = 8192
 
 # snapshot_page() tries so often again.
 _SNAPSHOT_LOOPS = 5
-
-
-def _page(page: Object) -> StructPage:
-    return struct_page(hvo(page.prog_), page.value_())
 
 
 @takes_program_or_default
@@ -89,7 +91,8 @@ def compound_head(page: Object) -> Object:
     :return: ``struct page *``
     :raises FaultError: if the struct page cannot be read.
     """
-    return Object(page.prog_, page.type_, _page(page).head_address())
+    head = read_page(page).head_address()
+    return Object(page.prog_, page.type_, head)
 
 
 @takes_program_or_default
@@ -157,8 +160,8 @@ def page_folio(page: Object) -> Object:
     :raises FaultError: if the struct page cannot be read.
     :raises HvoError: if the kernel has no ``struct folio``.
     """
-    prog = page.prog_
-    return Object(prog, folio_type(prog), _page(page).head_address())
+    head = read_page(page).head_address()
+    return Object(page.prog_, folio_type(page.prog_), head)
 
 
 def PageHead(page: Object) -> bool:
@@ -170,7 +173,7 @@ def PageHead(page: Object) -> bool:
     :param page: ``struct page *``
     :raises FaultError: if the struct page cannot be read.
     """
-    return _page(page).is_head
+    return read_page(page).is_head
 
 
 def PageTail(page: Object) -> bool:
@@ -183,7 +186,7 @@ def PageTail(page: Object) -> bool:
     :param page: ``struct page *``
     :raises FaultError: if the struct page cannot be read.
     """
-    read = _page(page)
+    read = read_page(page)
     return is_tail(read.info) or read.head_address() != read.address
 
 
@@ -199,12 +202,7 @@ def PageHuge(page: Object) -> bool:
     :raises FaultError: if the struct page or its head cannot be read.
     :raises HvoError: if nothing says how this kernel recognises hugetlb.
     """
-    read = _page(page)
-    head = struct_page(read.bound, read.head_address())
-    found = read.bound.fields.are_hugetlb(head.row())
-    if found is None:
-        raise UnavailableError("nothing says how this kernel recognises hugetlb folios")
-    return bool(found[0])
+    return read_page(page).head().is_hugetlb()
 
 
 def compound_order(page: Object) -> Object:
@@ -219,7 +217,8 @@ def compound_order(page: Object) -> Object:
         read.
     :raises HvoError: if nothing says where this kernel keeps it.
     """
-    return Object(page.prog_, "unsigned int", _page(page).order())
+    order = read_page(page).order()
+    return Object(page.prog_, "unsigned int", order)
 
 
 class PageSnapshot(NamedTuple):
@@ -266,25 +265,23 @@ def snapshot_page(page: Object) -> PageSnapshot:
 
     :param page: ``struct page *``
     :raises FaultError: if the struct page cannot be read.
-    :raises HvoError: if *page* is no struct page, or the kernel has no ``struct
-        folio``.
+    :raises HvoError: if the kernel has no ``struct folio``.
     """
-    bound = hvo(page.prog_)
-    types = _SnapshotTypes(page.type_.type, folio_type(page.prog_).type)
-    address = page.value_()
-    pfn = bound.vmemmap.page_pfn(address)
-    if pfn is None:
-        raise UsageError(f"{address:#x} is not the address of a struct page")
+    prog, address = pointer_value(page, "page")
+    bound = hvo(prog)
+    types = _SnapshotTypes(page.type_.unaliased().type, folio_type(prog).type)
     for _ in range(1 + _SNAPSHOT_LOOPS):
         copy = struct_page(bound, address)
         found = _folio_of(copy, types.whole_folio(len(copy.data)))
         if found is not None:
             head, folio = found
             idx = (address - head) // len(copy.data)
-            return PageSnapshot(*types.copies(bound, folio, copy.data), pfn, idx, True)
+            return PageSnapshot(
+                *types.copies(bound, folio, copy.data), copy.pfn, idx, True
+            )
     at = bound.kernel.struct_page.offset
     single = copy.data[:at] + bytes(8) + copy.data[at + 8 :]
-    return PageSnapshot(*types.copies(bound, single, single), pfn, 0, False)
+    return PageSnapshot(*types.copies(bound, single, single), copy.pfn, 0, False)
 
 
 @dataclass(frozen=True)

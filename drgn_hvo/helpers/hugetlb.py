@@ -30,11 +30,13 @@ from drgn_hvo.helpers._bound import (
     StructPage,
     SubjectAudit,
     folio_type,
+    page_pfn,
+    pointer_value,
+    read_folio,
     require_hugetlb,
     struct_page,
     validate,
 )
-from drgn_hvo.helpers.compound import PageHuge
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array
 from drgn_hvo.memmap.hvo import Hvo, hvo, saved_by_node_order
 from drgn_hvo.memmap.pools import hpg_flags
@@ -79,16 +81,28 @@ def for_each_hugetlb_folio(
     folios = bound.hugetlb.folios
     pfns = folios.head_pfn
     if hstate is not None:
-        pfns = pfns[folios.order == hstate.order.value_()]
+        pfns = pfns[folios.order == _pool_order(bound, hstate)]
     for pfn in pfns.tolist():
         yield Object(prog, pointer, bound.vmemmap.page_address(pfn))
+
+
+def _pool_order(bound: Hvo, hstate: Object) -> int:
+    """
+    :raises TypeError: if it is no ``struct hstate *``.
+    :raises FaultError: if none of the pools is at that address.
+    """
+    _, address = pointer_value(hstate, "hstate")
+    for pool in bound.hugetlb.hstates:
+        if pool.address == address:
+            return pool.order
+    raise FaultError("not the address of a struct hstate", address)
 
 
 def _head(folio: Object) -> StructPage:
     """
     :raises HvoError: if it is a tail, or was never initialised.
     """
-    read = struct_page(hvo(folio.prog_), folio.value_())
+    read = read_folio(folio)
     if read.is_poisoned or read.head_address() != read.address:
         raise HvoError(f"{read.address:#x} is not the head of a folio")
     return read
@@ -117,7 +131,7 @@ def hugetlb_vmemmap_optimized(folio: Object) -> bool:
     bit = cache[_CACHE_KEY].get("vmemmap_optimized")
     if bit is None:
         raise UnavailableError("nothing says which bit HPG_vmemmap_optimized is")
-    if not PageHuge(folio):
+    if not head.is_hugetlb():
         raise HvoError(f"{head.address:#x} is not a hugetlb folio")
     private = head.word(kernel.struct_page.require("private"))
     return bool(private >> bit & 1)
@@ -160,12 +174,12 @@ def folio_vmemmap_frames(folio: Object) -> VmemmapFrames:
     :raises HvoError: if *folio* is no folio, or page tables cannot be walked.
     """
     head = _head(folio)
-    bound = hvo(folio.prog_)
+    bound = head.bound
     vmemmap = bound.vmemmap
     if not vmemmap.has_mappings:
         require_hugetlb(bound)
-    pfn, order = vmemmap.page_pfn(head.address), head.order()
-    if pfn is None or order > bound.kernel.geometry.largest_order:
+    pfn, order = head.pfn, head.order()
+    if order > bound.kernel.geometry.largest_order:
         raise HvoError(f"{head.address:#x} is not the head of a folio")
     first, last = (
         page * vmemmap.size // vmemmap.page_size
@@ -246,20 +260,17 @@ def validate_hugetlb_folio(folio: Object) -> None:
     :raises HvoError: if nothing leads to the folio, so that it cannot be checked, or
         the kernel cannot be audited.
     """
-    address = folio.value_()
-    validate(
-        folio.prog_, lambda bound: _audit_folio(bound, folio), _FOLIO_RULES, address
-    )
+    prog, address = pointer_value(folio, "folio", "page")
+    validate(prog, lambda bound: _audit_folio(bound, address), _FOLIO_RULES, address)
 
 
-def _audit_folio(bound: Hvo, folio: Object) -> SubjectAudit:
+def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
+    pfn = page_pfn(bound, address)
     require_hugetlb(bound)
-    address = folio.value_()
-    pfn = bound.vmemmap.page_pfn(address)
     found = bound.hugetlb.folios
-    index = int(np.searchsorted(found.head_pfn, -1 if pfn is None else pfn))
+    index = int(np.searchsorted(found.head_pfn, pfn))
     if index == len(found) or found.head_pfn[index] != pfn:
-        if PageHuge(folio) and struct_page(bound, address).is_head:
+        if struct_page(bound, address).is_hugetlb():
             raise HvoError(
                 f"the hugetlb folio at {address:#x} is on no list and shares no page "
                 "of vmemmap: nothing says what it should be"

@@ -18,7 +18,7 @@ from drgn import Object
 import numpy as np
 
 from drgn_hvo.errors import HvoError, NotInDumpError, UnavailableError
-from drgn_hvo.helpers._bound import struct_page
+from drgn_hvo.helpers._bound import read_page
 from drgn_hvo.kernel.arrays import U64Array
 from drgn_hvo.memmap.hvo import Hvo, hvo
 from drgn_hvo.memmap.zones import FlagsLayout
@@ -42,12 +42,10 @@ def _flags(page: Object) -> U64Array:
     Where shared tail pages belong to nodes, those of a tail are zero, so that the
     patch series had page_zonenum() go through compound_head().
     """
-    bound = hvo(page.prog_)
-    read = struct_page(bound, page.value_())
-    array = bound.layout.tails.array
+    read = read_page(page)
+    array = read.bound.layout.tails.array
     if array is not None and array.where == "pglist_data":
-        head = read.head_address()
-        read = read if head == read.address else struct_page(bound, head)
+        read = read.head()
     if read.is_poisoned:
         raise HvoError(f"the struct page at {read.address:#x} was never initialised")
     if not any(read.data):
@@ -71,7 +69,8 @@ def page_to_nid(page: Object) -> int:
     :raises HvoError: if the struct page says nothing (all ones or all zeros), or the
         kernel's types do not tell where it would say it.
     """
-    return int(_layout(hvo(page.prog_)).nids(_flags(page))[0])
+    flags = _flags(page)
+    return int(_layout(hvo(page.prog_)).nids(flags)[0])
 
 
 def page_zonenum(page: Object) -> int:
@@ -87,7 +86,8 @@ def page_zonenum(page: Object) -> int:
     :raises FaultError: if the struct page cannot be read.
     :raises HvoError: as :func:`page_to_nid()`.
     """
-    return int(_layout(hvo(page.prog_)).zonenums(_flags(page))[0])
+    flags = _flags(page)
+    return int(_layout(hvo(page.prog_)).zonenums(flags)[0])
 
 
 def page_zone(page: Object) -> Object:
@@ -105,8 +105,9 @@ def page_zone(page: Object) -> Object:
     :raises HvoError: as :func:`page_to_nid()`, or if the struct page names a node that
         is not online or a zone that does not exist.
     """
+    flags = _flags(page)
     bound = hvo(page.prog_)
-    layout, flags = _layout(bound), _flags(page)
+    layout = _layout(bound)
     nid, index = int(layout.nids(flags)[0]), int(layout.zonenums(flags)[0])
     pgdat = bound.mmzone.pgdats.get(nid)
     if pgdat is None:

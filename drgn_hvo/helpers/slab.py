@@ -13,8 +13,7 @@ from __future__ import annotations
 from drgn import NULL, Object
 from drgn.helpers.linux.mm import PageSlab
 
-from drgn_hvo.helpers._bound import named_type, struct_page
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.helpers._bound import named_type, read_page
 
 __all__ = ("page_slab",)
 
@@ -33,10 +32,10 @@ def page_slab(page: Object) -> Object:
         page *``.
     :raises FaultError: if the struct page or its head cannot be read.
     """
+    read = read_page(page)
     prog = page.prog_
     slab_type = named_type(prog, "struct slab *") or named_type(prog, "struct page *")
     assert slab_type is not None, "page has a type"
-    read = struct_page(hvo(prog), page.value_())
     head = Object(prog, page.type_, read.head_address())
     # A struct page of all ones has PG_slab, too.
     if read.is_poisoned or not PageSlab(head):

@@ -17,14 +17,20 @@ from collections.abc import Iterator
 from copy import copy
 from typing import NamedTuple, Optional
 
-from drgn import Object, Program
+from drgn import FaultError, Object, Program
 from drgn.helpers.common.prog import takes_program_or_default
 
 from drgn_hvo.audit.check_shared_tails import check_tails
 from drgn_hvo.audit.context import Context
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.helpers._bound import SubjectAudit, require_hugetlb, validate
+from drgn_hvo.helpers._bound import (
+    SubjectAudit,
+    page_pfn,
+    pointer_value,
+    require_hugetlb,
+    validate,
+)
 from drgn_hvo.memmap.hvo import Hvo, hvo
 from drgn_hvo.memmap.layout import TailArray
 from drgn_hvo.memmap.shared_tails import SharedTail
@@ -47,6 +53,13 @@ def _array(bound: Hvo) -> TailArray:
     return array
 
 
+def _zone_addresses(bound: Hvo) -> Iterator[int]:
+    """Addresses of the zones of all online nodes."""
+    for pgdat in bound.mmzone.pgdats.values():
+        for zone in pgdat.node_zones:
+            yield zone.address_of_().value_()
+
+
 def vmemmap_tails(zone: Object) -> Object:
     """
     Get the array of shared tail pages that serves a zone: ``zone->vmemmap_tails``, or
@@ -63,9 +76,15 @@ def vmemmap_tails(zone: Object) -> Object:
     :param zone: ``struct zone *``
     :return: ``struct page *[]``; ``unsigned long []`` of PFNs in the fifth version of
         the patch series.
+    :raises FaultError: if *zone* is not a zone of an online node.
     :raises HvoError: if the kernel has no such array, or has no types.
     """
-    if _array(hvo(zone.prog_)).where == "pglist_data":
+    prog, address = pointer_value(zone, "zone")
+    bound = hvo(prog)
+    array = _array(bound)
+    if address not in _zone_addresses(bound):
+        raise FaultError("not the address of a struct zone", address)
+    if array.where == "pglist_data":
         return zone.zone_pgdat.vmemmap_tails
     return zone.vmemmap_tails
 
@@ -154,9 +173,9 @@ def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
     :raises FaultError: if none is broken, but not everything could be read.
     :raises HvoError: if the kernel has no shared tail pages, or cannot be audited.
     """
-    address = page.value_()
+    prog, address = pointer_value(page, "page")
     validate(
-        page.prog_,
+        prog,
         lambda bound: _audit_tail(bound, address, strict=strict),
         _TAIL_RULES,
         address,
@@ -167,6 +186,7 @@ def _audit_tail(bound: Hvo, address: int, *, strict: bool) -> SubjectAudit:
     _array(bound)
     tails = [t for t in bound.shared_tails if _page_address(bound, t) == address]
     if not tails:
+        page_pfn(bound, address)
         return SubjectAudit(
             no_subject=f"no slot of vmemmap_tails[] names the page {address:#x}"
         )
