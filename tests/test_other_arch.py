@@ -98,11 +98,7 @@ def test_masks_on_arm64(monkeypatch):
     document = show_document(bound, "core", folios=False)
     assert document["encoding"]["kind"] == "mask"
     assert document["notes"][-1] == "the page tables of vmemmap are not in this dump"
-    heads = np.concatenate(
-        list(
-            bound.vmemmap.compound_heads(0, PAGES, has_mask=True, has_fake_heads=False)
-        )
-    )
+    heads = np.concatenate(list(bound.heads.range(0, PAGES)))
     assert (heads[HEAD : HEAD + (1 << ORDER)] == HEAD).all()
 
 
