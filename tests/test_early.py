@@ -31,19 +31,13 @@ from tests.test_kallsyms import BASE, Image, ReadError
 
 
 def module_btf(order="<"):
-    """Struct module, an int of its name, and structures before and behind it."""
+    """Struct module, and what else has to do with that name."""
     w = Writer(order)
-    number = w.int("int", 4, SIGNED)
-    w.compound(STRUCT, "before", 4, ("module", number, 0))
-    w.compound(
-        STRUCT,
-        "module",
-        24,
-        ("state", number, 0),
-        ("self", number + 3, 64),
-        ("b", 1, 32),
-    )
-    w.ref(PTR, number + 2)
+    number, module, pointer = 1, 2, 3
+    w.int("int", 4, SIGNED)
+    members = ("state", number, 0), ("self", pointer, 64), ("b", number, 32)
+    w.compound(STRUCT, "module", 24, *members)
+    w.ref(PTR, module)
     w.compound(UNION, "module_memory", 4, ("module", number, 0))
     w.enum("more", 4, ("module", 0x04000001))
     bits = ("low", number, 0, 3), ("high", number, 3, 29)
@@ -79,7 +73,7 @@ def test_struct_module_is_answered_whoever_asks(ask):
     assert module.member("self").type.type.member("state").type.size == 4
     sources = core_sources(prog)
     assert sources.types.is_loaded
-    assert sources.types().type(3) is sources.early_struct("module")
+    assert sources.types().type(2) is sources.early_struct("module")
 
 
 def test_bit_fields_of_an_early_structure():
@@ -110,7 +104,7 @@ def test_a_union_of_that_name_is_none():
 def test_modules_are_listed_when_nobody_wants_debuginfo():
     where = ("Dmodules", UTS[1] + 0x1000)
     w = module_btf()
-    w.compound(STRUCT, "list_head", 16, ("next", 4, 0), ("prev", 4, 64))
+    w.compound(STRUCT, "list_head", 16, ("next", 3, 0), ("prev", 3, 64))
     prog = kernel_with([UTS, where], w.blob())
     assert prog["modules"].address_ == where[1], "as long as drgn was not asked"
     with pytest.raises(drgn.MissingDebugInfoError):

@@ -155,8 +155,8 @@ class Btf:
 
     def __init__(self, data: bytes) -> None:
         header, self.byteorder = parse_header(data)
-        types = section(data, header, "type")
-        self._strings = section(data, header, "str")
+        types = data[section(data, header, "type")]
+        self._strings = data[section(data, header, "str")]
         if self._strings[:1] != b"\0" or self._strings[-1:] != b"\0":
             raise FormatError("BTF is damaged: its string section is not terminated")
         word = np.dtype(f"{type_prefix(self.byteorder)}u4")
@@ -409,7 +409,7 @@ def _layout_sizes(data: bytes, header: BtfHeader) -> dict[int, tuple[int, int]]:
     """Sizes by kind from the layout section, where there is one."""
     if not header.layout_len:
         return {}
-    layout = section(data, header, "layout")
+    layout = data[section(data, header, "layout")]
     sizes = {}
     for kind in range(len(layout) // 4):
         info_size, element_size = layout[4 * kind : 4 * kind + 2]

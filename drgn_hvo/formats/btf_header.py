@@ -70,9 +70,9 @@ def _unpack(data: bytes, prefix: str) -> BtfHeader:
     return BtfHeader(*struct.unpack_from(prefix + _HEADER + _LAYOUT, data))
 
 
-def section(data: bytes, header: BtfHeader, name: str) -> bytes:
+def section(data: bytes, header: BtfHeader, name: str) -> slice:
     """
-    One section of a BTF blob.
+    Where one section of a BTF blob lies in it.
 
     :param name: ``"type"``, ``"str"`` or ``"layout"``.
     :raises FormatError: if it is cut off.
@@ -83,7 +83,7 @@ def section(data: bytes, header: BtfHeader, name: str) -> bytes:
         raise FormatError(
             f"BTF is damaged: its {name} section ends at {end}, the data at {len(data)}"
         )
-    return data[start:end]
+    return slice(start, end)
 
 
 def pack_btf(byteorder: ByteOrder, types: bytes, strings: bytes) -> bytes:

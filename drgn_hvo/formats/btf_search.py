@@ -17,7 +17,7 @@ from typing import NamedTuple, Optional
 
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.btf_header import parse_header, section
-from drgn_hvo.formats.byteorder import type_prefix
+from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 
 __all__ = ("StructRecord", "find_struct")
 
@@ -44,18 +44,19 @@ def find_struct(data: bytes, name: str) -> Optional[StructRecord]:
     """
     header, byteorder = parse_header(data)
     types, strings = section(data, header, "type"), section(data, header, "str")
-    if name.encode() + b"\0" not in strings:
+    text = name.encode() + b"\0"
+    if data.find(text, strings.start, strings.stop) < 0:
         return None
-    prefix = type_prefix(byteorder)
-    # Offset of the name, and of the word behind it the byte with kind and flag.
+    at = data.find(b"\0" + text, strings.start, strings.stop) + 1 - strings.start
+    # The offset of the name, and of the word behind it the byte with kind and flag.
     kind = rb"[\x04\x84]"
     info = rb"[\s\S]{3}" + kind if byteorder == "little" else kind
+    word = struct.pack(f"{type_prefix(byteorder)}I", max(at, 0))
+    places = re.compile(re.escape(word) + info).finditer(data, types.start, types.stop)
     found = [
         record
-        for at in re.finditer(b"\0" + re.escape(name.encode()) + b"\0", strings)
-        for word in (struct.pack(f"{prefix}I", at.start() + 1),)
-        for place in re.finditer(re.escape(word) + info, types)
-        for record in _record(types, strings, prefix, place.start())
+        for place in places
+        for record in _record(data, types, strings, byteorder, place.start())
     ]
     if len(found) != 1:
         raise FormatError(f"BTF has {len(found)} records that can be struct {name}")
@@ -63,25 +64,27 @@ def find_struct(data: bytes, name: str) -> Optional[StructRecord]:
 
 
 def _record(
-    types: bytes, strings: bytes, prefix: str, place: int
+    data: bytes, types: slice, strings: slice, byteorder: ByteOrder, place: int
 ) -> Iterator[StructRecord]:
     """The record at a place, if one of a structure can begin there."""
-    if place % 4 or place + 12 > len(types):
+    prefix = type_prefix(byteorder)
+    if (place - types.start) % 4 or place + 12 > types.stop:
         return
-    _, info, size = struct.unpack_from(f"{prefix}III", types, place)
+    _, info, size = struct.unpack_from(f"{prefix}III", data, place)
     count = info & 0xFFFFFF
-    if place + 12 * (1 + count) > len(types):
+    if place + 12 * (1 + count) > types.stop:
         return
-    elements = struct.unpack_from(f"{prefix}{3 * count}I", types, place + 12)
+    elements = struct.unpack_from(f"{prefix}{3 * count}I", data, place + 12)
     members = []
-    for at, type_id, offset in zip(elements[::3], elements[1::3], elements[2::3]):
+    for offset, type_id, bits in zip(elements[::3], elements[1::3], elements[2::3]):
+        at = strings.start + offset
         # Of what only looks like a structure, the names do not begin where strings do.
-        if not 0 <= at < len(strings) or (at and strings[at - 1]):
+        if at >= strings.stop or (offset and data[at - 1]):
             return
-        text = strings[at : strings.index(b"\0", at)]
+        label = data[at : data.find(b"\0", at, strings.stop)]
         # With the kind flag, the upper byte is the size of a bit field.
-        bits, offset = divmod(offset, 1 << 24) if info >> 31 else (0, offset)
+        bit_size, bit_offset = divmod(bits, 1 << 24) if info >> 31 else (0, bits)
         members.append(
-            (text.decode("utf-8", "backslashreplace"), type_id, offset, bits)
+            (label.decode("utf-8", "backslashreplace"), type_id, bit_offset, bit_size)
         )
     yield StructRecord(size, tuple(members))
