@@ -54,18 +54,15 @@ class _Mapping:
             self._check_strays(tail)
         self._audit.in_transition += int(self._irregular.sum())
 
-    @property
-    def _has_zones(self) -> bool:
-        """Whether slots belong to zones, not to nodes."""
+    def _slot_owner(self, i: int) -> tuple[int, Optional[int]]:
+        """Node and zone whose slots a folio uses; without slots, that it lies in."""
         array = self._context.layout.tails.array
-        return array is None or array.where != "pglist_data"
+        nid, zone = int(self._context.nids[i]), int(self._context.zones[i])
+        return (nid, zone) if array is None else array.owner_of(nid, zone)
 
     def _slot_of(self, i: int) -> Subject:
         context = self._context
-        zone = int(context.zones[i]) if self._has_zones else None
-        return context.slot_subject(
-            int(context.nids[i]), zone, int(self._folios.order[i])
-        )
+        return context.slot_subject(*self._slot_owner(i), int(self._folios.order[i]))
 
     def _expected_frames(self) -> Int64Array:
         """The frame that tail slices of each folio should map, -1 if none."""
@@ -153,17 +150,18 @@ class _Mapping:
         context = self._context
         _, nid, zone, order = subject
         pgdat = context.hvo.mmzone.pgdats.get(nid)  # type: ignore[call-overload]
-        min_order = context.layout.tails.min_order
-        if pgdat is None or min_order is None or order < min_order:  # type: ignore[operator]
+        array = context.layout.tails.array
+        index = array.index(order) if array else None  # type: ignore[arg-type]
+        if pgdat is None or array is None or index is None:
             return
-        owner = pgdat if zone is None else pgdat.node_zones[zone]
-        slot = owner.vmemmap_tails[order - min_order].address_of_().value_()  # type: ignore[operator]
+        tails = array.array_of(pgdat, zone)  # type: ignore[arg-type]
+        slot = tails[index].address_of_().value_()
         pfn = int(self._folios.tail_slices.pfn[self._pairs_of(folios[0])[0]])
         place = {**context.place(folios[0]), "head_pfn": None}
         self._audit.add(
             Finding(
                 "vmemmap-tail-frame",
-                f"vmemmap_tails[{order - min_order}] is empty, but {len(folios)} "  # type: ignore[operator]
+                f"vmemmap_tails[{index}] is empty, but {len(folios)} "
                 f"folios of order {order} share PFN {pfn}",
                 subject,
                 affected=len(folios),
@@ -223,10 +221,7 @@ class _Mapping:
 
     def _users_of(self, i: int) -> int:
         context = self._context
-        zone = int(context.zones[i]) if self._has_zones else None
-        return context.slot_users(
-            int(context.nids[i]), zone, int(self._folios.order[i])
-        )
+        return context.slot_users(*self._slot_owner(i), int(self._folios.order[i]))
 
     def _with_frame(self, entry: Optional[int], pfn: int) -> Optional[int]:
         page_table = self._context.kernel.page_table_format

@@ -21,6 +21,7 @@ from drgn_hvo.audit.findings import Finding, Subject
 from drgn_hvo.formats.tail_words import set_compound_head, tail_mapping
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, U64Array, column
 from drgn_hvo.memmap.shared_tails import SharedTail
+from drgn_hvo.memmap.tail_arrays import TailArray
 
 __all__ = ("check_tails",)
 
@@ -223,7 +224,8 @@ class _Expectation:
 
 def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
     page = context.kernel.struct_page
-    per_node = tail.zone_index is None
+    array = context.layout.tails.array
+    assert array is not None, "it names the tail"
     word = set_compound_head(context.geometry, 0, tail.order, True)
     yield _Expectation("shared-tail-info", page.offset, 8, _ALL_BITS, word, page.member)
     mapping = page.require("mapping")
@@ -236,11 +238,10 @@ def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
         "mapping",
     )
     mapcount = page.require("mapcount")
-    initial = 0 if per_node else 0xFFFFFFFF
     yield _Expectation(
-        "shared-tail-mapcount", mapcount, 4, 0xFFFFFFFF, initial, "_mapcount"
+        "shared-tail-mapcount", mapcount, 4, 0xFFFFFFFF, array.mapcount, "_mapcount"
     )
-    flags = _expected_flags(context, tail)
+    flags = _expected_flags(context, array, tail)
     if flags is not None:
         yield _Expectation("shared-tail-flags", page.flags, 8, *flags, "flags")
     refcount = page.require("refcount")
@@ -253,7 +254,9 @@ def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
         yield _Expectation("shared-tail-rest", offset, 8, _ALL_BITS, 0, what)
 
 
-def _expected_flags(context: Context, tail: SharedTail) -> Optional[tuple[int, int]]:
+def _expected_flags(
+    context: Context, array: TailArray, tail: SharedTail
+) -> Optional[tuple[int, int]]:
     """Mask and value of ``flags``; ``None`` if the positions are not known."""
     layout = context.hvo.mmzone.flags_layout
     count = context.kernel.constant("__NR_PAGEFLAGS")
@@ -264,10 +267,7 @@ def _expected_flags(context: Context, tail: SharedTail) -> Optional[tuple[int, i
     mask = (1 << count) - 1
     mask |= layout.node_mask << layout.node_shift
     mask |= layout.zone_mask << layout.zone_shift
-    if tail.zone_index is None:
-        return mask, 0
-    zone = tail.zone_index << layout.zone_shift
-    return mask, tail.nid << layout.node_shift | zone
+    return mask, array.expected_flags(layout, tail.nid, tail.zone_index)
 
 
 def _check_content(context: Context, tail: SharedTail) -> None:

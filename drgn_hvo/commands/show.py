@@ -75,7 +75,7 @@ def _tail_layout(hvo: Hvo) -> Document:
         "kind": tails.kind,
         "where": array.where if array else None,
         "element": array.element if array else None,
-        "min_order": tails.min_order if array else None,
+        "min_order": array.min_order if array else None,
         "slots": array.slots if array else None,
         "evidence": list(tails.evidence),
     }

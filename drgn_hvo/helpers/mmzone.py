@@ -39,12 +39,12 @@ def _flags(page: Object) -> U64Array:
     """
     The flags that hold node and zone of a page, an array of one word.
 
-    Where shared tail pages belong to nodes, those of a tail are zero, so that the
-    patch series had page_zonenum() go through compound_head().
+    Where those of a shared tail do not say them, the patch series had page_zonenum()
+    go through compound_head().
     """
     read = read_page(page)
     array = read.bound.layout.tails.array
-    if array is not None and array.where == "pglist_data":
+    if array is not None and not array.names_owner:
         read = read.head()
     if read.is_poisoned:
         raise HvoError(f"the struct page at {read.address:#x} was never initialised")

@@ -23,7 +23,6 @@ from drgn.helpers.common.prog import takes_program_or_default
 from drgn_hvo.audit.check_shared_tails import check_tails
 from drgn_hvo.audit.context import Context
 from drgn_hvo.errors import UnavailableError
-from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.helpers._bound import (
     SubjectAudit,
     page_pfn,
@@ -32,8 +31,8 @@ from drgn_hvo.helpers._bound import (
     validate,
 )
 from drgn_hvo.memmap.hvo import Hvo, hvo
-from drgn_hvo.memmap.layout import TailArray
 from drgn_hvo.memmap.shared_tails import SharedTail
+from drgn_hvo.memmap.tail_arrays import TailArray
 
 __all__ = (
     "VmemmapTail",
@@ -84,9 +83,7 @@ def vmemmap_tails(zone: Object) -> Object:
     array = _array(bound)
     if address not in _zone_addresses(bound):
         raise FaultError("not the address of a struct zone", address)
-    if array.where == "pglist_data":
-        return zone.zone_pgdat.vmemmap_tails
-    return zone.vmemmap_tails
+    return array.array_of_zone(zone)
 
 
 class VmemmapTail(NamedTuple):
@@ -134,9 +131,7 @@ def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
 
 
 def _page_address(bound: Hvo, tail: SharedTail) -> int:
-    if _array(bound).element == "pfn":
-        return bound.vmemmap.page_address(tail.value) & ALL_ONES
-    return tail.value
+    return _array(bound).page(bound.vmemmap, tail.value)
 
 
 # What the audit says of a single shared tail page.

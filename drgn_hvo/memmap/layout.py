@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import Type, TypeKind
 import numpy as np
 
 from drgn_hvo.errors import DetectionError
@@ -27,9 +26,10 @@ from drgn_hvo.formats.tail_words import (
 )
 from drgn_hvo.kernel.arrays import Int64Array, U64Array, distinct
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.memmap.tail_arrays import TailArray, tail_array
 from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
 
-__all__ = ("Encoding", "Layout", "TailArray", "TailLayout", "detect_layout")
+__all__ = ("Encoding", "Layout", "TailLayout", "detect_layout")
 
 # Pages of vmemmap to look at for tails, evenly spread: first few, then many.
 _SAMPLES = (256, 8192)
@@ -54,20 +54,6 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class TailArray:
-    """
-    Where the kernel keeps its shared tail pages.
-
-    :param where: ``"zone"`` or ``"pglist_data"``.
-    :param element: ``"struct page *"`` or ``"pfn"``.
-    """
-
-    where: str
-    element: str
-    slots: int
-
-
-@dataclass(frozen=True)
 class TailLayout:
     """
     What HVO maps behind the first page of struct pages of a folio.
@@ -75,12 +61,11 @@ class TailLayout:
     :param kind: ``"plain"`` (HVO not built), ``"fake-head"`` (the folio's own
         first page), ``"shared"`` (a page that folios share); ``None`` if nothing
         tells.
-    :param min_order: ``VMEMMAP_TAIL_MIN_ORDER``, for ``"shared"``.
+    :param array: What names shared pages; ``None`` if the types do not have it.
     """
 
     kind: Optional[str]
     array: Optional[TailArray]
-    min_order: Optional[int]
     evidence: tuple[str, ...]
 
     @property
@@ -91,9 +76,7 @@ class TailLayout:
     @property
     def max_order(self) -> Optional[int]:
         """``MAX_FOLIO_ORDER``, from the length of the array."""
-        if self.array is None or self.min_order is None:
-            return None
-        return self.array.slots + self.min_order - 1
+        return None if self.array is None else self.array.max_order
 
 
 @dataclass(frozen=True)
@@ -103,37 +86,6 @@ class Layout:
     encoding: Encoding
     tails: TailLayout
     notes: tuple[str, ...]
-
-
-def _tail_array(kernel: Kernel) -> Optional[TailArray]:
-    """
-    ``vmemmap_tails[]`` as the types have it. Since Linux kernel commit
-    622026e87c40 ("mm/hugetlb: remove fake head pages") (in v7.1) it is in struct
-    zone; earlier versions of that series had it in struct pglist_data.
-    """
-    found = []
-    for where in ("zone", "pglist_data"):
-        owner = kernel.type(f"struct {where}")
-        if owner is not None and owner.has_member("vmemmap_tails"):
-            found.append((where, owner.member("vmemmap_tails").type))
-    if len(found) > 1:
-        raise DetectionError("both struct zone and pglist_data have vmemmap_tails")
-    if not found:
-        return None
-    where, array = found[0]
-    return TailArray(where, _element_kind(array, where), array.length or 0)
-
-
-def _element_kind(array: Type, where: str) -> str:
-    element = array.type.unaliased()
-    if element.kind == TypeKind.POINTER:
-        return "struct page *"
-    if element.kind == TypeKind.INT:
-        return "pfn"
-    raise DetectionError(
-        f"vmemmap_tails of struct {where} has elements of type "
-        f"{element.type_name()}, which no known kernel has"
-    )
 
 
 @dataclass(frozen=True)
@@ -213,16 +165,15 @@ def _encoding_from_types(
             f"types: sizeof(struct page) is {kernel.geometry.struct_page_size}, no "
             "power of two, so a mask cannot work"
         )
-    if array is not None and array.where == "zone":
-        # The same #ifdef guards the array and the masks.
+    if array is not None and array.implies_masks:
         has_mask = compound_info_has_mask(kernel.geometry, hvo_built=True)
         return "mask" if has_mask else "pointer", (
-            "types: struct zone has vmemmap_tails and sizeof(struct page) is a power "
-            "of two, so compound_info_has_mask()"
+            f"types: struct {array.where} has vmemmap_tails and sizeof(struct page) is "
+            "a power of two, so compound_info_has_mask()"
         )
     if array is not None:
         return None, (
-            "types: struct pglist_data has vmemmap_tails, which kernels with either "
+            f"types: struct {array.where} has vmemmap_tails, which kernels with either "
             "encoding had"
         )
     return None, (
@@ -334,21 +285,17 @@ def _detect_tails(
     kernel: Kernel, vmemmap: Vmemmap, array: Optional[TailArray]
 ) -> TailLayout:
     from_types, words = _tails_from_types(kernel, array)
-    min_order = kernel.geometry.vmemmap_tail_min_order if array is not None else None
     evidence = [words]
-    if array is not None and array.element == "pfn":
-        evidence.append(
-            "an element of 0 means empty, although PFN 0 is a legal frame: a tail "
-            "page there could not be told from none"
-        )
+    if array is not None and array.caveat is not None:
+        evidence.append(array.caveat)
     if not vmemmap.has_mappings:
-        return TailLayout(from_types or "plain", array, min_order, tuple(evidence))
+        return TailLayout(from_types or "plain", array, tuple(evidence))
     remapped = _remapped(vmemmap)
     evidence.append(str(remapped))
     assumed = kernel.assume.get("tail_layout")
     if assumed is not None:
         evidence.append(f"--assume tail_layout={assumed}")
-        return TailLayout(str(assumed), array, min_order, tuple(evidence))
+        return TailLayout(str(assumed), array, tuple(evidence))
     from_data = _tails_from_data(remapped)
     if None not in (from_types, from_data) and from_types != from_data:
         raise DetectionError(
@@ -356,7 +303,7 @@ def _detect_tails(
             f"{'; '.join(evidence)}; use --assume tail_layout=KIND"
         )
     kind = from_types or from_data
-    return TailLayout(kind, array, min_order, tuple(evidence))
+    return TailLayout(kind, array, tuple(evidence))
 
 
 def _tails_from_data(remapped: _Remapped) -> Optional[str]:
@@ -377,9 +324,9 @@ def _tails_from_data(remapped: _Remapped) -> Optional[str]:
 
 def _notes(kernel: Kernel, encoding: Encoding, array: Optional[TailArray]) -> list[str]:
     notes = []
-    in_zone = array is not None and array.where == "zone"
+    in_mainline = array is not None and array.implies_masks
     if encoding.has_mask and not (
-        in_zone and kernel.struct_page.member == "compound_info"
+        in_mainline and kernel.struct_page.member == "compound_info"
     ):
         # _compound_info_has_mask() in drgn's helpers/linux/mm.py.
         notes.append(
@@ -400,7 +347,7 @@ def detect_layout(kernel: Kernel, vmemmap: Vmemmap) -> Layout:
 
     :raises DetectionError: if types and data disagree, or nothing tells.
     """
-    array = _tail_array(kernel)
+    array = tail_array(kernel)
     encoding = _detect_encoding(kernel, vmemmap, array)
     tails = _detect_tails(kernel, vmemmap, array)
     return Layout(encoding, tails, tuple(_notes(kernel, encoding, array)))

@@ -10,11 +10,10 @@ or per node, as ``vmemmap_tails[]`` names them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import FaultError, Object
+from drgn import FaultError
 import numpy as np
 
 from drgn_hvo.kernel.arrays import Int64Array, column
@@ -53,22 +52,6 @@ class SharedTail:
     mapped_by: int
 
 
-@dataclass(frozen=True)
-class _Owner:
-    nid: int
-    zone_index: Optional[int]
-    tails: Object
-
-
-def _owners(mmzone: Mmzone, where: str) -> Iterator[_Owner]:
-    for nid, pgdat in mmzone.pgdats.items():
-        if where == "pglist_data":
-            yield _Owner(nid, None, pgdat.vmemmap_tails)
-            continue
-        for index, zone in enumerate(pgdat.node_zones):
-            yield _Owner(nid, index, zone.vmemmap_tails)
-
-
 def shared_tails(
     vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone, notes: list[str]
 ) -> list[SharedTail]:
@@ -78,13 +61,12 @@ def shared_tails(
     :param notes: Gets a line for each array that cannot be read.
     """
     array = layout.tails.array
-    min_order = layout.tails.min_order
-    if array is None or min_order is None:
+    if array is None:
         return []
     used = []
-    for owner in _owners(mmzone, array.where):
+    for owner in array.arrays(mmzone.pgdats):
         try:
-            values = owner.tails.value_()
+            values = owner.array.value_()
         except FaultError:
             notes.append(
                 f"vmemmap_tails of node {owner.nid} zone {owner.zone_index} is not in "
@@ -92,15 +74,15 @@ def shared_tails(
             )
             continue
         used += [(owner, i, value) for i, value in enumerate(values) if value]
-    pfns = [_slot_pfn(vmemmap, array.element, value) for _, _, value in used]
+    pfns = [array.pfn(vmemmap, value) for _, _, value in used]
     frames = _FramePages(vmemmap, mmzone, pfns)
     return [
         SharedTail(
             nid=owner.nid,
             zone_index=owner.zone_index,
             index=index,
-            order=index + min_order,
-            slot=owner.tails[index].address_of_().value_(),
+            order=array.order(index),
+            slot=owner.array[index].address_of_().value_(),
             value=value,
             pfn=pfns[i],
             frame_nid=frames.nid(i),
@@ -110,12 +92,6 @@ def shared_tails(
         )
         for i, ((owner, index, value), pfn) in enumerate(zip(used, pfns))
     ]
-
-
-def _slot_pfn(vmemmap: Vmemmap, element: str, value: int) -> Optional[int]:
-    if element == "pfn":
-        return value if value < vmemmap.kernel.max_pfn_limit else None
-    return vmemmap.page_pfn(value)
 
 
 class _FramePages:
