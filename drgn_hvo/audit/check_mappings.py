@@ -185,7 +185,9 @@ class _Mapping:
         )
         for pair in np.flatnonzero(mine & ~right).tolist():
             self._add_wrong_frame(pair)
-        loose = slices.writable | (slices.level > 0)
+        loose = slices.level > 0
+        if not self._context.hugetlb.tails_are_writable:
+            loose |= slices.writable
         for pair in np.flatnonzero(mine & right & loose).tolist():
             self._add_writable(pair)
 
@@ -243,7 +245,9 @@ class _Mapping:
         which = (
             f"slice {first}" if count == 1 else f"slices {first} to {first + count - 1}"
         )
-        how = "writable" if slices.writable[pair] else "mapped by a large page"
+        by_design = self._context.hugetlb.tails_are_writable
+        is_writable = bool(slices.writable[pair]) and not by_design
+        how = "writable" if is_writable else "mapped by a large page"
         # The range that is protected was computed in bytes of struct pages.
         to_the_end = first > 1 and first + count == int(self._folios.slices[i])
         gigantic = self._folios.order[i] > 10

@@ -95,6 +95,17 @@ DEFECTS = {
             "stray writes to shared tails are not caught",
         ),
         Defect(
+            "tails-writable-by-design",
+            ("vmemmap-tail-writable",),
+            "all slices of optimized huge pages are writable, those that share a "
+            "frame, too",
+            "all of riscv64 and LoongArch that have HVO (seen on 6.12 and 7.2)",
+            "vmemmap_remap_pte() asks for PAGE_KERNEL_RO, which neither architecture "
+            "defines; include/linux/pgtable.h makes it PAGE_KERNEL there",
+            "a stray write to one tail changes the tails of every huge page that "
+            "shares the frame, without an oops",
+        ),
+        Defect(
             "tail-initialised-late",
             ("shared-tail-info",),
             "a shared tail page that folios map is all zeros or holds tails without "

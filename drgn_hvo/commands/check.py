@@ -17,6 +17,7 @@ from drgn.helpers.common.format import print_table
 
 from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.audit.rules import RULES, rule_by_id
 from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.commands.document import Document, document, print_document
@@ -94,6 +95,7 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
             {"what": what, "count": count} for what, count in audit.not_in_dump.items()
         ],
         in_transition=audit.in_transition,
+        properties=[vars(one) for one in kernel_properties(hvo)],
         rules=[_rule_result(audit, rule.id) for rule in RULES],
         findings=[_finding(finding, cause) for finding, cause in audit.ordered()],
     )
@@ -181,6 +183,8 @@ def _print_check(doc: Document) -> None:
     )
     if doc["in_transition"]:
         print(f"  {doc['in_transition']} huge pages are in transition, not counted")
+    for one in doc["properties"]:
+        print(f"  {one['text']} ({one['name']})")
     for item in doc["not_in_dump"]:
         print(f"  not in this dump: {item['count']} {item['what']}")
     undecided = [

@@ -16,6 +16,7 @@ from typing import Optional
 from drgn.helpers.common.format import CellFormat, escape_ascii_string, print_table
 import numpy as np
 
+from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.commands.document import Document, document, human_size
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
@@ -64,6 +65,8 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> Document:
         result["saved"] = _saved(hvo, found)
         if folios:
             result["folios"] = list(_folios(hvo, found))
+    properties = kernel_properties(hvo)
+    result["properties"] = [vars(one) for one in properties]
     result["notes"] = [*layout.notes, *hvo.problems, *_missing_tables(hvo)]
     return result
 
@@ -253,6 +256,10 @@ def print_show(doc: Document) -> None:
     if doc.get("folios"):
         print("\nFolios")
         _print_folios(doc["folios"])
+    if doc["properties"]:
+        print("\nProperties")
+        for one in doc["properties"]:
+            print(f"  {one['text']} (known kernel defect: {one['name']})")
     if doc["notes"]:
         print("\nNotes")
         for note in doc["notes"]:

@@ -109,6 +109,16 @@ class Kernel:
         return f"page tables of {self.arch} cannot be walked: {reason}"
 
     @property
+    def tails_are_writable(self) -> bool:
+        """
+        Whether this architecture maps shared tail pages writable, see
+        :attr:`PageTableFormat.tails_are_writable
+        <drgn_hvo.formats.page_table_formats.PageTableFormat.tails_are_writable>`.
+        """
+        page_table = self.page_table_format
+        return page_table is not None and page_table.tails_are_writable
+
+    @property
     def lowest_kernel_address(self) -> int:
         """Below it are addresses of processes."""
         return self.translation.lowest_address

@@ -116,12 +116,18 @@ class Folios:
 
 @dataclass(frozen=True)
 class Hugetlb:
-    """All pools, lists and folios of a kernel."""
+    """
+    All pools, lists and folios of a kernel.
+
+    :param may_be_writable: As :attr:`Kernel.tails_are_writable
+        <drgn_hvo.kernel.bound.Kernel.tails_are_writable>`.
+    """
 
     hstates: tuple[HState, ...]
     lists: tuple[HugePageList, ...]
     folios: Folios
     hpg_flags: dict[str, int]
+    may_be_writable: bool = False
 
     def has_hpg_flag(self, name: str) -> Optional[BoolArray]:
         """Which folios have an ``HPG_`` flag; ``None`` if nothing tells its bit."""
@@ -134,6 +140,16 @@ class Hugetlb:
     def optimized_mapping(self) -> BoolArray:
         """Which folios share frames of vmemmap, by the page tables."""
         return self.folios.shared_ptes > 0
+
+    @cached_property
+    def tails_are_writable(self) -> bool:
+        """
+        Whether tails are writable by design: most slices that share a frame are, on an
+        architecture that has no PAGE_KERNEL_RO.
+        """
+        shared = int(self.folios.shared_ptes.sum())
+        writable = int(self.folios.writable_shared_ptes.sum())
+        return self.may_be_writable and 2 * writable > shared
 
     @cached_property
     def in_transition(self) -> BoolArray:
@@ -242,10 +258,15 @@ class _Finder:
             ((runs.step == 0) | (runs.count == 1))
             & is_in(runs.pfn, self.shared_frames)
             & ~is_in(runs.pfn, named)
-            & ~runs.writable
         )
         geometry = self._vmemmap.kernel.geometry
-        pfns = distinct(firsts[shared] - 1) * geometry.pages_per_slice
+        slices = firsts[shared] - 1
+        if self._vmemmap.kernel.tails_are_writable:
+            # Then a run may begin with the slice of the head, which looks the same.
+            slices = np.concatenate((slices, firsts[shared]))
+        else:
+            slices = slices[~runs.writable[shared]]
+        pfns = distinct(slices) * geometry.pages_per_slice
         pfns = pfns[pfns >= 0]
         if self._fields.order_place is None or self._fields.hugetlb_place is None:
             return _Found.merge([])
@@ -359,7 +380,13 @@ def hugetlb(
             f"the first struct pages of {unseen} of {len(folios)} folios are not in "
             "this dump, or read as zeros"
         )
-    return Hugetlb(tuple(hstates), tuple(lists), folios, hpg_flags(kernel))
+    return Hugetlb(
+        tuple(hstates),
+        tuple(lists),
+        folios,
+        hpg_flags(kernel),
+        kernel.tails_are_writable,
+    )
 
 
 def _are_strays(

@@ -24,7 +24,7 @@ from drgn_hvo.formats.tail_words import (
     are_pointers,
     compound_info_has_mask,
 )
-from drgn_hvo.kernel.arrays import Int64Array, U64Array, distinct
+from drgn_hvo.kernel.arrays import Int64Array, U64Array, distinct, is_in
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.memmap.tail_arrays import TailArray, tail_array
 from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
@@ -220,21 +220,46 @@ class _Remapped:
     :param own: The slice in front maps it too, and it begins with ``PG_head``.
     :param first_tail: The slice in front maps it too, and it holds tails only.
     :param foreign: The slice in front maps another frame.
+    :param read_only: Whether only those count that are read-only.
     """
 
     own: int
     first_tail: int
     foreign: int
+    read_only: bool = True
 
     def __str__(self) -> str:
+        total = self.own + self.first_tail + self.foreign
+        if not self.read_only:
+            return (
+                f"data: of {total} ranges of vmemmap on one frame, {self.own} begin "
+                f"with a head and {self.foreign} do not (tails are writable here)"
+            )
         return (
-            f"data: of {self.own + self.first_tail + self.foreign} read-only ranges "
-            f"of vmemmap on one frame, {self.own} repeat the frame of the slice in "
-            f"front of them and {self.first_tail + self.foreign} another"
+            f"data: of {total} read-only ranges of vmemmap on one frame, {self.own} "
+            f"repeat the frame of the slice in front of them and "
+            f"{self.first_tail + self.foreign} another"
         )
 
 
+def _remapped_writable(vmemmap: Vmemmap) -> _Remapped:
+    """
+    As :func:`_remapped()`, where tails are mapped like heads: then a range begins with
+    the slice of the head if it has the head's frame.
+    """
+    runs = vmemmap.runs
+    shared = runs.pfn[(runs.step == 0) & (runs.count > 1)][: _SAMPLES[0]]
+    frames = vmemmap.kernel.reader.read(distinct(shared))
+    first = StructPages(frames.data[:, : vmemmap.size], frames.present)
+    heads = vmemmap.flags(first) & np.uint64(vmemmap.kernel.PG_head_mask)
+    heads[(vmemmap.tail_words(first) & np.uint64(1)) != 0] = 0
+    own = int(is_in(shared, distinct(shared)[heads != 0]).sum())
+    return _Remapped(own, 0, len(shared) - own, read_only=False)
+
+
 def _remapped(vmemmap: Vmemmap) -> _Remapped:
+    if vmemmap.kernel.tails_are_writable:
+        return _remapped_writable(vmemmap)
     runs = vmemmap.runs
     shared = np.flatnonzero(~runs.writable & (runs.step == 0) & (runs.count > 1))
     shared = shared[shared > 0]
@@ -297,6 +322,9 @@ def _detect_tails(
         evidence.append(f"--assume tail_layout={assumed}")
         return TailLayout(str(assumed), array, tuple(evidence))
     from_data = _tails_from_data(remapped)
+    if not remapped.read_only and from_types is not None and not remapped.own:
+        # Device DAX shares frames in the same way.
+        from_data = None
     if None not in (from_types, from_data) and from_types != from_data:
         raise DetectionError(
             f"types and data disagree about the tails of optimized folios: "

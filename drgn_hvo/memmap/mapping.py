@@ -58,17 +58,28 @@ class VmemmapMapping:
     def _limits(self) -> tuple[int, int]:
         """
         Where vmemmap can be at most. It may begin inside the page that holds the struct
-        page of PFN 0; some architectures say from where to where it goes, and where
-        MAX_PHYSMEM_BITS is generous, vmalloc is behind it.
+        page of PFN 0; some architectures say from where to where it goes.
         """
         vmcoreinfo = self.kernel.vmcoreinfo
         start = max(self.base, vmcoreinfo.number("VMEMMAP_START") or 0)
         end = min(self.base + self.kernel.max_pfn_limit * self.size, 1 << 64)
-        for limit in ("VMEMMAP_END", "VMALLOC_START"):
-            value = vmcoreinfo.number(limit)
-            if value is not None and start < value < end:
-                end = value
+        stated = vmcoreinfo.number("VMEMMAP_END")
+        if stated is not None and start < stated < end:
+            return start, stated
+        vmalloc = vmcoreinfo.number("VMALLOC_START")
+        if vmalloc is not None and start < vmalloc < end:
+            # MAX_PHYSMEM_BITS is more than generous, and something else is mapped
+            # behind vmemmap, as on s390x.
+            end = min(vmalloc, self.base + self._end_of_sections() * self.size)
         return start, end
+
+    def _end_of_sections(self) -> int:
+        """One more than the highest PFN of the last present section."""
+        number = self.kernel.variable("__highest_present_section_nr")
+        bits = self.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")
+        if number is None or bits is None:
+            return self.kernel.max_pfn_limit
+        return int(number) + 1 << max(0, bits - self.kernel.geometry.page_shift)
 
     @property
     def has_mappings(self) -> bool:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Properties of a kernel
+----------------------
+
+What is so by design and would be damage elsewhere: said once, never a finding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from drgn_hvo.memmap.hvo import Hvo
+
+__all__ = ("Property", "kernel_properties")
+
+
+@dataclass(frozen=True)
+class Property:
+    """
+    A property.
+
+    :param name: Of the entry in :data:`~drgn_hvo.audit.defects.DEFECTS`.
+    :param text: One line.
+    """
+
+    name: str
+    text: str
+
+
+def kernel_properties(hvo: Hvo) -> list[Property]:
+    """The properties of a kernel, as far as its pools can be read."""
+    if not hvo.has_hugetlb or not hvo.hugetlb.tails_are_writable:
+        return []
+    return [
+        Property(
+            "tails-writable-by-design",
+            f"shared tails are mapped writable on {hvo.kernel.arch}, by design: stray "
+            "writes to them are not caught",
+        )
+    ]
