@@ -91,3 +91,14 @@ def test_pointers_are_to_struct_pages_that_there_can_be(case, pages, expected):
     last = bound.kernel.max_pfn_limit
     assert last in (1 << 34, 1 << 40)
     assert taken_for(case, bound.vmemmap.base + (last + pages) * SIZE + 1) == expected
+
+
+def test_slots_are_for_the_orders_between_the_smallest_and_the_largest():
+    prog = program(build_machine(describe("shared-7.3")))
+    array = hvo(prog).layout.tails.array
+    assert array is not None
+    # A folio of order 7 is the smallest that fills two pages of struct pages.
+    indices = {order: array.index(order) for order in (6, 7, 9, 22, 23)}
+    assert indices == {6: None, 7: 0, 9: 2, 22: array.slots - 1, 23: None}
+    assert array.max_order == LARGEST_ORDER
+    assert (array.owner_of(1, 2), array.where) == ((1, 2), "zone")

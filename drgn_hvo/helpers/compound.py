@@ -50,7 +50,7 @@ __all__ = (
     "snapshot_page",
 )
 
-# PFNs in any order are looked up so many at a time: at most 64 MiB of vmemmap.
+# At most this many PFNs in any order are looked up at a time: 64 MiB of vmemmap.
 _PAGES_PER_BATCH = 8192
 
 # snapshot_page() tries so often again.
@@ -231,7 +231,7 @@ class PageSnapshot(NamedTuple):
     """``struct folio``: a value, so that it does not change any more."""
 
     page_snapshot: Object
-    """``struct page``: a value likewise."""
+    """``struct page``: a value, so that it does not change any more."""
 
     pfn: int
     """PFN of the page."""

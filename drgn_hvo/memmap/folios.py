@@ -35,7 +35,7 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
-__all__ = ("Folios", "Hugetlb", "Slices", "hugetlb")
+__all__ = ("Folios", "Hugetlb", "Slices", "read_hugetlb")
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Folios:
     :param uniform: Whether it is that of all further tails in that page; false where
         the head does not begin the page.
     :param quiet: Whether no other struct page in that page has ``PG_head``, unless it
-        is a tail; likewise.
+        is a tail; false where the head does not begin the page.
     :param refcount: ``_refcount``.
     :param private: ``folio->private``: the ``HPG_`` flags.
     :param is_hugetlb: Whether it is of type hugetlb; ``None`` if nothing tells.
-    :param own_order: The order that the folio itself says; likewise.
+    :param own_order: The order that the folio itself says; ``None`` if nothing tells.
     :param slices: How many pages of vmemmap its struct pages fill.
     :param mapped: How many of them are mapped at all.
     :param head_frame: The frame of its first slice, -1 if that is not mapped.
@@ -342,7 +342,7 @@ class _FolioSlices:
         return totals
 
 
-def hugetlb(
+def read_hugetlb(
     vmemmap: Vmemmap,
     mmzone: Mmzone,
     tails: list[SharedTail],

@@ -20,7 +20,7 @@ import numpy as np
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.bound import Kernel, kernel
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
-from drgn_hvo.memmap.folios import Hugetlb, hugetlb
+from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
 from drgn_hvo.memmap.shared_tails import SharedTail, shared_tails
@@ -88,7 +88,7 @@ class Hvo:
     @cached_property
     def hugetlb(self) -> Hugetlb:
         """Pools, lists and folios."""
-        return hugetlb(self.vmemmap, self.mmzone, self.shared_tails, self.problems)
+        return read_hugetlb(self.vmemmap, self.mmzone, self.shared_tails, self.problems)
 
     @cached_property
     def folio_nids(self) -> Int64Array:

@@ -116,7 +116,8 @@ def _votes(vmemmap: Vmemmap, infos: U64Array) -> _Votes:
     """Count what the tail words of struct pages can be."""
     geometry, base = vmemmap.kernel.geometry, vmemmap.base
     masks = are_masks(geometry, infos, geometry.largest_order)
-    # As far as struct pages could reach; no architecture has room for so many.
+    # MAX_PHYSMEM_BITS sets it, which may allow more struct pages than the address
+    # space has room for.
     end = base + vmemmap.kernel.max_pfn_limit * geometry.struct_page_size
     pointers = are_pointers(geometry, infos, base, min(end, ALL_ONES + 1))
     return _Votes(int(masks.sum()), int((pointers & ~masks).sum()), len(infos))
