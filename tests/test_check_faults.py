@@ -88,7 +88,7 @@ def test_a_suspect_of_a_running_kernel_is_read_again(monkeypatch, reads):
             for change, old in applied.changes:
                 machine.image.write(change.address, old)
 
-    monkeypatch.setattr("drgn_hvo.audit.run.time.sleep", pause)
+    monkeypatch.setattr("drgn_hvo.audit.confirm.time.sleep", pause)
     assert audit(program(machine, is_live=True))["findings"] == []
     assert len(pauses) == reads
 
@@ -96,7 +96,7 @@ def test_a_suspect_of_a_running_kernel_is_read_again(monkeypatch, reads):
 def test_what_stays_wrong_in_a_running_kernel_is_reported(monkeypatch):
     machine, _ = make_machine(describe("shared-7.3"), ["pte-writable"])
     pauses: list[float] = []
-    monkeypatch.setattr("drgn_hvo.audit.run.time.sleep", pauses.append)
+    monkeypatch.setattr("drgn_hvo.audit.confirm.time.sleep", pauses.append)
     (finding,) = audit(program(machine, is_live=True))["findings"]
     assert finding["rule"] == "vmemmap-tail-writable"
     assert len(pauses) == 2

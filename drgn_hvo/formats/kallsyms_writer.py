@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 import struct
 from typing import Optional
 
@@ -44,7 +45,9 @@ class KallsymsImage:
 _MIN_PAIRS = 3
 
 
-def _compress(names: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+# Whoever makes many machines makes the same few kernels.
+@lru_cache(maxsize=32)
+def _compress(names: tuple[bytes, ...]) -> tuple[list[bytes], list[bytes]]:
     """
     Names as codes, and the text of each of the 256 codes.
 
@@ -125,7 +128,7 @@ def kallsyms_tables(
     :param offsets_address: Where ``kallsyms_offsets`` will lie.
     """
     ordered = sorted(symbols, key=lambda symbol: (symbol.address, symbol.name))
-    coded, tokens = _compress([(s.type + s.name).encode() for s in ordered])
+    coded, tokens = _compress(tuple((s.type + s.name).encode() for s in ordered))
     names, markers = _names(coded)
     token_table, token_index = _tokens(tokens)
     addresses = [symbol.address for symbol in ordered]

@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ Range = tuple[int, int]
 #: ``make(first, count)``: frames of an extent, counted from its beginning, as one
 #: row of bytes each.
 Maker = Callable[[int, int], Bytes]
+
+# So many frames of an image are kept once they were made: 64 MiB.
+_MAX_MADE_FRAMES = 1 << 14
 
 
 def subtract(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
@@ -135,6 +139,9 @@ class Image:
             if one.pfn + one.count > two.pfn:
                 raise ValueError(f"two extents at {two.pfn:#x}")
         self._patches: dict[int, Bytes] = {}
+        # Content of extents that were read, by index; writable.
+        self._made: dict[int, Bytes] = {}
+        self._made_frames = 0
         #: Frames that a dump is to leave out.
         self.missing: set[int] = set()
 
@@ -148,6 +155,29 @@ class Image:
                 rows[p - pfn] = self._patches[p]
         return rows
 
+    def _find(self, pfn: int) -> int:
+        """Index of the extent that holds a frame, -1 if none does."""
+        index = bisect_right(self._starts, pfn) - 1
+        if index < 0:
+            return -1
+        extent = self.extents[index]
+        return index if pfn < extent.pfn + extent.count else -1
+
+    def _made_extent(self, index: int) -> Optional[Bytes]:
+        """
+        All frames of an extent: made at once, which costs little more than making one,
+        and kept; ``None`` if that took too much memory.
+        """
+        if index in self._made:
+            return self._made[index]
+        extent = self.extents[index]
+        if self._made_frames + extent.count > _MAX_MADE_FRAMES:
+            return None
+        rows = self._frames(extent, 0, extent.count).copy()
+        self._made[index] = rows
+        self._made_frames += extent.count
+        return rows
+
     def chunks(self, most: int) -> Iterator[tuple[int, Bytes]]:
         """All frames with content by ascending PFN, at most so many at once."""
         for extent in self.extents:
@@ -157,22 +187,31 @@ class Image:
 
     def read_frame(self, pfn: int) -> Bytes:
         """One frame."""
-        index = bisect_right(self._starts, pfn) - 1
-        if index >= 0:
-            extent = self.extents[index]
-            if pfn < extent.pfn + extent.count:
-                return self._frames(extent, pfn - extent.pfn, 1)[0]
-        return np.zeros(PAGE_SIZE, dtype=np.uint8)
+        index = self._find(pfn)
+        if index < 0:
+            return np.zeros(PAGE_SIZE, dtype=np.uint8)
+        extent = self.extents[index]
+        rows = self._made_extent(index)
+        if rows is None:
+            return self._frames(extent, pfn - extent.pfn, 1)[0]
+        return rows[pfn - extent.pfn]
 
     def read(self, address: int, size: int) -> bytes:
         """Bytes at a physical address."""
         parts = []
         while size:
             pfn, offset = divmod(address, PAGE_SIZE)
-            length = min(size, PAGE_SIZE - offset)
-            parts.append(self.read_frame(pfn)[offset : offset + length].tobytes())
-            address += length
-            size -= length
+            index = self._find(pfn)
+            rows = None if index < 0 else self._made_extent(index)
+            if rows is None:
+                flat, at = self.read_frame(pfn), offset
+            else:
+                flat = rows.reshape(-1)
+                at = address - self.extents[index].pfn * PAGE_SIZE
+            part = flat[at : at + size].tobytes()
+            parts.append(part)
+            address += len(part)
+            size -= len(part)
         return b"".join(parts)
 
     def write(self, address: int, data: bytes) -> None:
@@ -187,11 +226,10 @@ class Image:
         frame = self.read_frame(pfn).copy()
         frame[offset : offset + len(data)] = np.frombuffer(data, dtype=np.uint8)
         self._patches[pfn] = frame
+        index = self._find(pfn)
+        if index in self._made:
+            self._made[index][pfn - self.extents[index].pfn] = frame
 
     def has(self, pfn: int) -> bool:
         """Whether an extent holds this frame."""
-        index = bisect_right(self._starts, pfn) - 1
-        return (
-            index >= 0
-            and pfn < self.extents[index].pfn + self.extents[index].count
-        )  # fmt: skip
+        return self._find(pfn) >= 0
