@@ -122,6 +122,7 @@ def _parser() -> _Parser:
     _add_verbs(commands)
     _add_extract(commands)
     _add_synth(commands)
+    _add_oops(commands)
     for name, run, text in (
         ("rules", _run_rules, "what check checks"),
         ("faults", _run_faults, "what damage synth can do"),
@@ -154,6 +155,16 @@ def _add_extract(commands: argparse._SubParsersAction[_Parser]) -> None:
         "--force", action="store_true", help="replace FILE if it exists"
     )
     extract.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_oops(commands: argparse._SubParsersAction[_Parser]) -> None:
+    oops = commands.add_parser(
+        "oops", help="explain the reports about pages in a log, without a core"
+    )
+    oops.add_argument("log", metavar="FILE", help="the log ('-': stdin)")
+    oops.add_argument("--json", action="store_true", help="print JSON")
+    oops.add_argument("--debug", action="store_true", help="show tracebacks")
+    oops.set_defaults(run=_run_oops)
 
 
 def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -245,6 +256,16 @@ def _run_extract(args: argparse.Namespace) -> int:
         force=args.force,
     )
     print_document(document, print_extract, as_json=args.json)
+    return 0
+
+
+def _run_oops(args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.oops import oops_document
+    from drgn_hvo.commands.oops_text import print_oopses
+    from drgn_hvo.formats.oops_log import read_log
+
+    found = oops_document(None, args.log, read_log(args.log))
+    print_document(found, print_oopses, as_json=args.json)
     return 0
 
 

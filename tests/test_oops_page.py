@@ -22,9 +22,10 @@ import jsonschema
 import pytest
 
 from drgn_hvo.audit.page_faults import VERDICTS, Facts, Place
-from drgn_hvo.commands.oops import oops_document, print_oopses
+from drgn_hvo.commands.oops import oops_document
+from drgn_hvo.commands.oops_text import print_oopses
 from drgn_hvo.commands.schema import load_schema
-from drgn_hvo.formats.oops_log import Oops
+from drgn_hvo.formats.fault_text import Fault
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.memmap.mapping import SliceMapping
@@ -332,7 +333,7 @@ def test_only_refused_writes_have_the_signature(
 ):
     """The definition, against the whole table."""
     facts = Facts(
-        Oops(1, 0xFFEA000000000000, code),
+        Fault(0xFFEA000000000000, code, code & ~PROT, is_mapped=bool(code & PROT)),
         None,
         True,
         mapped,

@@ -1,73 +1,88 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
 """
-``page --oops``
----------------
+``page --oops`` and ``oops``
+----------------------------
 
-The page faults of a log, explained by a core: which struct page was accessed, how
-its page of vmemmap is mapped, and whether such a fault is the signature of an
-illegal write to the tails of an optimized huge page.
+The reports of a log, explained by a core, or by the text alone: which page each is
+about, what the kernel found wrong with it, how its page of vmemmap is mapped, and which
+known defect prints this.
 """
 
 from __future__ import annotations
 
-import textwrap
+from dataclasses import replace
 from typing import Optional
 
-from drgn import Type, TypeKind, sizeof
 import numpy as np
 
-from drgn_hvo.audit.page_faults import Facts, Place, Printed, verdict_of
-from drgn_hvo.commands.document import Document
-from drgn_hvo.commands.page import page_document, page_lines, print_lines
-from drgn_hvo.errors import UnavailableError
-from drgn_hvo.formats.oops_log import PF_INSTR, PF_PROT, PF_USER, PF_WRITE, Log, Oops
-from drgn_hvo.formats.page_table_formats import PageTableFormat
+from drgn_hvo.audit.log_pages import (
+    Pointer,
+    compare_words,
+    member_names,
+    not_this_boot,
+    pointers_of,
+)
+from drgn_hvo.audit.page_faults import Facts, Place, Printed, Verdict, verdict_of
+from drgn_hvo.audit.page_reports import page_report, page_verdict_of
+from drgn_hvo.commands.document import Document, document
+from drgn_hvo.commands.page import page_document
+from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.crash_text import Crash
+from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, Fault
+from drgn_hvo.formats.oops_log import Log, Report, parse_log
+from drgn_hvo.formats.page_checks import check_of
+from drgn_hvo.formats.printed_page import PrintedPage
+from drgn_hvo.kernel.arrays import column
 from drgn_hvo.kernel.pagetables import Entry, find_entry
+from drgn_hvo.kernel.printk import kernel_log
 from drgn_hvo.memmap.heads import read_head
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec
 from drgn_hvo.memmap.shared_tails import SharedTail
 
-__all__ = ("oops_document", "print_oopses")
+__all__ = ("log_of_core", "oops_document")
+
+# Verdicts whose defect is one of several reasons.
+_SUSPICIONS = ("refcount-write-refused",)
+
+# Of a call trace, so many functions are told, without those that print it.
+_CALLS = 8
+_PRINTERS = {"dump_stack", "dump_stack_lvl", "show_stack", "dump_backtrace", "bad_page"}
 
 
-def _not_this_boot(hvo: Hvo, oops: Oops) -> Optional[str]:
-    release = hvo.kernel.release
-    if None not in (oops.release, release) and oops.release != release:
-        return f"the oops is of kernel {oops.release}, this core of {release}"
-    offset = hvo.kernel.vmcoreinfo.integer("KERNELOFFSET", 16)
-    if None not in (oops.kernel_offset, offset) and oops.kernel_offset != offset:
-        return (
-            f"the kernel was at offset {oops.kernel_offset:#x}, and is at {offset:#x} "
-            "in this core"
-        )
-    return None
+def log_of_core(hvo: Hvo) -> Log:
+    """
+    The reports in the log that a kernel has in memory.
+
+    :raises FormatError: if there is none.
+    :raises NotInDumpError: if the dump lacks the log.
+    """
+    printed = kernel_log(hvo.kernel)
+    try:
+        log = parse_log(printed.lines())
+    except FormatError as e:
+        raise FormatError(f"the log of the core: {e}") from None
+    if not printed.missing:
+        return log
+    missing = f"{printed.missing} records of the log could not be read"
+    return replace(log, not_understood=(*log.not_understood, missing))
 
 
-def _page_table(hvo: Hvo) -> PageTableFormat:
+def _printed(hvo: Hvo, fault: Fault, in_dump: Optional[Entry]) -> Optional[Printed]:
     page_table = hvo.kernel.page_table_format
-    if page_table is None:
-        raise UnavailableError(
-            f"an oops can be explained on x86_64 only, not on {hvo.kernel.arch}"
-        )
-    return page_table
-
-
-def _printed(hvo: Hvo, oops: Oops, in_dump: Optional[Entry]) -> Optional[Printed]:
-    if not oops.entries:
+    if not fault.entries or page_table is None:
         return None
-    page_table = _page_table(hvo)
     # dump_pagetable() prints a folded level, too: P4D is PGD then.
     top = len(page_table.levels) - 1
     level_of = {"PTE": 0, "PMD": 1, "PUD": 2, "P4D": 3, "PGD": top}
-    name, value = min(oops.entries, key=lambda entry: level_of[entry[0]])
+    name, value = min(fault.entries, key=lambda entry: level_of[entry[0]])
     level = level_of[name]
     decoded = page_table.decode(value, level)
     is_mapping = decoded.present and decoded.is_mapping
     frame = decoded.address >> page_table.page_shift if is_mapping else None
     if frame is not None:
-        offset = oops.address >> page_table.page_shift
+        offset = fault.address >> page_table.page_shift
         frame |= offset & (page_table.pages(level) - 1)
     same = None
     if in_dump is not None:
@@ -116,17 +131,21 @@ def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[Place]:
     return Place(head_pfn, head.order, index)
 
 
-def _facts(hvo: Hvo, oops: Oops) -> Facts:
+def _facts(hvo: Hvo, report: Report, fault: Fault, *, same_boot: bool) -> Facts:
     vmemmap, kernel = hvo.vmemmap, hvo.kernel
-    not_this_boot = _not_this_boot(hvo, oops)
-    offset = oops.address - vmemmap.base
+    other = None if same_boot else not_this_boot(hvo, report.crash)
+    offset = fault.address - vmemmap.base
     if not 0 <= offset < kernel.max_pfn_limit * vmemmap.size:
-        return Facts(oops, not_this_boot, False)
+        return Facts(fault, other, False, geometry=kernel.geometry)
     slice_ = offset // vmemmap.page_size
-    mapping = vmemmap.mapping(slice_)
-    missing = any(t.start <= oops.address < t.end for t in vmemmap.walk.missing)
-    entry = find_entry(kernel.reader, _page_table(hvo), oops.address)
-    printed = _printed(hvo, oops, entry)
+    mapping, mapped, entry = None, None, None
+    if vmemmap.has_mappings:
+        mapping = vmemmap.mapping(slice_)
+        missing = any(t.start <= fault.address < t.end for t in vmemmap.walk.missing)
+        mapped = None if mapping is None and missing else mapping is not None
+    if kernel.page_table_format is not None:
+        entry = find_entry(kernel.reader, kernel.page_table_format, fault.address)
+    printed = _printed(hvo, fault, entry)
     frame = None if mapping is None else mapping.pfn
     if printed is not None and printed.frame is not None:
         frame = printed.frame
@@ -137,77 +156,65 @@ def _facts(hvo: Hvo, oops: Oops) -> Facts:
     elif frame is not None:
         place = _place_on_head(hvo, frame, slice_)
     return Facts(
-        oops=oops,
-        not_this_boot=not_this_boot,
+        fault=fault,
+        not_this_boot=other,
         in_vmemmap=True,
-        mapped=None if mapping is None and missing else mapping is not None,
+        mapped=mapped,
         mapping=mapping,
         printed=printed,
         tail=tail,
         place=place,
+        geometry=kernel.geometry,
     )
 
 
-def _members(type_: Type, offset: int) -> list[str]:
-    """Names of the members at a byte of a structure, whatever union they are in."""
-    names = []
-    for member in type_.members or ():
-        first = member.bit_offset // 8
-        size = sizeof(member.type)
-        if not first <= offset < first + size:
-            continue
-        if member.name is not None:
-            names.append(member.name)
-        elif member.type.kind in (TypeKind.STRUCT, TypeKind.UNION):
-            names += _members(member.type, offset - first)
-    return names
-
-
-def _words(hvo: Hvo, offset: int) -> list[str]:
-    """What lies at a byte of ``struct page``; the word that makes tails comes first."""
-    struct_page = hvo.kernel.struct_page
-    page = hvo.kernel.type("struct page")
-    if page is not None:
-        names = list(dict.fromkeys(_members(page, offset)))
-    else:
-        known = {
-            "flags": (struct_page.flags, 8),
-            "_refcount": (struct_page.refcount, 4),
-            "_mapcount": (struct_page.mapcount, 4),
-            "mapping": (struct_page.mapping, 8),
-            "private": (struct_page.private, 8),
-            struct_page.member: (struct_page.offset, 8),
-        }
-        names = [
-            name
-            for name, (first, size) in known.items()
-            if first is not None and first <= offset < first + size
-        ]
-    return sorted(names, key=lambda name: name != struct_page.member)
-
-
-def _access(oops: Oops) -> Optional[str]:
-    if oops.error_code is None:
+def _defect_of(hvo: Hvo, facts: Facts, verdict: Verdict) -> Optional[str]:
+    """The known defect that led to a write to a shared tail page."""
+    offset = hvo.kernel.struct_page.refcount
+    if verdict.name != "shared-tail-write" or facts.tail is None or offset is None:
         return None
-    if oops.error_code & PF_INSTR:
+    frames = hvo.kernel.reader.read(np.array([facts.tail.pfn], dtype=np.int64))
+    if not frames.present[0]:
+        return None
+    rows = frames.data.reshape(-1, hvo.vmemmap.size)
+    refcounts = column(rows, offset, hvo.kernel.reader.i32)
+    # get_page_unless_zero() refuses a tail only because its reference count is 0.
+    return "boot-tail-refcount" if facts.tail.boot and refcounts.all() else None
+
+
+def _access(fault: Fault) -> Optional[str]:
+    if fault.attempt is None:
+        return None
+    if fault.attempt & PF_INSTR:
         return "fetch"
-    return "write" if oops.error_code & PF_WRITE else "read"
+    return "write" if fault.attempt & PF_WRITE else "read"
 
 
-def _explain(hvo: Hvo, oops: Oops) -> Document:
-    facts = _facts(hvo, oops)
+def _error_code(fault: Fault) -> Optional[str]:
+    code = fault.error_code
+    return None if code is None else f"{code:#06x}"
+
+
+def _explain_fault(
+    hvo: Optional[Hvo], report: Report, fault: Fault, *, same_boot: bool
+) -> Document:
+    if hvo is None:
+        registers = frozenset(dict(report.crash.registers).values())
+        facts = Facts(fault, None, None, registers=registers)
+    else:
+        facts = _facts(hvo, report, fault, same_boot=same_boot)
     verdict = verdict_of(facts)
-    code = oops.error_code
+    attempt, crash = fault.attempt, report.crash
     result: Document = {
-        "line": oops.line,
-        "address": f"{oops.address:#x}",
-        "access": _access(oops),
-        "error_code": None if code is None else f"{code:#06x}",
-        "supervisor": None if code is None else not code & PF_USER,
-        "protection": None if code is None else bool(code & PF_PROT),
-        "ip": oops.ip,
-        "pid": oops.pid,
-        "comm": oops.comm,
+        "line": report.line,
+        "address": f"{fault.address:#x}",
+        "access": _access(fault),
+        "error_code": _error_code(fault),
+        "supervisor": None if attempt is None else not attempt & PF_USER,
+        "protection": facts.was_mapped,
+        "ip": crash.ip,
+        "pid": crash.pid,
+        "comm": crash.comm,
         "in_vmemmap": facts.in_vmemmap,
         "not_this_boot": facts.not_this_boot,
         "entry": None,
@@ -221,23 +228,24 @@ def _explain(hvo: Hvo, oops: Oops) -> Document:
         "verdict": verdict.name,
         "signature": verdict.signature,
         "explanation": verdict.text,
+        "defect": verdict.defect if hvo is None else _defect_of(hvo, facts, verdict),
         "page": None,
     }
-    if facts.in_vmemmap and facts.not_this_boot is None:
+    if hvo is not None and facts.in_vmemmap and facts.not_this_boot is None:
         result.update(_struct_page(hvo, facts))
     return result
 
 
 def _struct_page(hvo: Hvo, facts: Facts) -> Document:
     vmemmap = hvo.vmemmap
-    pfn, offset = divmod(facts.oops.address - vmemmap.base, vmemmap.size)
-    address = facts.oops.address & -vmemmap.page_size
+    pfn, offset = divmod(facts.fault.address - vmemmap.base, vmemmap.size)
+    address = facts.fault.address & -vmemmap.page_size
     place, mapping, tail = facts.place, facts.mapping, facts.tail
     return {
         "entry": _entry(facts.printed),
         "pfn": pfn,
         "offset": offset,
-        "words": _words(hvo, offset),
+        "words": member_names(hvo, offset),
         "slice": {
             "address": f"{address:#x}",
             "index_in_folio": None if place is None else place.index,
@@ -275,124 +283,218 @@ def _tail(hvo: Hvo, tail: SharedTail) -> Document:
     }
 
 
-def oops_document(hvo: Hvo, target: str, log: Log) -> Document:
-    """
-    What ``page --oops --json`` prints: ``pages`` as for the pages that the faults
-    were about, and ``oopses``, whose ``page`` is an index of it.
+def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> Document:
+    """One report that is no page fault."""
+    known = page_report(report, None if hvo is None else hvo.kernel.geometry)
+    verdict = page_verdict_of(known)
+    other = None
+    if hvo is not None and not same_boot:
+        other = not_this_boot(hvo, report.crash)
+    compared = None
+    if hvo is not None and other is None and known.page is not None:
+        compared = compare_words(hvo, known.page)
+    check = None if report.reason is None else check_of(report.reason)
+    return {
+        **_report(report),
+        "pfn": report.pfn,
+        "address": _address(hvo, report),
+        "reason": report.reason,
+        "check": None if check is None else check.text,
+        "check_in": None if check is None else check.source,
+        "entry": None
+        if report.entry is None
+        else {"level": report.entry[0], "value": f"{report.entry[1]:#x}"},
+        "dump": None if known.page is None else _dump(known.page),
+        "not_this_boot": other,
+        "against_dump": None if compared is None else compared.state,
+        "changed": [] if compared is None else list(compared.members),
+        "pointers": _pointers(hvo if other is None else None, report.crash),
+        "verdict": verdict.name,
+        "explanation": verdict.text,
+        "defect": verdict.defect,
+        "oops": None,
+        "page": None,
+    }
 
-    :raises UnavailableError: if this is no x86-64 kernel.
-    """
-    _page_table(hvo)
-    oopses = [_explain(hvo, oops) for oops in log.oopses]
+
+def _report(report: Report) -> Document:
+    crash = report.crash
+    return {
+        "form": report.form,
+        "line": report.line,
+        "title": report.title,
+        "release": crash.release,
+        "pid": crash.pid,
+        "comm": crash.comm,
+        "ip": crash.ip,
+        "calls": [name for name in crash.calls if name not in _PRINTERS][:_CALLS],
+    }
+
+
+def _fault_report(hvo: Optional[Hvo], report: Report, oops: Document) -> Document:
+    """A page fault, as a report among others."""
+    other = oops["not_this_boot"]
+    return {
+        **_report(report),
+        "pfn": oops["pfn"],
+        "address": oops["address"],
+        "reason": None,
+        "check": None,
+        "check_in": None,
+        "entry": None,
+        "dump": None,
+        "not_this_boot": other,
+        "against_dump": None,
+        "changed": [],
+        "pointers": _pointers(hvo if other is None else None, report.crash),
+        "verdict": oops["verdict"],
+        "explanation": oops["explanation"],
+        "defect": oops["defect"],
+        "oops": None,
+        "page": None,
+    }
+
+
+def _address(hvo: Optional[Hvo], report: Report) -> Optional[str]:
+    """Of what was accessed, or of the struct page."""
+    address = report.address
+    if address is None and report.dump is not None:
+        address = report.dump.address
+    if address is None and hvo is not None and _is_page(hvo, report.pfn):
+        address = hvo.vmemmap.page_address(report.pfn or 0)
+    return None if address is None else f"{address:#x}"
+
+
+def _is_page(hvo: Hvo, pfn: Optional[int]) -> bool:
+    return pfn is not None and pfn < hvo.vmemmap.end_pfn
+
+
+def _pointers(hvo: Optional[Hvo], crash: Crash) -> list[Document]:
+    return [_pointer(pointer) for pointer in pointers_of(hvo, crash)]
+
+
+def _pointer(pointer: Pointer) -> Document:
+    return {
+        "where": pointer.where,
+        "value": f"{pointer.value:#x}",
+        "pfn": pointer.pfn,
+        "text": pointer.text,
+    }
+
+
+def _dump(page: PrintedPage) -> Document:
+    dump = page.dump
+    kind = {True: "tail", False: "head" if page.is_head else "page", None: None}
+    return {
+        "kind": kind[page.is_tail],
+        "encoding": page.encoding,
+        "mask_order": page.mask_order,
+        "head_pfn": page.head_pfn,
+        "order": page.order,
+        "tail_mapping": page.has_tail_mapping,
+        "refcount": dump.refcount,
+        "mapcount": dump.mapcount,
+        "counts": dict(dump.counts),
+        "flags": None if dump.flags is None else f"{dump.flags:#x}",
+        "flag_names": None if dump.flag_names is None else list(dump.flag_names),
+        "positions": dict(dump.positions),
+        "page_type": dump.page_type,
+        "words": [f"{word:#x}" for word in dump.words],
+        "head_words": [f"{word:#x}" for word in dump.head_words],
+    }
+
+
+def _cause(report: Document) -> tuple[Optional[str], ...]:
+    """What reports of one story have in common."""
+    if report["defect"] is not None:
+        return (report["defect"],)
+    if report["form"] == "page-fault":
+        return (report["form"], report["verdict"], report["ip"])
+    return (report["form"], report["verdict"], report["reason"])
+
+
+def _stories(reports: list[Document]) -> list[Document]:
+    """Reports of one cause together, in the order of the first of each."""
+    stories: dict[tuple[Optional[str], ...], Document] = {}
+    for i, report in enumerate(reports):
+        story = stories.setdefault(
+            _cause(report),
+            {
+                "count": 0,
+                "verdict": report["verdict"],
+                "explanation": report["explanation"],
+                "defect": report["defect"],
+                "is_certain": report["verdict"] not in _SUSPICIONS,
+                "forms": {},
+                "reasons": {},
+                "reports": [],
+            },
+        )
+        story["count"] += 1
+        story["reports"].append(i)
+        for key, value in (("forms", report["form"]), ("reasons", report["reason"])):
+            if value is not None:
+                story[key][value] = story[key].get(value, 0) + 1
+    return list(stories.values())
+
+
+def _page_specs(hvo: Hvo, found: Document) -> list[PageSpec]:
+    """The pages to explain: of each page fault, and of the first report of a story."""
+    wanted = list(found["oopses"])
+    wanted += [found["reports"][story["reports"][0]] for story in found["stories"]]
     specs: list[PageSpec] = []
-    for oops in oopses:
+    for one in wanted:
         # Beyond the end of vmemmap there is no page to explain.
-        if oops["pfn"] is not None and oops["pfn"] < hvo.vmemmap.end_pfn:
-            oops["page"] = len(specs)
-            address = hvo.vmemmap.page_address(oops["pfn"])
-            specs.append(PageSpec(f"page:{address:#x}", "page", address))
-    result = page_document(hvo, target, specs)
-    result["oopses"] = oopses
-    result["not_understood"] = list(log.not_understood)
+        if one["not_this_boot"] is not None or not _is_page(hvo, one["pfn"]):
+            continue
+        if one.get("oops") is not None:
+            one["page"] = found["oopses"][one["oops"]]["page"]
+            continue
+        one["page"] = len(specs)
+        address = hvo.vmemmap.page_address(one["pfn"])
+        specs.append(PageSpec(f"page:{address:#x}", "page", address))
+    return specs
+
+
+def _found(hvo: Optional[Hvo], log: Log, *, same_boot: bool) -> Document:
+    oopses: list[Document] = []
+    reports: list[Document] = []
+    for report in log.reports:
+        if report.fault is None:
+            reports.append(_explain(hvo, report, same_boot=same_boot))
+            continue
+        oops = _explain_fault(hvo, report, report.fault, same_boot=same_boot)
+        reports.append(_fault_report(hvo, report, oops))
+        reports[-1]["oops"] = len(oopses)
+        oopses.append(oops)
+    return {
+        "oopses": oopses,
+        "reports": reports,
+        "stories": _stories(reports),
+        "suppressed": log.suppressed,
+        "not_understood": list(log.not_understood),
+    }
+
+
+def oops_document(
+    hvo: Optional[Hvo], target: str, log: Log, *, same_boot: bool = False
+) -> Document:
+    """
+    What ``page --oops --json`` and ``oops --json`` print: ``reports`` in order,
+    ``stories`` of reports that have one cause, ``oopses`` for the page faults among
+    them, and ``pages`` as for the pages that they are about.
+
+    :param hvo: ``None`` if there is only the text.
+    :param target: The core, or the log.
+    :param same_boot: Whether the log is known to be of the boot of this kernel.
+    """
+    found = _found(hvo, log, same_boot=same_boot)
+    if hvo is None:
+        releases = {report.crash.release for report in log.reports} - {None}
+        release = releases.pop() if len(releases) == 1 else None
+        result = document(target, release)
+        result["pages"] = []
+    else:
+        result = page_document(hvo, target, _page_specs(hvo, found))
+    result.update(found)
     return result
-
-
-def print_oopses(doc: Document) -> None:
-    """Print a document of :func:`oops_document()` for people."""
-    for i, oops in enumerate(doc["oopses"]):
-        if i:
-            print()
-        print_lines(_oops_lines(oops, f"{i + 1} of {len(doc['oopses'])}"))
-        if oops["page"] is not None:
-            print()
-            print_lines(page_lines(doc["pages"][oops["page"]]))
-    if doc["not_understood"]:
-        print()
-    for line in doc["not_understood"]:
-        print(f"Not understood: {line}")
-
-
-# Of the text of a verdict.
-_WIDTH = 75
-
-_ACCESS_NAMES = {"fetch": "instruction fetch", "write": "write", "read": "read"}
-_SIGNATURE_NAMES = {True: "yes", False: "no", None: "cannot be told"}
-
-
-def _oops_lines(oops: Document, number: str) -> list[tuple[str, str]]:
-    lines = [
-        ("Oops", f"{number}, line {oops['line']}"),
-        ("Fault", _fault(oops)),
-        ("Address", _address(oops)),
-    ]
-    if oops["ip"] is not None:
-        task = "" if oops["pid"] is None else f", PID {oops['pid']} ({oops['comm']})"
-        lines.append(("At", oops["ip"] + task))
-    if oops["slice"] is not None:
-        lines.append(("Slice", _slice(oops)))
-    if oops["tail"] is not None:
-        tail = oops["tail"]
-        zone = "" if tail["zone"] is None else f" zone {tail['zone']}"
-        lines.append(
-            (
-                "Tail",
-                f"shared tail page of node {tail['nid']}{zone} order {tail['order']}, "
-                f"PFN {tail['pfn']}",
-            )
-        )
-    if oops["entry"] is not None:
-        lines.append(("Entry", _entry_text(oops["entry"])))
-    if oops["not_this_boot"] is not None:
-        lines.append(("Boot", oops["not_this_boot"]))
-    signature = _SIGNATURE_NAMES[oops["signature"]]
-    verdict = textwrap.wrap(f"{oops['verdict']}: {oops['explanation']}", _WIDTH)
-    lines.append(("Signature", f"of an illegal write to tails: {signature}"))
-    lines += zip(("Verdict", *("",) * len(verdict)), verdict)
-    return lines
-
-
-def _fault(oops: Document) -> str:
-    if oops["error_code"] is None:
-        return "no error code"
-    mode = "supervisor" if oops["supervisor"] else "user"
-    why = "protection violation" if oops["protection"] else "nothing mapped"
-    access = _ACCESS_NAMES[oops["access"]]
-    return f"{mode} {access}, {why} (error code {oops['error_code']})"
-
-
-def _address(oops: Document) -> str:
-    if oops["pfn"] is None:
-        return str(oops["address"])
-    where = f"byte {oops['offset']} of the struct page of PFN {oops['pfn']}"
-    if not oops["words"]:
-        return f"{oops['address']}, {where}"
-    first, *others = oops["words"]
-    also = f" (or {', '.join(others)})" if others else ""
-    return f"{oops['address']}, {where}: {first}{also}"
-
-
-def _slice(oops: Document) -> str:
-    slice_ = oops["slice"]
-    text = slice_["address"]
-    if oops["head_pfn"] is not None:
-        text = (
-            f"{slice_['index_in_folio']} of the folio of PFN {oops['head_pfn']}, order "
-            f"{oops['order']}: {text}"
-        )
-    if slice_["frame"] is None:
-        unknown = slice_["mapped"] is None
-        return f"{text}, {'mapping not in this dump' if unknown else 'not mapped'}"
-    access = "writable" if slice_["writable"] else "read-only"
-    return f"{text}, {access} on PFN {slice_['frame']} in this dump"
-
-
-def _entry_text(entry: Document) -> str:
-    text = f"{entry['level']} {entry['value']} in the oops"
-    if entry["frame"] is not None:
-        access = "writable" if entry["writable"] else "read-only"
-        text += f" (PFN {entry['frame']}, {access})"
-    if entry["same"] is None:
-        return f"{text}, not in this dump"
-    if entry["same"]:
-        return f"{text}, the same in this dump"
-    return f"{text}, but {entry['in_dump']} in this dump"

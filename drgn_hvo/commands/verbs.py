@@ -196,7 +196,8 @@ def _add_page_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--oops",
         metavar="FILE",
-        help="instead of PAGE: explain the page faults in this log ('-': stdin)",
+        help="instead of PAGE: explain the reports about pages in this log "
+        "('-': stdin, '@core': the log that the target holds)",
     )
     _add_output_options(parser)
 
@@ -219,14 +220,23 @@ def _run_page(session: Session, args: argparse.Namespace) -> int:
     return 0
 
 
+#: The log that the target holds, for ``--oops``.
+LOG_OF_CORE = "@core"
+
+
 def _run_oops(session: Session, args: argparse.Namespace) -> int:
-    from drgn_hvo.commands.oops import oops_document, print_oopses
+    from drgn_hvo.commands.oops import log_of_core, oops_document
+    from drgn_hvo.commands.oops_text import print_oopses
     from drgn_hvo.formats.oops_log import read_log
 
     if args.drgn:
         raise UsageError("--drgn needs PAGE: a log has no equivalent in drgn")
-    log = read_log(args.oops)
-    document = oops_document(session.open(), session.target, log)
+    same_boot = args.oops == LOG_OF_CORE
+    hvo = session.open() if same_boot else None
+    log = read_log(args.oops) if hvo is None else log_of_core(hvo)
+    document = oops_document(
+        hvo or session.open(), session.target, log, same_boot=same_boot
+    )
     print_document(document, print_oopses, as_json=args.json)
     return 0
 

@@ -1,206 +1,363 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
 """
-Page fault reports
-------------------
+Reports in kernel logs
+----------------------
 
-What an x86-64 kernel prints when it dies of a page fault, found in the text of a
-log. The lines are those of ``show_fault_oops()`` and ``dump_pagetable()`` in
-:linux:`arch/x86/mm/fault.c`, of ``__die_header()`` and ``show_ip()`` in
-:linux:`arch/x86/kernel/dumpstack.c`, of ``dump_stack_print_info()`` in
-:linux:`lib/dump_stack.c` and of ``dump_kernel_offset()`` in
-:linux:`arch/x86/kernel/setup.c`.
-
-What stands in front of them differs from log to log (time, log level, caller, host
-name), so that lines are searched, not matched from their beginning.
+What a kernel prints when something is wrong with a page, found in the text of a log:
+one entry of :data:`FORMS` for each way in which such a report begins. What stands in
+front of a line differs from log to log (time, log level, caller, host name, quoting),
+so that lines are searched, not matched from their beginning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 import re
 import sys
 from typing import BinaryIO, Optional
 
 from drgn_hvo.errors import FormatError, UsageError
+from drgn_hvo.formats.crash_text import Crash, CrashReading
+from drgn_hvo.formats.fault_text import FAULT_TEXTS, Fault, FaultReading
+from drgn_hvo.formats.page_dump import PageDump, PageDumpReading
 
 __all__ = (
-    "PF_INSTR",
-    "PF_PROT",
-    "PF_RSVD",
-    "PF_USER",
-    "PF_WRITE",
+    "FORMS",
+    "MESSAGES",
+    "Form",
     "Log",
-    "Oops",
+    "Message",
+    "Report",
     "parse_log",
     "read_log",
 )
 
-# enum x86_pf_error_code, arch/x86/include/asm/trap_pf.h.
-PF_PROT = 1 << 0
-PF_WRITE = 1 << 1
-PF_USER = 1 << 2
-PF_RSVD = 1 << 3
-PF_INSTR = 1 << 4
-
-# No line of an oops is longer; a log without line ends must not fill memory.
+# No line of a report is longer; a log without line ends must not fill memory.
 _MAX_LINE = 8192
 
-_ADDRESS = r"([0-9a-f]{16})(?![0-9a-f])"
+# So many reports are kept. print_bad_pte() and bad_page() print 60 a minute at most.
+_MAX_REPORTS = 10_000
 
-# Since Linux kernel commit f28b11a2abd9 ("x86/fault: Reword initial BUG message for
-# unhandled page faults") (in v5.2); HVO is younger.
-_BEGIN = re.compile(
-    r"BUG: (?:unable to handle page fault for address"
-    r"|kernel NULL pointer dereference, address): (.*)"
-)
-_END = re.compile(r"---\[ end (?:trace|Kernel panic)")
-_BOOT = re.compile(r"Linux version \d")
-
-# Logs are long: outside of a report, other lines are not looked at any further.
-_INTERESTING = re.compile(r"BUG: |nable to handle|Linux version|Kernel Offset")
-
-# What other architectures print: die_kernel_fault() of arm64 and riscv, and what
-# x86 itself printed before v5.2.
-_FOREIGN = re.compile(r"Unable to handle kernel|unable to handle kernel")
-
-_ACCESS = re.compile(
-    r"#PF: (user|supervisor) (instruction fetch|write access|read access) in"
-)
-_CODE = re.compile(r"#PF: error_code\(0x([0-9a-f]{4,16})\)")
-_DIE = re.compile(r"Oops: (?:Oops: )?([0-9a-f]{4}) \[#\d+\]")
-_ENTRY = re.compile(r"(?<![\w.])(PGD|P4D|PUD|PMD|PTE) ([0-9a-f]{1,16})(?![\w.])")
-_IP = re.compile(r"RIP: [0-9a-f]{4}:(\S+(?: \[\w+\])?)")
-_TASK = re.compile(r"PID: (\d+) Comm: (.*?) (?:Kdump: loaded |Not tainted|Tainted:)")
-# The version that follows the release begins with the number of the build.
-_RELEASE = re.compile(r"PID: \d+ Comm: .* (\S+) #\d+")
-_OFFSET = re.compile(r"Kernel Offset: (?:0x([0-9a-f]{1,16}) from|disabled)")
-
-# Colours, line ends, and what a terminal should not get from a log.
-_UNPRINTABLE = re.compile(r"[^ -~]")
-
-_ACCESS_BITS = {"instruction fetch": PF_INSTR, "write access": PF_WRITE}
+# Of the first line, for people.
+_MAX_TITLE = 200
 
 
 @dataclass(frozen=True)
-class Oops:
+class Report:
     """
     One report. ``None`` is what its text does not say.
 
+    :param form: The name of an entry of :data:`FORMS`.
     :param line: Number of its first line in the log, from 1 on.
-    :param error_code: What the processor said: ``PF_`` bits.
-    :param access: ``error_code``, but only the bits that the words beside it spell
-        out: who, and write or instruction fetch.
-    :param entries: Page table entries by level, ``PGD`` to ``PTE``, as far as the
-        kernel got.
-    :param ip: Where the instruction is, as a symbol with an offset.
-    :param kernel_offset: What KASLR added to the addresses of the kernel image.
+    :param title: That line, without what stands in front of the report.
+    :param reason: Which check failed, in the kernel's words.
+    :param pfn: The page that it is about.
+    :param address: For a general protection fault, what was accessed.
+    :param entry: For a bad page map, the page table entry, and its level.
     """
 
+    form: str
     line: int
-    address: int
-    error_code: Optional[int] = None
-    access: Optional[int] = None
-    entries: tuple[tuple[str, int], ...] = ()
-    ip: Optional[str] = None
-    pid: Optional[int] = None
-    comm: Optional[str] = None
-    release: Optional[str] = None
-    kernel_offset: Optional[int] = None
-
-    @property
-    def is_garbled(self) -> bool:
-        """Whether the words and the number beside them contradict each other."""
-        spelled = PF_USER | PF_WRITE | PF_INSTR
-        if self.error_code is None or self.access is None:
-            return False
-        said = self.error_code & spelled
-        if said & PF_INSTR:
-            # show_fault_oops() has one word for the access, and looks at this first.
-            said &= ~PF_WRITE
-        return said != self.access
+    title: str
+    crash: Crash
+    fault: Optional[Fault] = None
+    dump: Optional[PageDump] = None
+    reason: Optional[str] = None
+    pfn: Optional[int] = None
+    address: Optional[int] = None
+    entry: Optional[tuple[str, int]] = None
 
 
 @dataclass(frozen=True)
 class Log:
     """
-    What a log has of page faults.
+    The reports of a log, in order.
 
+    :param suppressed: How many more the kernel says that it did not print.
     :param not_understood: What looks like a report and cannot be read, one line each.
     """
 
-    oopses: tuple[Oops, ...]
+    reports: tuple[Report, ...]
+    suppressed: int
     not_understood: tuple[str, ...]
 
 
 @dataclass
 class _Reading:
-    """A report as far as it was read; what is there first stays."""
+    """A report as far as it was read."""
 
+    form: str
     line: int
-    address: int
-    is_open: bool = True
-    had_die: bool = False
-    error_code: Optional[int] = None
-    access: Optional[int] = None
-    entries: dict[str, int] = field(default_factory=dict)
-    ip: Optional[str] = None
-    pid: Optional[int] = None
+    title: str
+    reason: Optional[str] = None
+    pfn: Optional[int] = None
+    address: Optional[int] = None
+    entry: Optional[tuple[str, int]] = None
     comm: Optional[str] = None
-    release: Optional[str] = None
-    kernel_offset: Optional[int] = None
+    fault: Optional[FaultReading] = None
+    is_open: bool = True
+    crash: CrashReading = field(default_factory=CrashReading)
+    dump: PageDumpReading = field(default_factory=PageDumpReading)
 
     def take(self, text: str) -> None:
         """Take what a line of the report says."""
-        if _END.search(text):
-            self.is_open = False
-            return
-        self._take_fault(text)
-        self._take_place(text)
+        if self.fault is not None:
+            self.fault.take(text)
+        self.crash.take(text)
+        self.dump.take(text)
 
-    def _take_fault(self, text: str) -> None:
-        if self.had_die:
-            return
-        access, code = _ACCESS.search(text), _CODE.search(text)
-        if access and self.access is None:
-            user = PF_USER if access[1] == "user" else 0
-            self.access = user | _ACCESS_BITS.get(access[2], 0)
-        if code and self.error_code is None:
-            self.error_code = int(code[1], 16)
-        for name, value in _ENTRY.findall(text):
-            # pr_cont(): other lines may have come between them.
-            self.entries.setdefault(name, int(value, 16))
-        die = _DIE.search(text)
-        if die:
-            self.had_die = True
-            if self.error_code is None:
-                self.error_code = int(die[1], 16)
-
-    def _take_place(self, text: str) -> None:
-        ip, task, release = (p.search(text) for p in (_IP, _TASK, _RELEASE))
-        # Behind the first comes that of the system call, in user space.
-        if ip and self.ip is None:
-            self.ip = ip[1]
-        if task and self.pid is None:
-            self.pid, self.comm = int(task[1]), task[2]
-        if release and self.release is None:
-            self.release = release[1]
-
-    def finish(self) -> Oops:
+    def finish(self) -> Report:
         """What was read."""
-        return Oops(
-            self.line,
-            self.address,
-            self.error_code,
-            self.access,
-            tuple(self.entries.items()),
-            self.ip,
-            self.pid,
-            self.comm,
-            self.release,
-            self.kernel_offset,
+        dump = self.dump.finish() if self.dump.is_begun else None
+        form, reason, pfn = self.form, self.reason, self.pfn
+        if dump is not None:
+            reason = dump.because if reason is None else reason
+            pfn = dump.pfn if pfn is None else pfn
+            if form == "page-dump" and reason and _VM_CHECK.match(reason):
+                form = "vm-bug-on"
+        if self.crash.comm is None:
+            self.crash.comm = self.comm
+        return Report(
+            form=form,
+            line=self.line,
+            title=self.title[:_MAX_TITLE],
+            crash=self.crash.finish(),
+            fault=None if self.fault is None else self.fault.finish(),
+            dump=dump,
+            reason=reason,
+            pfn=pfn,
+            address=self.address,
+            entry=self.entry,
         )
+
+
+@dataclass(frozen=True)
+class Form:
+    """
+    A way in which a report begins.
+
+    :param begin: Its first line.
+    :param take: Takes what that line says.
+    :param has_body: Whether the lines behind it belong to it.
+    :param source: Where the kernel prints it.
+    """
+
+    name: str
+    begin: re.Pattern[str]
+    take: Callable[[_Reading, re.Match[str]], None]
+    has_body: bool
+    source: str
+
+
+class _UnknownError(Exception):
+    """The first line of a report is not as it should be; the text says why."""
+
+
+def _take_fault(address: re.Pattern[str]) -> Callable[[_Reading, re.Match[str]], None]:
+    def take(report: _Reading, begin: re.Match[str]) -> None:
+        found = address.match(begin[1])
+        if found is None:
+            raise _UnknownError("the address is not one of 16 hexadecimal digits")
+        report.fault = FaultReading(int(found[1], 16))
+        report.fault.take(begin.string)
+
+    return take
+
+
+def _take_nothing(report: _Reading, begin: re.Match[str]) -> None:
+    """All that the line says is what it is."""
+
+
+def _take_protection_fault(report: _Reading, begin: re.Match[str]) -> None:
+    report.address = None if begin[1] is None else int(begin[1], 16)
+
+
+def _take_bad_state(report: _Reading, begin: re.Match[str]) -> None:
+    report.comm, report.pfn = begin[1], int(begin[2], 16)
+
+
+def _take_bad_map(report: _Reading, begin: re.Match[str]) -> None:
+    report.comm, report.entry = begin[1], (begin[2].upper(), int(begin[3], 16))
+
+
+def _take_poisoned(report: _Reading, begin: re.Match[str]) -> None:
+    report.pfn, report.reason = int(begin[1], 16), begin[2].strip(" :.") or None
+
+
+def _take_place(report: _Reading, begin: re.Match[str]) -> None:
+    report.reason = f"{begin[1]}:{begin[2]}"
+
+
+# The files whose warnings are about struct pages, huge pages and vmemmap.
+_FILES = (
+    r"((?:\./)?(?:mm/(?:hugetlb\w*|sparse[\w-]*|memory[\w-]*|page_\w+|rmap|gup|debug"
+    r"|memcontrol|swap|migrate|huge_memory)|include/linux/(?:mm|page[\w-]*|hugetlb\w*"
+    r"|mmzone)|fs/hugetlbfs/inode)\.[ch])"
+)
+
+#: Forms of a report. The first whose line fits is taken.
+FORMS = (
+    *(
+        Form(
+            "page-fault",
+            fault.begin,
+            _take_fault(fault.address),
+            True,
+            "show_fault_oops(), die_kernel_fault(), bad_page_fault()",
+        )
+        for fault in FAULT_TEXTS
+    ),
+    Form(
+        "general-protection-fault",
+        re.compile(
+            r"general protection fault(?:, [\w -]{1,60} 0x([0-9a-f]{1,16}))?: "
+            r"[0-9a-f]{4} \[#\d+\]"
+        ),
+        _take_protection_fault,
+        True,
+        "exc_general_protection() in arch/x86/kernel/traps.c",
+    ),
+    Form(
+        "bad-page-state",
+        re.compile(r"BUG: Bad page state in process (.*)  pfn:([0-9a-f]{5,16})\b"),
+        _take_bad_state,
+        True,
+        "bad_page() in mm/page_alloc.c",
+    ),
+    Form(
+        "bad-page-map",
+        re.compile(
+            r"BUG: Bad page map in process (.*)  (pgd|p4d|pud|pmd|pte):"
+            r"([0-9a-f]{8,16})(?![0-9a-f])"
+        ),
+        _take_bad_map,
+        True,
+        "print_bad_pte() in mm/memory.c",
+    ),
+    Form(
+        "memory-failure",
+        re.compile(
+            r"(?:Memory failure|Injecting memory failure for pfn|[Ss]oft[ _]offlin(?:e"
+            r"|ing pfn)|Unpoison)\b[:\w -]*?(?<!\w)0x([0-9a-f]{1,16})(?![0-9a-f])(.*)"
+        ),
+        _take_poisoned,
+        False,
+        "mm/memory-failure.c",
+    ),
+    Form(
+        "kernel-bug",
+        re.compile(rf"kernel BUG at {_FILES}:(\d{{1,6}})!"),
+        _take_place,
+        True,
+        "report_bug() in lib/bug.c",
+    ),
+    Form(
+        "kernel-warning",
+        re.compile(
+            rf"WARNING: (?:CPU: \d+ PID: \d+ at )?{_FILES}:(\d{{1,6}})(?= at | |$)"
+        ),
+        _take_place,
+        True,
+        "__warn() in kernel/panic.c",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """
+    One line about huge pages or vmemmap that says all itself.
+
+    :param pattern: A group named ``pfn`` is a decimal PFN.
+    :param source: The function that prints it.
+    :param text: What it means.
+    """
+
+    name: str
+    pattern: re.Pattern[str]
+    source: str
+    text: str
+
+
+#: What :linux:`mm/hugetlb.c`, :linux:`mm/sparse-vmemmap.c` and :linux:`mm/sparse.c`
+#: print.
+MESSAGES = (
+    Message(
+        "unexpected-refcount",
+        re.compile(r"HugeTLB: unexpected refcount on PFN (?P<pfn>\d{1,20})"),
+        "alloc_buddy_hugetlb_folio() in mm/hugetlb.c",
+        "somebody took a reference of a page before it became a huge page, from an "
+        "address that used to be another page's; it was given back and tried again",
+    ),
+    Message(
+        "inflated-refcount",
+        re.compile(r"HugeTLB \w[\w ]*inflated (?:folio )?ref count"),
+        "mm/hugetlb.c",
+        "somebody took a reference of a page before it became a huge page; it cannot "
+        "be used as one",
+    ),
+    Message(
+        "reserve-negative",
+        re.compile(r"hugetlb: Huge Page Reserved count may go negative"),
+        "hugetlb_fix_reserve_counts() in mm/hugetlb.c",
+        "the count of reserved huge pages can no longer be trusted",
+    ),
+    Message(
+        "pool-not-filled",
+        re.compile(r"HugeTLB: allocating \d+ of page size .{1,20} failed"),
+        "hugetlb_hstate_alloc_pages() in mm/hugetlb.c",
+        "fewer huge pages were allocated at boot than asked for",
+    ),
+    Message(
+        "cross-zone",
+        re.compile(r"HugeTLB: freed \d+ cross-zone hugepages"),
+        "hugetlb_bootmem_free_invalid_page() in mm/hugetlb.c",
+        "huge pages allocated at boot lay in two zones, and were freed again",
+    ),
+    Message(
+        "vmemmap-allocation",
+        re.compile(r"vmemmap alloc failure: order:\d+"),
+        "vmemmap_alloc_block() in mm/sparse-vmemmap.c",
+        "there was no memory for struct pages: what memory they describe is not used",
+    ),
+    Message(
+        "vmemmap-offnode",
+        re.compile(r"\[[0-9a-f]+-[0-9a-f]+\] potential offnode page_structs"),
+        "vmemmap_verify() in mm/sparse-vmemmap.c",
+        "struct pages of one node lie on another: slower, but not wrong",
+    ),
+    Message(
+        "section-without-memmap",
+        re.compile(
+            r"sparse_init_nid: node\[\d+\] (?:memory map backing|usemap allocation) "
+            r"failed"
+        ),
+        "sparse_init_nid() in mm/sparse.c",
+        "a section of memory has no struct pages and is not used",
+    ),
+)
+
+_VM_CHECK = re.compile(r"VM_(?:BUG|WARN)_ON\w*\(")
+
+_SUPPRESSED = re.compile(r"BUG: Bad page (?:state|map): (\d{1,15}) messages suppressed")
+_END = re.compile(r"---\[ end (?:trace|Kernel panic)")
+_BOOT = re.compile(r"Linux version \d")
+_OFFSET = re.compile(r"Kernel Offset: (?:0x([0-9a-f]{1,16}) from|disabled)")
+
+# What x86 itself printed before v5.2.
+_FOREIGN = re.compile(r"unable to handle kernel")
+
+# Logs are long: outside of a report, other lines are not looked at any further.
+_INTERESTING = re.compile(
+    r"BUG|nable to handle|Linux version|Kernel Offset|general protection|page:|page |"
+    r"[Mm]emory failure|offlin|Unpoison|WARNING: |[Hh]uge|vmemmap|page_structs|sparse"
+)
+
+# Colours would end words; everything else that a terminal should not get from a log.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_UNPRINTABLE = re.compile(r"[^ -~]")
 
 
 class _Parser:
@@ -208,44 +365,104 @@ class _Parser:
 
     def __init__(self) -> None:
         self.reports: list[_Reading] = []
+        self.suppressed = 0
         self.not_understood: list[str] = []
         self._boot = 0
 
     @property
-    def is_reading(self) -> bool:
-        """Whether the next line can belong to a report."""
-        return bool(self.reports) and self.reports[-1].is_open
-
-    def _begin(self, number: int, rest: str) -> None:
-        self._close()
-        address = re.match(_ADDRESS, rest)
-        if address is None:
-            self.not_understood.append(
-                f"line {number}: the address is not one of 16 hexadecimal digits"
-            )
-            return
-        self.reports.append(_Reading(number, int(address[1], 16)))
-
-    def _close(self) -> None:
-        if self.reports:
-            self.reports[-1].is_open = False
+    def last(self) -> Optional[_Reading]:
+        """The report that the next line can belong to."""
+        if self.reports and self.reports[-1].is_open:
+            return self.reports[-1]
+        return None
 
     def take(self, number: int, text: str) -> None:
         """Take one line."""
-        begin = _BEGIN.search(text)
-        if begin:
-            self._begin(number, begin[1])
-        elif _FOREIGN.search(text):
+        suppressed = _SUPPRESSED.search(text)
+        if suppressed:
+            self.suppressed += int(suppressed[1])
+        elif _END.search(text):
+            self._close()
+        elif _BOOT.search(text):
+            self._close()
+            self._boot = len(self.reports)
+        elif not (self._begins(number, text) or self._is_message(number, text)):
+            self._take_body(number, text)
+        self._take_offset(text)
+
+    def _begins(self, number: int, text: str) -> bool:
+        for form in FORMS:
+            begin = form.begin.search(text)
+            if begin is None:
+                continue
+            report = _Reading(form.name, number, text[begin.start() :])
+            report.is_open = form.has_body
+            try:
+                form.take(report, begin)
+            except _UnknownError as e:
+                self._close()
+                self.not_understood.append(f"line {number}: {e}")
+                return True
+            self._add(report)
+            report.crash.take(text)
+            return True
+        if _FOREIGN.search(text):
             self._close()
             self.not_understood.append(
                 f"line {number}: not as x86-64 prints it since Linux 5.2"
             )
-        elif _BOOT.search(text):
+            return True
+        return False
+
+    def _add(self, report: _Reading) -> None:
+        last = self.last
+        # A failed check prints the page first, then where it failed.
+        if (
+            last is not None
+            and last.form == "page-dump"
+            and report.form in ("kernel-bug", "kernel-warning")
+        ):
+            last.is_open = True
+            return
+        # These come in between, from other processors, and are one line each.
+        if not report.is_open and last is not None:
+            self.reports.insert(-1, report)
+            return
+        self._close()
+        self.reports.append(report)
+
+    def _is_message(self, number: int, text: str) -> bool:
+        for message in MESSAGES:
+            found = message.pattern.search(text)
+            if found is None:
+                continue
+            report = _Reading(
+                "hugetlb-warning",
+                number,
+                text[found.start() :],
+                reason=message.name,
+                is_open=False,
+            )
+            if "pfn" in message.pattern.groupindex:
+                report.pfn = int(found["pfn"])
+            self._add(report)
+            return True
+        return False
+
+    def _take_body(self, number: int, text: str) -> None:
+        last = self.last
+        if PageDumpReading.begins(text) and (
+            last is None or last.dump.is_begun or last.fault is not None
+        ):
             self._close()
-            self._boot = len(self.reports)
-        elif self.is_reading:
-            self.reports[-1].take(text)
-        self._take_offset(text)
+            last = _Reading("page-dump", number, text[text.index("page:") :])
+            self.reports.append(last)
+        if last is not None:
+            last.take(text)
+
+    def _close(self) -> None:
+        if self.reports:
+            self.reports[-1].is_open = False
 
     def _take_offset(self, text: str) -> None:
         offset = _OFFSET.search(text)
@@ -253,26 +470,37 @@ class _Parser:
             return
         # A panic says it once, behind everything else that this boot printed.
         for report in self.reports[self._boot :]:
-            report.kernel_offset = int(offset[1] or "0", 16)
+            report.crash.kernel_offset = int(offset[1] or "0", 16)
         self._boot = len(self.reports)
 
 
 def parse_log(lines: Iterable[str]) -> Log:
     """
-    Find all reports of page faults in a log.
+    Find all reports in a log.
 
     :raises FormatError: if there is none that can be read.
     """
     parser = _Parser()
     for number, text in enumerate(lines, 1):
-        if not parser.is_reading and not _INTERESTING.search(text):
+        if parser.last is None and not _INTERESTING.search(text):
             continue
-        parser.take(number, _UNPRINTABLE.sub("?", text.rstrip("\r\n")))
+        plain = _COLOUR.sub("", text.rstrip("\r\n"))
+        parser.take(number, _UNPRINTABLE.sub("?", plain))
+        if len(parser.reports) > _MAX_REPORTS:
+            parser.not_understood.append(
+                f"line {number}: more than {_MAX_REPORTS} reports, the others are left "
+                "out"
+            )
+            break
     if not parser.reports:
-        reason = "no 'BUG: unable to handle page fault for address' in it"
+        reason = (
+            "no 'BUG: unable to handle page fault', 'BUG: Bad page', dump_page(), "
+            "'Memory failure' or the like in it"
+        )
         raise FormatError(next(iter(parser.not_understood), reason))
     return Log(
-        tuple(report.finish() for report in parser.reports),
+        tuple(sorted((r.finish() for r in parser.reports), key=lambda r: r.line)),
+        parser.suppressed,
         tuple(parser.not_understood),
     )
 
