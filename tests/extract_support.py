@@ -18,13 +18,16 @@ from drgn_hvo.commands.map import print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.extract.command import extract_document
+from drgn_hvo.formats.kdump_writer import kdump_pages
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.memmap.page_spec import parse_page_spec
+from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS
 from drgn_hvo.synth.described.generations import generation
+from drgn_hvo.synth.machine.plan import KERNEL_PAGES
 
-__all__ = ("DAMAGED", "answers", "extract", "opened")
+__all__ = ("DAMAGED", "PAGE", "Marked", "answers", "extract", "marks", "opened")
 
 # Each fault, in the first of these generations that can have it.
 _NAMES = ("shared-7.3", "fake-head-6.12", "seed-v5")
@@ -90,3 +93,46 @@ def answers(prog, *, deep=False):
     pictured = known.hugetlb.folios.head_pfn.tolist()[:6]
     found["map"] = [_picture(known, pfn) for pfn in pictured]
     return found
+
+
+# Odd words, so that they look like tails, and few zeros.
+MARK = b"\xa5zQ9xW7v\xa5kJ5hG3f"
+PAGE = MARK * 256
+
+
+class Marked:
+    """
+    A synthetic machine in which all memory is marked that is neither in the kernel's
+    image nor one of its tables: that of huge pages, THP, slab, order-0 pages (stacks
+    are such), and what is free.
+    """
+
+    def __init__(self, machine):
+        self.image = machine.image
+        first = machine.plan.kernel_pfn
+        self.kernel = range(first, first + KERNEL_PAGES)
+        self.prog = drgn.Program(program(machine).platform)
+        for start, end in machine.image.memory:
+            size = (end - start) << 12
+            self.prog.add_memory_segment(start << 12, size, self._read, True)
+        self.prog.set_linux_kernel_custom(machine.vmcoreinfo, False)
+
+    def _is_kernel(self, pfn):
+        return pfn in self.kernel or self.image.has(pfn)
+
+    def _read(self, address, count, offset, physical):
+        first, end = address >> 12, (address + count + 4095) >> 12
+        data = b"".join(
+            self.image.read_frame(pfn).tobytes() if self._is_kernel(pfn) else PAGE
+            for pfn in range(first, end)
+        )
+        return data[address % 4096 : address % 4096 + count]
+
+
+def marks(path):
+    """Pages with a mark, or half of one."""
+    return [
+        pfn
+        for pfn, data in kdump_pages(path.read_bytes())
+        if MARK[:8] in data or MARK[8:] in data
+    ]

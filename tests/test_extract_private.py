@@ -27,54 +27,10 @@ from drgn_hvo.memmap.hvo import hvo as bound
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.machine.machine import build_machine
-from drgn_hvo.synth.machine.plan import KERNEL_PAGES
 from tests.cores import core_path
-from tests.extract_support import DAMAGED, extract, opened
+from tests.extract_support import DAMAGED, PAGE, Marked, extract, marks, opened
 from tests.overlay import Overlay
 from tests.synth_support import ALL, describe
-
-# Odd words, so that they look like tails, and few zeros.
-MARK = b"\xa5zQ9xW7v\xa5kJ5hG3f"
-PAGE = MARK * 256
-
-
-class Marked:
-    """
-    A synthetic machine in which all memory is marked that is neither in the kernel's
-    image nor one of its tables: that of huge pages, THP, slab, order-0 pages (stacks
-    are such), and what is free.
-    """
-
-    def __init__(self, machine):
-        self.image = machine.image
-        first = machine.plan.kernel_pfn
-        self.kernel = range(first, first + KERNEL_PAGES)
-        self.prog = drgn.Program(program(machine).platform)
-        for start, end in machine.image.memory:
-            size = (end - start) << 12
-            self.prog.add_memory_segment(start << 12, size, self._read, True)
-        self.prog.set_linux_kernel_custom(machine.vmcoreinfo, False)
-
-    def _is_kernel(self, pfn):
-        return pfn in self.kernel or self.image.has(pfn)
-
-    def _read(self, address, count, offset, physical):
-        first, end = address >> 12, (address + count + 4095) >> 12
-        data = b"".join(
-            self.image.read_frame(pfn).tobytes() if self._is_kernel(pfn) else PAGE
-            for pfn in range(first, end)
-        )
-        return data[address % 4096 : address % 4096 + count]
-
-
-def marks(path):
-    """Pages with a mark, or half of one."""
-    return [
-        pfn
-        for pfn, data in kdump_pages(path.read_bytes())
-        if MARK[:8] in data or MARK[8:] in data
-    ]
-
 
 OPTIONS = [{}, {"small": True}, {"all_struct_pages": True}]
 

@@ -281,6 +281,17 @@ def test_addresses_that_vmcoreinfo_denies_are_refused():
             Image(SYMBOLS, mode).load(_stext=BASE + 0x40)
 
 
+def test_one_of_the_known_symbols_that_disagrees_is_enough():
+    places = {(name[1:]): address for name, address in SYMBOLS}
+    unique = [n for n in places if sum(name[1:] == n for name, _ in SYMBOLS) == 1]
+    known = {name: places[name] for name in ("_stext", *unique[-2:])}
+    for mode in MODES:
+        assert Image(SYMBOLS, mode).load(**known).addressing == mode
+        wrong = {**known, unique[-1]: known[unique[-1]] + 8}
+        with pytest.raises(FormatError, match="disagrees"):
+            Image(SYMBOLS, mode).load(**wrong)
+
+
 def test_tables_without_a_known_symbol_prove_nothing():
     with pytest.raises(FormatError, match="none of the symbols"):
         Image(SYMBOLS, "place").load(swapper_pg_dir=BASE)

@@ -150,10 +150,11 @@ def read_hstates(kernel: Kernel, mmzone: Mmzone, notes: list[str]) -> list[HStat
         return []  # CONFIG_HUGETLBFS=n
     # A damaged count must not lead behind the array.
     most = hstates.type_.length or 0
-    if count > most:
-        notes.append(f"hugetlb_max_hstate is more than the {most} pools there can be")
+    if not 0 <= count <= most:
+        notes.append(f"hugetlb_max_hstate is not of the {most} pools there can be")
+        count = most
     states = []
-    for index in range(min(count, most)):
+    for index in range(count):
         hstate = hstates[index].address_of_()
         try:
             state = _read_hstate(hstate, list(mmzone.pgdats))

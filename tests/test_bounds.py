@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+The last value that is right and the first one that is wrong, where nothing but damage
+ever comes near.
+"""
+
+import random
+import zlib
+
+import pytest
+
+from drgn_hvo.errors import DetectionError, FormatError
+from drgn_hvo.formats.kdump_writer import pack_page
+from drgn_hvo.formats.tail_words import Geometry, is_pointer, mask_order
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.machine.machine import build_machine
+from drgn_hvo.synth.machine.plan import AnyPlaced
+from tests.overlay import Overlay, vmcoreinfo_text
+from tests.synth_support import describe
+
+X86 = Geometry(4096, 64)
+BASE = 0xFFFFEA0000000000
+
+
+def test_no_tail_has_the_mask_of_a_single_page():
+    assert mask_order(X86, 2**64 - 64 + 1) is None
+    assert mask_order(X86, 2**64 - 128 + 1) == 1
+
+
+def test_pointers_end_with_vmemmap():
+    end = BASE + 64 * 1000
+    assert is_pointer(X86, end - 64 + 1, BASE, end)
+    assert not is_pointer(X86, end + 1, BASE, end)
+    assert is_pointer(X86, BASE + 1, BASE, end)
+    assert not is_pointer(X86, BASE - 64 + 1, BASE, end)
+
+
+@pytest.mark.parametrize("offset", range(2, 64, 2))
+def test_pointers_are_to_the_beginning_of_a_struct_page(offset):
+    assert not is_pointer(X86, BASE + 640 + offset + 1, BASE, BASE + (1 << 40))
+
+
+def test_the_first_number_of_more_than_64_bits():
+    assert Vmcoreinfo(b"SIZE(a)=18446744073709551615").size("a") == 2**64 - 1
+    with pytest.raises(FormatError, match="out of range"):
+        Vmcoreinfo(b"SIZE(a)=18446744073709551616").size("a")
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return build_machine(describe("shared-7.3"))
+
+
+def patched(machine, name, value, size):
+    """The machine with another value of a variable."""
+    patches = {machine.kernel.physical(name): value.to_bytes(size, "little")}
+    return Overlay(program(machine), patches=patches).prog
+
+
+def test_two_places_of_vmemmap_are_none(machine):
+    """VMCOREINFO says one, the kernel's own variable another."""
+    prog = program(machine)
+    assert Kernel(prog, {}).vmemmap == machine.plan.space.vmemmap
+    moved = machine.plan.space.vmemmap + (1 << 30)
+    with pytest.raises(DetectionError, match="where is vmemmap"):
+        Kernel(patched(machine, "vmemmap_base", moved, 8), {}).vmemmap  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("line", "value"), [("OFFSET(page.flags)", 8), ("OFFSET(page.compound_info)", 16)]
+)
+def test_types_that_are_not_of_this_kernel_are_refused(machine, line, value):
+    text = vmcoreinfo_text(program(machine))
+    assert line in text
+    lines = [
+        f"{line}={value}" if old.startswith(line) else old for old in text.split("\n")
+    ]
+    prog = Overlay(program(machine), vmcoreinfo="\n".join(lines).encode()).prog
+    with pytest.raises(DetectionError, match="disagree about struct page"):
+        Kernel(prog, {})
+
+
+@pytest.mark.parametrize("count", [3, 1000, 2**32 - 1])
+def test_more_pools_than_the_array_has(machine, count):
+    """It is noted, and pools are those that there can be."""
+    right = hvo(program(machine)).hugetlb.hstates
+    bound = hvo(patched(machine, "hugetlb_max_hstate", count, 4))
+    assert bound.hugetlb.hstates == right
+    assert any("hugetlb_max_hstate" in note for note in bound.problems)
+
+
+def test_a_node_that_says_it_is_another_is_left_out(machine):
+    """Both entries of node_data[] lead to one node: the second is damaged."""
+    at = machine.kernel.physical("node_data")
+    first = machine.image.read(at, 8)
+    prog = Overlay(program(machine), patches={at + 8: first}).prog
+    bound = hvo(prog)
+    assert list(bound.mmzone.pgdats) == [0]
+    assert any("node 1 is damaged" in problem for problem in bound.problems)
+
+
+def flags_patches(machine, pfns):
+    """Struct pages with the bits of node and zone the other way round."""
+    patches = {}
+    for pfn in pfns:
+        at = machine.page_physical(pfn)
+        flags = int.from_bytes(machine.image.read(at, 8), "little")
+        patches[at] = (flags ^ 0xFFFF << 48).to_bytes(8, "little")
+    return patches
+
+
+def test_positions_that_pages_contradict_are_not_known(machine):
+    """Of most zones the first page says another node, so these bits are not it."""
+    starts = [zone.start for zone in machine.plan.zones]
+    one = Overlay(program(machine), patches=flags_patches(machine, starts[:1])).prog
+    assert hvo(one).mmzone.flags_layout == hvo(program(machine)).mmzone.flags_layout
+    assert hvo(one).mmzone.flags_layout is not None
+    most = Overlay(program(machine), patches=flags_patches(machine, starts)).prog
+    assert hvo(most).mmzone.flags_layout is None
+
+
+def test_types_and_data_that_disagree_are_refused():
+    """Types say masks; every tail that is looked at holds a pointer."""
+    machine = build_machine(describe("shared-7.3"))
+    other = build_machine(describe("fake-head-6.12"))
+    bound = hvo(program(machine))
+    offset = bound.kernel.struct_page.offset
+    patches = {}
+    groups: list[AnyPlaced] = [*machine.plan.huge, *machine.plan.pages]
+    for placed in groups:
+        if placed.group.order < 2 or getattr(placed.group, "kind", "") == "buddy":
+            continue
+        for head in placed.heads():
+            word = machine.plan.space.page_address(head) | 1
+            for pfn in range(head + 1, head + min(64, 1 << placed.group.order)):
+                patches[machine.page_physical(pfn) + offset] = word.to_bytes(
+                    8, "little"
+                )
+    for tail in machine.vmemmap.tails:
+        head = machine.plan.huge[0].first_pfn
+        pointer = (machine.plan.space.page_address(head) | 1).to_bytes(8, "little")
+        for i in range(64):
+            patches[(tail.pfn << 12) + i * 64 + offset] = pointer
+    prog = Overlay(program(machine), patches=patches).prog
+    with pytest.raises(DetectionError, match="types and data disagree"):
+        hvo(prog).layout  # noqa: B018
+    assert hvo(program(other)).layout.encoding.kind == "pointer"
+
+
+@pytest.mark.parametrize("first", [1, 0])
+def test_folios_between_states_are_frozen(first):
+    """On no list, reference count 0; one that somebody holds is not."""
+    machine = build_machine(describe("shared-7.3"))
+    placed = next(p for p in machine.plan.huge if p.group.list == "none")
+    bound = hvo(program(machine))
+    at = machine.page_physical(placed.first_pfn) + bound.kernel.struct_page.require(
+        "refcount"
+    )
+    machine.image.write(at, first.to_bytes(4, "little"))
+    found = hvo(program(machine)).hugetlb
+    which = found.folios.head_pfn == placed.first_pfn
+    assert found.in_transition[which].tolist() == [first == 0]
+
+
+def test_a_page_that_does_not_compress_is_stored_as_it_is():
+    noise = random.Random(1).randbytes(4096)
+    assert pack_page(noise, 9) == (0, noise)
+    assert pack_page(noise[:4090] + bytes(6), 9)[0] == 0
+    flags, packed = pack_page(bytes(4096), 9)
+    assert (flags, zlib.decompress(packed)) == (1, bytes(4096))
