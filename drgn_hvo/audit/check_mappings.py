@@ -10,14 +10,12 @@ HVO makes of them.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Optional
 
 import numpy as np
 
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
-from drgn_hvo.audit.rules import Need
+from drgn_hvo.audit.findings import Finding, Subject
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
 from drgn_hvo.memmap.pools import NO_LIST
 from drgn_hvo.memmap.shared_tails import SharedTail
@@ -34,13 +32,6 @@ def check_mapping(context: Context) -> None:
         vmemmap_ptes=int(folios.mapped.sum()),
     )
     _Mapping(context).check()
-
-
-# Node, zone (None: the slot is the node's) and order of a slot of vmemmap_tails[].
-_Slot = tuple[int, Optional[int], int]
-
-# How many strays of one shared tail page are looked at one by one.
-_MAX_STRAYS = 64
 
 
 class _Mapping:
@@ -69,11 +60,9 @@ class _Mapping:
         nid, zone = int(self._context.nids[i]), int(self._context.zones[i])
         return (nid, zone) if array is None else array.owner_of(nid, zone)
 
-    def _slot_key(self, i: int) -> _Slot:
-        return (*self._slot_owner(i), int(self._folios.order[i]))
-
     def _slot_of(self, i: int) -> Subject:
-        return self._context.slot_subject(*self._slot_key(i))
+        context = self._context
+        return context.slot_subject(*self._slot_owner(i), int(self._folios.order[i]))
 
     def _expected_frames(self) -> Int64Array:
         """The frame that tail slices of each folio should map, -1 if none."""
@@ -119,9 +108,9 @@ class _Mapping:
                     defect="restored-fake-heads" if self._is_copy(i) else None,
                     expected=private ^ bit,
                     actual=private,
-                    place=self._context.place(i).at(
-                        self._context.word_spot(head_pfn, offset), pfn=head_pfn
-                    ),
+                    pfn=head_pfn,
+                    **self._context.word_place(head_pfn, offset),  # type: ignore[arg-type]
+                    **self._context.place(i),  # type: ignore[arg-type]
                 )
             )
 
@@ -148,36 +137,39 @@ class _Mapping:
         empty = self._optimized() & (self._expected < 0) & (self._context.nids >= 0)
         unknown = self._optimized() & (self._expected < 0) & (self._context.nids < 0)
         self._audit.missing(
-            Need.FOLIO_ZONES, "nodes and zones of folios", int(unknown.sum())
+            "nodes and zones of folios", int(unknown.sum()), "vmemmap-tail-frame"
         )
-        users: dict[_Slot, list[int]] = {}
+        users: dict[Subject, list[int]] = {}
         for i in np.flatnonzero(empty).tolist():
-            users.setdefault(self._slot_key(i), []).append(i)
-        for slot, folios in users.items():
-            if not self._audit.about(self._context.slot_subject(*slot)):
-                self._add_empty_slot(slot, folios)
+            users.setdefault(self._slot_of(i), []).append(i)
+        for subject, folios in users.items():
+            if not self._audit.about(subject):
+                self._add_empty_slot(subject, folios)
 
-    def _add_empty_slot(self, key: _Slot, folios: list[int]) -> None:
+    def _add_empty_slot(self, subject: Subject, folios: list[int]) -> None:
         context = self._context
-        nid, zone, order = key
-        pgdat = context.hvo.mmzone.pgdats.get(nid)
+        _, nid, zone, order = subject
+        pgdat = context.hvo.mmzone.pgdats.get(nid)  # type: ignore[call-overload]
         array = context.layout.tails.array
-        index = array.index(order) if array else None
+        index = array.index(order) if array else None  # type: ignore[arg-type]
         if pgdat is None or array is None or index is None:
             return
-        tails = array.array_of(pgdat, zone)
+        tails = array.array_of(pgdat, zone)  # type: ignore[arg-type]
         slot = tails[index].address_of_().value_()
         pfn = int(self._folios.tail_slices.pfn[self._pairs_of(folios[0])[0]])
-        place = replace(context.place(folios[0]), head_pfn=None)
+        place = {**context.place(folios[0]), "head_pfn": None}
         self._audit.add(
             Finding(
                 "vmemmap-tail-frame",
                 f"vmemmap_tails[{index}] is empty, but {len(folios)} "
                 f"folios of order {order} share PFN {pfn}",
-                context.slot_subject(*key),
+                subject,
                 affected=len(folios),
-                place=place.at(Spot(slot, context.translate(slot)), pfn=pfn),
+                pfn=pfn,
+                address=slot,
+                physical_address=context.translate(slot),
                 actual=0,
+                **place,  # type: ignore[arg-type]
             )
         )
 
@@ -206,14 +198,13 @@ class _Mapping:
             return
         head_pfn = int(self._folios.head_pfn[i])
         slot = self._slot_of(i)
-        # A wrong slot makes all its folios look wrong: they are one finding.
+        # A wrong slot makes all its folios look wrong: that is one story.
         users = self._audit.about(slot) and self._context.layout.tails.kind == "shared"
         about: Subject = ("users", *slot) if users else ("tail-frame", head_pfn)
-        count = int(slices.count[pair])
-        if self._audit.again("vmemmap-tail-frame", about, count):
+        if self._audit.again("vmemmap-tail-frame", about):
             return
         first = int(slices.first[pair])
-        spot = self._context.entry_spot(int(self._first_slice[i]) + first)
+        place = self._context.entry_place(int(self._first_slice[i]) + first)
         expected = int(self._expected[i])
         self._audit.add(
             Finding(
@@ -222,16 +213,17 @@ class _Mapping:
                 f"{int(slices.pfn[pair])}, not PFN {expected}",
                 about,
                 because=(slot, ("head-frame", head_pfn)),
+                pfn=int(slices.pfn[pair]),
                 affected=self._users_of(i) if users else 1,
-                folded=count - 1,
-                place=self._context.place(i).at(spot, pfn=int(slices.pfn[pair])),
-                expected=self._with_frame(spot.value, expected),
-                actual=spot.value,
+                expected=self._with_frame(place["actual"], expected),
+                **place,  # type: ignore[arg-type]
+                **self._context.place(i),  # type: ignore[arg-type]
             )
         )
 
     def _users_of(self, i: int) -> int:
-        return self._context.slot_users(*self._slot_key(i))
+        context = self._context
+        return context.slot_users(*self._slot_owner(i), int(self._folios.order[i]))
 
     def _with_frame(self, entry: Optional[int], pfn: int) -> Optional[int]:
         page_table = self._context.kernel.page_table_format
@@ -248,8 +240,8 @@ class _Mapping:
         assert page_table is not None, "run_audit() has checked that"
         head_pfn, first = int(self._folios.head_pfn[i]), int(slices.first[pair])
         count = int(slices.count[pair])
-        spot = self._context.entry_spot(int(self._first_slice[i]) + first)
-        actual = spot.value
+        place = self._context.entry_place(int(self._first_slice[i]) + first)
+        actual = place["actual"]
         which = (
             f"slice {first}" if count == 1 else f"slices {first} to {first + count - 1}"
         )
@@ -267,11 +259,12 @@ class _Mapping:
                 because=(("head-frame", head_pfn),),
                 defect="boot-tail-writable" if gigantic and to_the_end else None,
                 folded=count - 1,
-                place=self._context.place(i).at(spot, pfn=int(slices.pfn[pair])),
+                pfn=int(slices.pfn[pair]),
                 expected=None
                 if actual is None
                 else page_table.with_write(actual, 0, allowed=False),
-                actual=actual,
+                **place,  # type: ignore[arg-type]
+                **self._context.place(i),  # type: ignore[arg-type]
             )
         )
 
@@ -289,7 +282,6 @@ class _Mapping:
                 continue
             optimized = bool(self._optimized()[i])
             head_pfn = int(self._folios.head_pfn[i])
-            spot = self._context.entry_spot(hole)
             self._audit.add(
                 Finding(
                     "vmemmap-tail-writable" if optimized else "folio-unoptimized",
@@ -297,8 +289,8 @@ class _Mapping:
                     "mapped",
                     ("tail-writable" if optimized else "unoptimized", head_pfn),
                     folded=int((~mapped[1:]).sum()) - 1,
-                    place=self._context.place(i).at(spot),
-                    actual=spot.value,
+                    **self._context.entry_place(hole),  # type: ignore[arg-type]
+                    **self._context.place(i),  # type: ignore[arg-type]
                 )
             )
 
@@ -377,8 +369,8 @@ class _Mapping:
         assert page_table is not None, "run_audit() has checked that"
         head_pfn, frame = int(self._folios.head_pfn[i]), int(self._folios.head_frame[i])
         own = slice_ == self._first_slice[i]
-        spot = self._context.entry_spot(slice_)
-        expected = None
+        place = self._context.entry_place(slice_)
+        actual, expected = place["actual"], None
         if not mapped:
             what = "is not mapped"
         elif others:
@@ -387,17 +379,18 @@ class _Mapping:
             what = f"maps PFN {frame}, which {others} slices of others map, too"
         else:
             what = "is read-only"
-            if spot.value is not None:
-                expected = page_table.with_write(spot.value, 0, allowed=True)
+            if actual is not None:
+                expected = page_table.with_write(actual, 0, allowed=True)
         self._audit.add(
             Finding(
                 "vmemmap-head-frame",
                 f"slice 0 of the folio of PFN {head_pfn} {what}",
                 ("head-frame", head_pfn),
                 because=() if own else self._owner_of(slice_),
-                place=self._context.place(i).at(spot, pfn=frame if mapped else None),
+                pfn=frame if mapped else None,
                 expected=expected,
-                actual=spot.value,
+                **place,  # type: ignore[arg-type]
+                **self._context.place(i),  # type: ignore[arg-type]
             )
         )
 
@@ -412,7 +405,6 @@ class _Mapping:
             if self._is_excused(i):
                 continue
             head_pfn = int(self._folios.head_pfn[i])
-            spot = self._context.entry_spot(int(self._first_slice[i]) + first)
             self._audit.add(
                 Finding(
                     "folio-unoptimized",
@@ -420,8 +412,9 @@ class _Mapping:
                     "optimized, is read-only",
                     ("unoptimized", head_pfn),
                     folded=int(slices.count[pair]) - 1,
-                    place=self._context.place(i).at(spot, pfn=int(slices.pfn[pair])),
-                    actual=spot.value,
+                    pfn=int(slices.pfn[pair]),
+                    **self._context.entry_place(int(self._first_slice[i]) + first),  # type: ignore[arg-type]
+                    **self._context.place(i),  # type: ignore[arg-type]
                 )
             )
 
@@ -445,40 +438,10 @@ class _Mapping:
             slices.count[rightful],
         )
         strays = np.setdiff1d(self._context.vmemmap.slices_on(tail.pfn), known)
-        for slice_ in strays[:_MAX_STRAYS].tolist():
-            self._add_stray(tail, slice_)
-        self._add_strays(tail, strays[_MAX_STRAYS:])
+        for slice_ in strays[:64].tolist():
+            self._add_stray(tail, slice_, len(strays))
 
-    def _add_strays(self, tail: SharedTail, strays: Int64Array) -> None:
-        """Add many as one, which is counted like the others before it."""
-        if not len(strays):
-            return
-        folios = self._folios
-        pfns = strays * self._context.page_size // self._context.size
-        owner = np.searchsorted(folios.head_pfn, pfns, side="right") - 1
-        owned = owner >= 0
-        owned[owned] = (
-            pfns[owned] < (folios.head_pfn + (1 << folios.order))[owner[owned]]
-        )
-        excused = np.zeros(len(strays), dtype=np.bool_)
-        excused[owned] = self._context.in_transition[owner[owned]]
-        self._irregular[owner[excused]] = True
-        if not excused.all():
-            self._add_stray(
-                tail,
-                int(strays[~excused][0]),
-                folded=int((~excused).sum()) - 1,
-                affected=len(np.unique(owner[owned & ~excused])),
-            )
-
-    def _add_stray(
-        self,
-        tail: SharedTail,
-        slice_: int,
-        *,
-        folded: int = 0,
-        affected: Optional[int] = None,
-    ) -> None:
+    def _add_stray(self, tail: SharedTail, slice_: int, count: int) -> None:
         pfn = slice_ * self._context.page_size // self._context.size
         head_pfn = pfn >> tail.order << tail.order
         owner = self._context.folio_of(pfn)
@@ -487,13 +450,6 @@ class _Mapping:
             if self._is_excused(owner):
                 return
         zone = self._context.zone_name(tail.nid, tail.zone_index)
-        spot = self._context.entry_spot(slice_)
-        place = Place(
-            nid=tail.nid,
-            zone=zone,
-            order=tail.order,
-            head_pfn=None if owner is None else head_pfn,
-        )
         self._audit.add(
             Finding(
                 "stray-shared-tail",
@@ -506,9 +462,12 @@ class _Mapping:
                     ("folio", head_pfn),
                     ("list-of", head_pfn),
                 ),
-                affected=int(owner is not None) if affected is None else affected,
-                folded=folded,
-                place=place.at(spot, pfn=tail.pfn),
-                actual=spot.value,
+                affected=int(owner is not None),
+                nid=tail.nid,
+                zone=zone,
+                order=tail.order,
+                pfn=tail.pfn,
+                head_pfn=None if owner is None else head_pfn,
+                **self._context.entry_place(slice_),  # type: ignore[arg-type]
             )
         )

@@ -169,9 +169,10 @@ def write_extract(file: IO[bytes], hvo: Hvo, extract: Extract, kind: str) -> Non
         page_size=page_size,
         phys_base=Vmcoreinfo(note).number("phys_base") or 0,
         vmcoreinfo=note,
-        notes=core_note(b"VMCOREINFO", 0, note),
+        notes=core_note(b"VMCOREINFO", 0, note, hvo.kernel.sources.byteorder),
         dump_level=_DUMP_LEVEL,
         max_mapnr=max_mapnr,
+        byteorder=hvo.kernel.sources.byteorder,
     )
     writer = KdumpWriter(
         file,

@@ -109,7 +109,9 @@ class _Finder:
         page_table = kernel.page_table_format
         assert page_table is not None, "record() has checked that"
         self._reader = FrameReader(recording.base, kernel.geometry.page_size)
-        self._translator = Translator(self._reader, page_table)
+        self._translator = Translator(
+            self._reader, page_table, kernel.translation.linear_ranges
+        )
         self._page_size = kernel.geometry.page_size
         self._left_out: dict[str, int] = {}
 
@@ -147,20 +149,19 @@ class _Finder:
 
     def _wanted(self) -> tuple[U64Array, U64Array]:
         """Addresses that must stay mapped: first and last of ranges."""
-        kernel, vmemmap = self._hvo.kernel, self._hvo.vmemmap
-        end = min(vmemmap.base + kernel.max_pfn_limit * vmemmap.size, 1 << 64)
-        ours = np.array([(vmemmap.base, end - 1)], dtype=np.uint64)
+        start, end = self._hvo.vmemmap.limits
+        ours = np.array([(start, end - 1)], dtype=np.uint64)
         wanted = np.concatenate((ours, self._reads(), self._direct_map()))
         return wanted[:, 0], wanted[:, 1]
 
     def _direct_map(self) -> U64Array:
         """Where huge pages themselves are mapped: people name them that way."""
-        base = self._hvo.kernel.variable("page_offset_base")
+        base = self._hvo.kernel.direct_map(0)
         if base is None or not self._hvo.has_hugetlb:
             return np.zeros((0, 2), dtype=np.uint64)
         folios = self._hvo.hugetlb.folios
         size = np.uint64(self._page_size)
-        start = np.uint64(base) + folios.head_pfn.astype(np.uint64) * size
+        start = np.uint64(base % (1 << 64)) + folios.head_pfn.astype(np.uint64) * size
         pages = np.uint64(1) << folios.order.astype(np.uint64)
         return np.stack((start, start + pages * size - np.uint64(1)), axis=1)
 

@@ -109,7 +109,7 @@ class Recording:
 
 def _read_sources(recorder: Recorder) -> None:
     """All of kallsyms and BTF, which drgn and every command begin with."""
-    sources = install(recorder.prog)
+    sources = install(recorder.prog, translates=True)
     for reason, source in (("kallsyms", sources.kallsyms), ("btf", sources.types)):
         with recorder.reading(reason):
             try:

@@ -101,7 +101,9 @@ def _cut(
     moved = {} if btf is None else {"__stop_BTF": btf.address + len(btf.data)}
     symbols = cut_symbols(kallsyms, known, moved)
     offsets_address = known.get("kallsyms_offsets", 0)
-    image = kallsyms_tables(symbols, kallsyms.addressing, offsets_address)
+    image = kallsyms_tables(
+        symbols, kallsyms.addressing, offsets_address, sources.byteorder
+    )
     tables = _image_parts(image, known)
     fits = _fits(tables, recording.virtual.get("kallsyms", []))
     parts = {"kallsyms": tables} if fits else {}
@@ -124,7 +126,7 @@ def small_tables(recording: Recording) -> Replaced:
         # Without kallsyms there is nothing to cut, nor to be found.
         return replaced
     reader = FrameReader(recording.base, page_size)
-    translator = Translator(reader, page_table)
+    translator = Translator(reader, page_table, kernel.translation.linear_ranges)
     for reason, parts in cut.items():
         replaced.reads[reason] = [(address, len(data)) for address, data in parts]
         touched: set[int] = set()

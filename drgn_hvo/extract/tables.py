@@ -11,9 +11,12 @@ left out reads as "not in this dump".
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.formats.architectures import LinearRange
 from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.frames import FrameReader
@@ -39,11 +42,19 @@ class Translator:
     The page tables of one kernel.
 
     :param reader: Reads the target.
+    :param linear_ranges: What the kernel maps linearly.
     """
 
-    def __init__(self, reader: FrameReader, page_table: PageTableFormat) -> None:
+    def __init__(
+        self,
+        reader: FrameReader,
+        page_table: PageTableFormat,
+        linear_ranges: Iterable[LinearRange],
+    ) -> None:
         self._reader = reader
         self._format = page_table
+        # Ranges without page tables come first, for what they have is not elsewhere.
+        self._linear = [one for one in linear_ranges if not one.by_page_tables]
 
     @property
     def root(self) -> int:
@@ -53,7 +64,9 @@ class Translator:
     @property
     def user_half(self) -> int:
         """How many bytes of the top table are about user addresses."""
-        return 8 << (self._format.levels[-1].index_bits - 1)
+        if not self._format.has_user_half:
+            return 0
+        return self._format.table_size(len(self._format.levels) - 1) // 2
 
     def tables(self, starts: U64Array, lasts: U64Array) -> Int64Array:
         """
@@ -61,6 +74,9 @@ class Translator:
 
         :param lasts: Last address of each range.
         """
+        for one in self._linear:
+            inside = (starts >= np.uint64(one.start)) & (lasts < np.uint64(one.end))
+            starts, lasts = starts[~inside], lasts[~inside]
         starts, lasts = _merge(starts, lasts)
         page_table = self._format
         address = np.array([page_table.root], dtype=np.uint64)
@@ -130,6 +146,13 @@ class Translator:
         """
         shift = np.uint64(self._format.page_shift)
         found: dict[int, int] = {}
+        for one in self._linear:
+            first, end, physical = (
+                address >> int(shift) for address in (one.start, one.end, one.physical)
+            )
+            inside = (pages >= np.uint64(first)) & (pages < np.uint64(end))
+            found.update((p, p - first + physical) for p in pages[inside].tolist())
+            pages = pages[~inside]
         breaks = np.flatnonzero(np.diff(pages) != 1) + 1
         for part in np.split(pages, breaks) if len(pages) else ():
             start = int(part[0]) << int(shift)

@@ -39,12 +39,16 @@ class LinearRange:
     :param start: First address.
     :param end: End (exclusive).
     :param physical: Physical address behind *start*.
+    :param is_direct_map: Whether all memory is there.
+    :param by_page_tables: Whether page tables map it, too.
     """
 
     name: str
     start: int
     end: int
     physical: int
+    is_direct_map: bool = False
+    by_page_tables: bool = True
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,7 @@ def _x86_64(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
         ),
         accessed=_X86_ACCESSED,
         dirty=_X86_DIRTY,
+        has_user_half=True,
     )
     return (page_table,)
 
@@ -242,6 +247,7 @@ def _riscv64(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
         dirty=1 << 7,
         # _PAGE_NAPOT: 64 KiB in 16 entries that are all alike.
         napot=Bits(1 << 63, 1 << 63),
+        has_user_half=True,
     )
     return (page_table,)
 
@@ -258,7 +264,9 @@ def _riscv64_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
     if page_offset is not None and base is not None:
         # The direct map is the last thing below modules and image.
         end = vmcoreinfo.number("MODULES_VADDR") or start or 1 << 64
-        ranges.append(LinearRange("direct map", page_offset, end, base))
+        ranges.append(
+            LinearRange("direct map", page_offset, end, base, is_direct_map=True)
+        )
     return tuple(ranges)
 
 
@@ -327,7 +335,14 @@ def _loongarch64(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 def _loongarch64_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
     return tuple(
-        LinearRange("direct window", window, window + (1 << 48), 0)
+        LinearRange(
+            "direct window",
+            window,
+            window + (1 << 48),
+            0,
+            is_direct_map=window == _LOONGARCH_WINDOWS[1],
+            by_page_tables=False,
+        )
         for window in _LOONGARCH_WINDOWS
     )
 
@@ -435,7 +450,9 @@ def _arm64_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
         # _PAGE_OFFSET(VA_BITS) and PAGE_END.
         start = (1 << 64) - (1 << bits)
         end = (1 << 64) - (1 << (min(bits, 48) - 1))
-        ranges.append(LinearRange("direct map", start, end, base & _WORD))
+        ranges.append(
+            LinearRange("direct map", start, end, base & _WORD, is_direct_map=True)
+        )
     return tuple(ranges)
 
 
@@ -528,7 +545,7 @@ def _s390x_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
     base = vmcoreinfo.integer("IDENTITYBASE", 16) or 0
     end = vmcoreinfo.symbol("vmemmap") or vmcoreinfo.number("VMALLOC_START")
     if end is not None and base < end:
-        ranges.append(LinearRange("identity mapping", base, end, 0))
+        ranges.append(LinearRange("identity mapping", base, end, 0, is_direct_map=True))
     return tuple(ranges)
 
 
@@ -592,7 +609,9 @@ def _ppc64(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 def _ppc64_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
     # PAGE_OFFSET up to KERN_MAP_START.
-    return (LinearRange("kernel image", _PPC64_KERNEL, 0xC008 << 48, 0),)
+    return (
+        LinearRange("direct map", _PPC64_KERNEL, 0xC008 << 48, 0, is_direct_map=True),
+    )
 
 
 #: By drgn's name for it, in lower case.

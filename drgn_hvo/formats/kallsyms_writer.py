@@ -18,6 +18,7 @@ from functools import lru_cache
 import struct
 from typing import Optional
 
+from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 from drgn_hvo.formats.kallsyms import KernelSymbol
 
 __all__ = ("KallsymsImage", "kallsyms_tables")
@@ -76,48 +77,53 @@ def _length(count: int) -> bytes:
     return bytes([count]) if count < 0x80 else bytes([count & 0x7F | 0x80, count >> 7])
 
 
-def _names(coded: Sequence[bytes]) -> tuple[bytes, bytes]:
+def _names(coded: Sequence[bytes], order: str) -> tuple[bytes, bytes]:
     names = bytearray()
     markers = []
     for i, name in enumerate(coded):
         if i % 256 == 0:
             markers.append(len(names))
         names += _length(len(name)) + name
-    return bytes(names), struct.pack(f"<{len(markers)}I", *markers)
+    return bytes(names), struct.pack(f"{order}{len(markers)}I", *markers)
 
 
-def _tokens(tokens: Sequence[bytes]) -> tuple[bytes, bytes]:
+def _tokens(tokens: Sequence[bytes], order: str) -> tuple[bytes, bytes]:
     table = bytearray()
     index = []
     for token in tokens:
         index.append(len(table))
         table += token + b"\0"
-    return bytes(table), struct.pack("<256H", *index)
+    return bytes(table), struct.pack(f"{order}256H", *index)
 
 
 def _offsets(
-    addresses: Sequence[int], addressing: str, table: int
+    addresses: Sequence[int], addressing: str, table: int, order: str
 ) -> tuple[bytes, Optional[bytes]]:
     count = len(addresses)
     if addressing == "absolute":
-        return struct.pack(f"<{count}Q", *addresses), None
+        return struct.pack(f"{order}{count}Q", *addresses), None
     if addressing == "place":
         places = range(table, table + 4 * count, 4)
         values = [address - place for address, place in zip(addresses, places)]
-        return struct.pack(f"<{count}i", *values), None
+        return struct.pack(f"{order}{count}i", *values), None
     if addressing == "base":
         lowest = min(addresses)
         values = [address - lowest for address in addresses]
-        return struct.pack(f"<{count}I", *values), struct.pack("<Q", lowest)
+        return struct.pack(f"{order}{count}I", *values), struct.pack(
+            f"{order}Q", lowest
+        )
     # CONFIG_KALLSYMS_ABSOLUTE_PERCPU: per-CPU symbols lie at small addresses
     # and are kept as they are, all others count down from the base.
     base = min(address for address in addresses if address >> 63)
     values = [base - 1 - address if address >> 63 else address for address in addresses]
-    return struct.pack(f"<{count}i", *values), struct.pack("<Q", base)
+    return struct.pack(f"{order}{count}i", *values), struct.pack(f"{order}Q", base)
 
 
 def kallsyms_tables(
-    symbols: Sequence[KernelSymbol], addressing: str, offsets_address: int
+    symbols: Sequence[KernelSymbol],
+    addressing: str,
+    offsets_address: int,
+    byteorder: ByteOrder = "little",
 ) -> KallsymsImage:
     """
     The tables for some symbols.
@@ -126,15 +132,17 @@ def kallsyms_tables(
         (x86-64 with SMP before v6.15), or ``"absolute"`` (no
         ``CONFIG_KALLSYMS_BASE_RELATIVE``).
     :param offsets_address: Where ``kallsyms_offsets`` will lie.
+    :param byteorder: Of the kernel.
     """
+    order = type_prefix(byteorder)
     ordered = sorted(symbols, key=lambda symbol: (symbol.address, symbol.name))
     coded, tokens = _compress(tuple((s.type + s.name).encode() for s in ordered))
-    names, markers = _names(coded)
-    token_table, token_index = _tokens(tokens)
+    names, markers = _names(coded, order)
+    token_table, token_index = _tokens(tokens, order)
     addresses = [symbol.address for symbol in ordered]
-    offsets, relative_base = _offsets(addresses, addressing, offsets_address)
+    offsets, relative_base = _offsets(addresses, addressing, offsets_address, order)
     return KallsymsImage(
-        num_syms=struct.pack("<I", len(ordered)),
+        num_syms=struct.pack(f"{order}I", len(ordered)),
         names=names,
         markers=markers,
         token_table=token_table,

@@ -28,6 +28,7 @@ __all__ = (
     "disk_dump_header",
     "kdump_sub_header",
     "page_descriptor",
+    "parse_header",
 )
 
 KDUMP_SIGNATURE = b"KDUMP   "
@@ -121,7 +122,12 @@ def check_kdump_file(f: BinaryIO) -> None:
         _check_frame(f, size)
 
 
-def _parse_header(f: BinaryIO) -> tuple[Any, ByteOrder]:
+def parse_header(f: BinaryIO) -> tuple[Any, ByteOrder]:
+    """
+    The main header of a file, and its byte order.
+
+    :raises FormatError: if it is cut off or damaged.
+    """
     f.seek(0)
     data = f.read(4096)
     for byteorder in BYTE_ORDERS:
@@ -135,7 +141,7 @@ def _parse_header(f: BinaryIO) -> tuple[Any, ByteOrder]:
 
 
 def _check_frame(f: BinaryIO, size: int) -> None:
-    header, byteorder = _parse_header(f)
+    header, byteorder = parse_header(f)
     block, sub_blocks, bitmap_blocks = (
         int(header[name]) for name in ("block_size", "sub_hdr_size", "bitmap_blocks")
     )

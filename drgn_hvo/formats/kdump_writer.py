@@ -12,18 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+import io
+import struct
 from typing import IO, Union
 import zlib
 
-import construct
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 from drgn_hvo.formats.kdump import (
     KDUMP_SIGNATURE,
     disk_dump_header,
     kdump_sub_header,
     page_descriptor,
+    parse_header,
 )
 
 __all__ = (
@@ -36,15 +39,6 @@ __all__ = (
     "pfn_bitmap",
 )
 
-_HEADER = disk_dump_header("little")
-_SUB_HEADER = kdump_sub_header("little")
-_NHDR = construct.Struct(
-    "n_namesz" / construct.Int32ul,
-    "n_descsz" / construct.Int32ul,
-    "n_type" / construct.Int32ul,
-)
-_PAGE_DESC = page_descriptor("little")
-
 _VERSION = 6
 _COMPRESSED_ZLIB = 1
 
@@ -52,12 +46,12 @@ _COMPRESSED_ZLIB = 1
 PackedPage = tuple[int, bytes]
 
 
-def core_note(name: bytes, kind: int, data: bytes) -> bytes:
+def core_note(
+    name: bytes, kind: int, data: bytes, byteorder: ByteOrder = "little"
+) -> bytes:
     """An ELF note, as cores have it."""
     owner = name + b"\0"
-    header = _NHDR.build(
-        {"n_namesz": len(owner), "n_descsz": len(data), "n_type": kind}
-    )
+    header = struct.pack(f"{type_prefix(byteorder)}III", len(owner), len(data), kind)
     return header + owner + bytes(-len(owner) % 4) + data + bytes(-len(data) % 4)
 
 
@@ -83,6 +77,7 @@ class KdumpHeader:
     notes: bytes
     dump_level: int
     max_mapnr: int
+    byteorder: ByteOrder = "little"
 
 
 def pack_page(data: bytes, level: int) -> PackedPage:
@@ -110,14 +105,16 @@ class KdumpWriter:
         self._file = file
         size = header.page_size
         blocks = -(-header.max_mapnr // (8 * size))
-        sub_size = -(-(_SUB_HEADER.itemsize + len(header.notes)) // size)
+        sub = _sub_header(header) + header.notes
+        sub_size = -(-len(sub) // size)
         used = np.unpackbits(np.frombuffer(dumped, dtype=np.uint8))
-        self._descriptors = np.zeros(int(used.sum()), dtype=_PAGE_DESC)
+        self._descriptors = np.zeros(
+            int(used.sum()), dtype=page_descriptor(header.byteorder)
+        )
         self._count = 0
         self._zero = (0, 0, 0)
         main = _main_header(header, blocks, sub_size, len(self._descriptors))
         file.write(main.ljust(size, b"\0"))
-        sub = _sub_header(header) + header.notes
         file.write(sub.ljust(sub_size * size, b"\0"))
         for bitmap in (memory, dumped):
             file.write(bitmap.ljust(blocks * size, b"\0"))
@@ -167,7 +164,7 @@ def _uts(text: str) -> bytes:
 
 def _main_header(header: KdumpHeader, blocks: int, sub_size: int, count: int) -> bytes:
     return _built(
-        _HEADER,
+        disk_dump_header(header.byteorder),
         {
             "signature": KDUMP_SIGNATURE,
             "header_version": _VERSION,
@@ -190,10 +187,11 @@ def _main_header(header: KdumpHeader, blocks: int, sub_size: int, count: int) ->
 
 def _sub_header(header: KdumpHeader) -> bytes:
     # libkdumpfile looks for VMCOREINFO among the notes; others at its own offset.
-    offset = header.page_size + _SUB_HEADER.itemsize
+    dtype = kdump_sub_header(header.byteorder)
+    offset = header.page_size + dtype.itemsize
     at = header.notes.index(header.vmcoreinfo)
     return _built(
-        _SUB_HEADER,
+        dtype,
         {
             "phys_base": header.phys_base,
             "dump_level": header.dump_level,
@@ -211,13 +209,14 @@ def kdump_pages(data: bytes) -> Iterator[tuple[int, bytes]]:
     PFN and content of each page of a file that :class:`KdumpWriter` wrote: what to
     compare, because versions of zlib compress the same page differently.
     """
-    header = np.frombuffer(data, dtype=_HEADER, count=1)[0]
+    header, byteorder = parse_header(io.BytesIO(data))
     blocks, size = int(header["bitmap_blocks"]) // 2, int(header["block_size"])
     second = (1 + int(header["sub_hdr_size"]) + blocks) * size
     start = second + blocks * size
     bitmap: npt.NDArray[np.uint8] = np.frombuffer(data[second:start], dtype=np.uint8)
     pfns = np.flatnonzero(np.unpackbits(bitmap, bitorder="little"))
-    descriptors = np.frombuffer(data, dtype=_PAGE_DESC, count=len(pfns), offset=start)
+    dtype = page_descriptor(byteorder)
+    descriptors = np.frombuffer(data, dtype=dtype, count=len(pfns), offset=start)
     for pfn, (offset, length, flags, _) in zip(pfns.tolist(), descriptors.tolist()):
         stored = data[offset : offset + length]
         yield pfn, zlib.decompress(stored) if flags & _COMPRESSED_ZLIB else stored

@@ -207,6 +207,8 @@ class PageTableFormat:
     :param entry_byteorder: ``None`` if it is that of the kernel.
     :param napot: A mapping of the lowest level is one of 16 that are all alike and map
         16 pages together; bit 3 of the PFN is set, those below are not.
+    :param has_user_half: The first half of the top table is about addresses of
+        processes.
     :param none_is_a_table: Entries above the lowest level that are not in use lead to
         one table for all of them, in which all entries are the same.
     """
@@ -219,6 +221,7 @@ class PageTableFormat:
     dirty: int
     entry_byteorder: Optional[ByteOrder] = None
     napot: Optional[Bits] = None
+    has_user_half: bool = False
     none_is_a_table: bool = False
 
     @cached_property

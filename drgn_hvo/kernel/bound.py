@@ -118,6 +118,19 @@ class Kernel:
         page_table = self.page_table_format
         return page_table is not None and page_table.tails_are_writable
 
+    def direct_map(self, physical: int) -> Optional[int]:
+        """
+        The address of physical memory in the direct map, if that is known; of what is
+        below all memory it need not be an address.
+        """
+        base = self.variable("page_offset_base")
+        if base is not None:
+            return int(base) + physical
+        for one in self.translation.linear_ranges:
+            if one.is_direct_map:
+                return one.start + physical - one.physical
+        return None
+
     @property
     def lowest_kernel_address(self) -> int:
         """Below it are addresses of processes."""

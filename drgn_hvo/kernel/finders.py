@@ -21,9 +21,18 @@ from __future__ import annotations
 
 from collections.abc import Container
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 import logging
-from typing import TYPE_CHECKING, Callable, Generic, Optional, TypeVar, Union
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Generic,
+    Optional,
+    TypeVar,
+    Union,
+    cast,
+)
 
 from drgn import (
     FaultError,
@@ -79,6 +88,28 @@ _logger = logging.getLogger("drgn")
 T = TypeVar("T")
 
 
+# On ppc64, drgn looks for a symbol while it sets up the translation of addresses. What
+# is read then fails with this; it is no fact about the dump.
+_RECURSION = "recursive address translation"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _silent_while_translating(find: F) -> F:
+    """A finder that has no answer while drgn sets up the translation of addresses."""
+
+    @wraps(find)
+    def finder(*args: Any) -> Any:
+        try:
+            return find(*args)
+        except UnavailableError as e:
+            if _RECURSION in str(e):
+                return None
+            raise
+
+    return cast(F, finder)
+
+
 class _Lazy(Generic[T]):
     """A source that is read once; if it cannot be, the reason is kept."""
 
@@ -102,8 +133,9 @@ class _Lazy(Generic[T]):
             try:
                 self._value = self._load()
             except (HvoError, FaultError) as e:
-                self._reason = str(e)
-                raise UnavailableError(self._reason) from None
+                if _RECURSION not in str(e):
+                    self._reason = str(e)
+                raise UnavailableError(str(e)) from None
             finally:
                 self._sources.busy = was_busy
         return self._value
@@ -377,6 +409,7 @@ def _check_modules_wanted(prog: Program) -> None:
         )
 
 
+@_silent_while_translating
 def _find_type(
     prog: Program, kinds: TypeKindSet, name: str, filename: Optional[str]
 ) -> Optional[Type]:
@@ -397,6 +430,7 @@ def _find_type(
     return found
 
 
+@_silent_while_translating
 def _find_object(
     prog: Program, name: str, flags: FindObjectFlags, filename: Optional[str]
 ) -> Optional[Object]:
@@ -587,16 +621,18 @@ def are_finders_enabled(prog: Program) -> bool:
     )
 
 
-def install(prog: Program) -> CoreSources:
+def install(prog: Program, *, translates: bool = False) -> CoreSources:
     """
     Offer the core's own types and symbols to drgn, behind all other finders, and the
     kernel memory that drgn cannot translate.
 
+    :param translates: The program reads all kernel addresses by itself.
     :return: The sources, which are read when drgn first asks.
     """
     if FINDER_NAME not in prog.registered_type_finders():
-        # First, so that no finder is asked before it can read.
-        add_memory_segments(prog)
+        if not translates:
+            # First, so that no finder is asked before it can read.
+            add_memory_segments(prog)
         prog.register_type_finder(FINDER_NAME, _find_type, enable_index=-1)
         prog.register_object_finder(FINDER_NAME, _find_object, enable_index=-1)
         prog.register_symbol_finder(FINDER_NAME, _find_symbol, enable_index=-1)

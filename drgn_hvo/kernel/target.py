@@ -63,8 +63,7 @@ def open_target(
     """
     note = _read_vmcoreinfo(vmcoreinfo)
     try:
-        prog = Program(vmcoreinfo=note)
-        _set_target(prog, target)
+        prog = _opened(target, note)
     except (FormatError, TargetError) as e:
         raise TargetError(f"{target}: {e}") from None
     except OSError as e:
@@ -106,7 +105,8 @@ def _read_vmcoreinfo(path: Optional[str]) -> Optional[bytes]:
         raise TargetError(f"{path}: {e.strerror}") from None
 
 
-def _set_target(prog: Program, target: str) -> None:
+def _opened(target: str, note: Optional[bytes]) -> Program:
+    prog = Program(vmcoreinfo=note)
     if target == "live":
         prog.set_kernel()
     elif target.startswith(_QEMU):
@@ -114,7 +114,17 @@ def _set_target(prog: Program, target: str) -> None:
     else:
         with open(target, "rb") as f:
             check_kdump_file(f)
-        prog.set_core_dump(target)
+        try:
+            prog.set_core_dump(target)
+        except Exception as e:
+            from drgn_hvo.kernel.kdump_program import program_of_kdump
+
+            # libkdumpfile's errors reach us as plain Exception.
+            without = program_of_kdump(target, note) if type(e) is Exception else None
+            if without is None:
+                raise
+            return without
+    return prog
 
 
 def _why_not_live(e: OSError) -> str:

@@ -16,9 +16,11 @@ formats are imported only where drgn fails.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property, lru_cache
+import os
 import re
-from typing import TYPE_CHECKING, Callable, NamedTuple, Optional
+from typing import TYPE_CHECKING, BinaryIO, Callable, NamedTuple, Optional
 
 from drgn import Architecture, FaultError, Program, ProgramFlags
 
@@ -268,6 +270,16 @@ class Translation:
                 return one.physical + address - one.start, one.end - address
         return None
 
+    def outside_page_tables(self, address: int) -> Optional[int]:
+        """
+        The physical address behind a virtual one that page tables say nothing about,
+        as in LoongArch's direct windows; ``None`` for all others.
+        """
+        for one in self.linear_ranges:
+            if not one.by_page_tables and one.start <= address < one.end:
+                return one.physical + address - one.start
+        return None
+
     def physical(self, address: int) -> Optional[_Range]:
         """
         The physical address behind a virtual one, and for how many bytes from there on
@@ -354,6 +366,7 @@ def add_memory_segments(prog: Program) -> None:
     # /proc/kcore has a segment for everything.
     if prog.flags & ProgramFlags.IS_LOCAL:
         return
+    _add_physical_segment(prog)
     try:
         note: bytes = prog["VMCOREINFO"].string_()
     except LookupError:
@@ -364,7 +377,7 @@ def add_memory_segments(prog: Program) -> None:
     init_uts_ns = int(match[1], 16)
     platform = prog.platform
     reads_image = _says_linux(prog.read, init_uts_ns)
-    if reads_image and platform is not None and platform.arch in WALKED_BY_DRGN:
+    if reads_image and platform is not None and _is_translated(prog, platform.arch):
         return
     from drgn_hvo.kernel.finders import core_sources
 
@@ -372,7 +385,7 @@ def add_memory_segments(prog: Program) -> None:
         translation = core_sources(prog).translation()
     except UnavailableError:
         return  # whoever asks for VMCOREINFO is told
-    if reads_image:
+    if reads_image and not _reads_too_much(prog):
         # By segments of the file, or by the library that reads it?
         address = translation.struct_page_of_image()
         if address is None or _can_read(prog.read, address):
@@ -382,9 +395,121 @@ def add_memory_segments(prog: Program) -> None:
     for start, end in _gaps(translation.lowest_address, _file_segments(prog)):
         prog.add_memory_segment(
             start,
-            end - start,
+            min(end - start, (1 << 64) - 1),
             lambda address, count, offset, physical: translation.read(address, count),
         )
+
+
+def _reads_too_much(prog: Program) -> bool:
+    """
+    Whether drgn's walk needs pages that a dump may lack.
+
+    On s390x it reads 16 KiB from each table on, though those of pages have 2 KiB: what
+    lies behind need not be in a dump that was filtered.
+    """
+    platform = prog.platform
+    return platform is not None and platform.arch == Architecture.S390X
+
+
+def _is_translated(prog: Program, architecture: Architecture) -> bool:
+    """
+    Whether drgn translates all addresses if it translates those of the kernel image.
+
+    kdump-compressed files are translated by libkdumpfile, which does not know all that
+    drgn knows: on arm64, for one, no addresses of 52 bits.
+    """
+    if architecture not in WALKED_BY_DRGN:
+        return False
+    if architecture == Architecture.X86_64:
+        return True
+    if prog.core_dump_path is None:
+        return not _reads_too_much(prog)
+    with suppress(OSError), open(prog.core_dump_path, "rb") as f:
+        return f.read(4) == b"\x7fELF"
+    return False
+
+
+def _add_physical_segment(prog: Program) -> None:
+    """
+    Let a program read physical memory that drgn does not find in the file.
+
+    In an ELF file without a VMCOREINFO note, drgn takes physical addresses of 0 for
+    none; QEMU never adds the note for s390x and ppc64 pseries, whose memory is one
+    segment from 0 on. Of kdump-compressed files, libkdumpfile reads none of LoongArch
+    and ppc64.
+    """
+    path, platform = prog.core_dump_path, prog.platform
+    if path is None or platform is None or platform.arch == Architecture.X86_64:
+        return
+    # For as long as the program, if it is used.
+    file = open(path, "rb", buffering=0)  # noqa: SIM115
+    found = _unread_elf(file) or _unread_kdump(file)
+    if found is None or _reads_physical(prog, found.start):
+        file.close()
+        return
+    prog.add_memory_segment(
+        0,
+        found.size,
+        lambda address, count, offset, physical: found.read(address, count),
+        True,
+    )
+
+
+class _Unread(NamedTuple):
+    """
+    Memory of a file that drgn may not read.
+
+    :param start: An address that is in the file.
+    """
+
+    start: int
+    size: int
+    read: Callable[[int, int], bytes]
+
+
+def _unread_elf(file: BinaryIO) -> Optional[_Unread]:
+    from drgn_hvo.formats.elf_segments import read_segments
+
+    segments = read_segments(file)
+    if segments is None or len(segments) != 1 or segments[0].paddr:
+        return None
+    (segment,) = segments
+
+    def read(address: int, count: int) -> bytes:
+        data = os.pread(file.fileno(), count, segment.offset + address)
+        if len(data) < count:
+            raise FaultError("not in this dump", address)
+        return data
+
+    return _Unread(0, segment.filesz, read)
+
+
+def _unread_kdump(file: BinaryIO) -> Optional[_Unread]:
+    from drgn_hvo.formats.kdump_reader import KdumpReader
+
+    try:
+        reader = KdumpReader(file)
+    except FormatError:
+        return None
+
+    def read(address: int, count: int) -> bytes:
+        try:
+            data = reader.read(address, count)
+        except FormatError as e:
+            raise FaultError(str(e), address) from None
+        if data is None:
+            raise FaultError("not in this dump", address)
+        return data
+
+    return _Unread(reader.first, reader.end, read)
+
+
+def _reads_physical(prog: Program, address: int) -> bool:
+    try:
+        prog.read(address, 1, physical=True)
+    except FaultError:
+        return False
+    return True
 
 
 def _file_segments(prog: Program) -> list[Segment]:

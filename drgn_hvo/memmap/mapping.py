@@ -50,12 +50,13 @@ class VmemmapMapping:
         kernel = self.kernel
         if kernel.page_table_format is None:
             return kernel.no_page_tables_reason
-        found = walk(kernel.reader, kernel.page_table_format, *self._limits())
+        found = walk(kernel.reader, kernel.page_table_format, *self.limits)
         if not len(found.runs) and found.missing:
             return "the page tables of vmemmap are not in this dump"
         return found
 
-    def _limits(self) -> tuple[int, int]:
+    @cached_property
+    def limits(self) -> tuple[int, int]:
         """
         Where vmemmap can be at most. It may begin inside the page that holds the struct
         page of PFN 0; some architectures say from where to where it goes.

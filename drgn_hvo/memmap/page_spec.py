@@ -170,6 +170,9 @@ def _resolve_virt(vmemmap: Vmemmap, spec: PageSpec) -> int:
         raise UsageError(
             f"{spec.text}: not a kernel address; task:PID:0xVADDR takes those of a task"
         )
+    physical = kernel.translation.outside_page_tables(spec.value)
+    if physical is not None:
+        return physical >> kernel.geometry.page_shift
     if kernel.page_table_format is None:
         try:
             init_mm = kernel.prog["init_mm"].address_of_()
