@@ -24,7 +24,7 @@ from drgn_hvo.audit.rules import RULES
 from drgn_hvo.cli import main
 from drgn_hvo.commands import check_targets
 from drgn_hvo.commands.schema import load_schema
-from tests.test_cli import COMMAND, run
+from tests.command_support import COMMAND, run
 from tools.rules_page import rules_page
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"

@@ -20,29 +20,10 @@ import numpy as np
 import pytest
 
 from drgn_hvo.cli import EXIT_STATUSES
+from tests.command_support import COMMAND, check_refused, run
 from tests.cores import core_path, truth
 
-COMMAND = [sys.executable, "-m", "drgn_hvo.cli"]
 SMALL = "seed5-2node"
-
-
-def run(*args, **kwargs):
-    return subprocess.run(
-        [*COMMAND, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **kwargs,
-    )
-
-
-def check_refused(result, *words):
-    """One line on stderr, nothing on stdout, exit 2."""
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture(scope="module")

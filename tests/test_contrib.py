@@ -16,6 +16,7 @@ import json
 import os
 from pathlib import Path
 import re
+import runpy
 import subprocess
 import sys
 from types import ModuleType
@@ -31,25 +32,49 @@ from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.described.description_file import load_description
+from tests.command_support import captured, check_refused, run as command
 from tests.cores import CORES, core_path, truth
-from tests.test_cli import check_refused
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTRIB = ROOT / "contrib"
 EXAMPLES = CONTRIB / "examples"
 SAMPLES = ROOT / "sample_vmcores"
-COMMAND = [sys.executable, "-m", "drgn_hvo.cli"]
 DRGN = [sys.executable, "-m", "drgn"]
 
 VM_HUGETLB = 0x400000
 
 
 def run(script, *args, core=None, target=()):
-    where = ["-c", str(core)] if core is not None else list(target)
+    """``drgn -q -c CORE SCRIPT``, as drgn.cli runs it, in this process."""
+    prog = drgn.Program()
+    if core is not None:
+        prog.set_core_dump(core)
+    else:
+        (_, pid) = target
+        prog.set_pid(int(pid))
+    words = [str(script), *map(str, args)]
+
+    def call():
+        # What scripts import from beside them, and argv, as the interpreter has them.
+        path, argv = sys.path[:], sys.argv
+        sys.path.insert(0, str(Path(script).parent))
+        sys.argv = words
+        drgn.set_default_prog(prog)
+        try:
+            runpy.run_path(words[0], {"prog": prog}, "__main__")
+        finally:
+            drgn.set_default_prog(None)
+            sys.path[:], sys.argv = path, argv
+
+    return captured(words, call)
+
+
+def run_drgn(script, *args, core):
+    """A real process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         # What drgn says of debugging symbols is not ours.
-        [*DRGN, "-q", "--log-level", "none", *where, str(script), *map(str, args)],
+        [*DRGN, "-q", "--log-level", "none", "-c", str(core), str(script), *args],
         capture_output=True,
         text=True,
         timeout=300,
@@ -92,16 +117,28 @@ CHECK = CONTRIB / "hvo_check.py"
 def test_check_is_the_command(sample, args, status):
     core = SAMPLES / f"{sample}.kdump"
     result = run(CHECK, "--format", "json", *args, core=core)
-    command = subprocess.run(
-        [*COMMAND, "check", str(core), "--format", "json", *args],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == command.returncode == status
+    expected = command("check", core, "--format", "json", *args)
+    assert result.returncode == expected.returncode == status
     document = json.loads(result.stdout)
     jsonschema.validate(document, load_schema("check"))
-    assert document == json.loads(command.stdout)
+    assert document == json.loads(expected.stdout)
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "words"),
+    [
+        (CHECK, ["--format", "text"], "1 error"),
+        (EXAMPLES / "saved_per_node.py", [], "NODE"),
+        (EXAMPLES / "sharers.py", ["pfn:0"], ""),
+    ],
+)
+def test_in_a_process_of_drgn(script, args, words):
+    """As users run them: the same status and output as in this process."""
+    core = SAMPLES / "shared-7.3-tail-bit-cleared.kdump"
+    real, called = run_drgn(script, *args, core=core), run(script, *args, core=core)
+    assert (real.returncode, real.stdout) == (called.returncode, called.stdout)
+    assert real.stderr == called.stderr
+    assert words in real.stdout
 
 
 @pytest.mark.parametrize(
