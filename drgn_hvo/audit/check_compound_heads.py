@@ -12,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding
+from drgn_hvo.audit.findings import Finding, Place
+from drgn_hvo.audit.rules import Need
 from drgn_hvo.audit.scan import Rows, SlicePages
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import (
@@ -62,8 +63,8 @@ class CompoundHeads:
     def report(self) -> None:
         """Add what was counted to the audit."""
         audit = self._context.audit
-        audit.missing("pages of vmemmap", self._unseen, "compound-heads")
-        audit.missing("heads of tails", self._unseen_heads, "compound-heads")
+        audit.missing(Need.ALL_STRUCT_PAGES, "pages of vmemmap", self._unseen)
+        audit.missing(Need.ALL_STRUCT_PAGES, "heads of tails", self._unseen_heads)
         audit.count("struct_pages", self._seen)
 
     def _is_exempt(self, flags: U64Array) -> BoolArray:
@@ -144,9 +145,9 @@ class CompoundHeads:
                     ("restored",),
                 ),
                 affected=int(owner is not None),
-                pfn=pfn,
-                head_pfn=None if head_pfn < 0 else head_pfn,
+                place=Place(head_pfn=None if head_pfn < 0 else head_pfn).at(
+                    context.word_spot(pfn, context.kernel.struct_page.offset), pfn=pfn
+                ),
                 actual=actual,
-                **context.word_place(pfn, context.kernel.struct_page.offset),  # type: ignore[arg-type]
             )
         )

@@ -16,6 +16,7 @@ import numpy as np
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
+from drgn_hvo.audit.rules import Need
 from drgn_hvo.audit.scan import Rows, SlicePages
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ranges
 
@@ -26,12 +27,9 @@ def check_folios(context: Context) -> None:
     """Decide ``folio-head``."""
     folios = context.hugetlb.folios
     context.audit.missing(
+        Need.FOLIO_HEADS,
         "first struct pages of folios",
         int((~folios.present).sum()),
-        "folio-head",
-        "folio-tail-info",
-        "folio-optimized-flag",
-        "folio-list",
     )
     _Heads(context).check()
 
@@ -57,11 +55,11 @@ class _Heads:
                 f"the head of the folio of PFN {head_pfn} {what}",
                 ("folio", head_pfn),
                 because=(("head-frame", head_pfn),),
-                pfn=head_pfn,
+                place=self._context.place(i).at(
+                    self._context.word_spot(head_pfn, offset), pfn=head_pfn
+                ),
                 expected=expected,
                 actual=actual,
-                **self._context.word_place(head_pfn, offset),  # type: ignore[arg-type]
-                **self._context.place(i),  # type: ignore[arg-type]
             )
         )
 
@@ -151,7 +149,7 @@ class FolioTails:
     def report(self) -> None:
         """Add what was found to the audit."""
         audit = self._context.audit
-        audit.missing("pages of vmemmap of folios", self._unseen, "folio-tail-info")
+        audit.missing(Need.FOLIO_TAILS, "pages of vmemmap of folios", self._unseen)
         audit.count("struct_pages", self._seen)
         if not self._wrong:
             return
@@ -183,10 +181,8 @@ class FolioTails:
                     ("stray-head", head_pfn),
                 ),
                 folded=count - 1,
-                pfn=pfn,
+                place=context.place(i).at(context.word_spot(pfn, offset), pfn=pfn),
                 expected=int(self._words[i]),
                 actual=actual,
-                **context.word_place(pfn, offset),  # type: ignore[arg-type]
-                **context.place(i),  # type: ignore[arg-type]
             )
         )

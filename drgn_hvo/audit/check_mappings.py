@@ -10,12 +10,14 @@ HVO makes of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
 
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
+from drgn_hvo.audit.rules import Need
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
 from drgn_hvo.memmap.pools import NO_LIST
 from drgn_hvo.memmap.shared_tails import SharedTail
@@ -32,6 +34,13 @@ def check_mapping(context: Context) -> None:
         vmemmap_ptes=int(folios.mapped.sum()),
     )
     _Mapping(context).check()
+
+
+# Node, zone (None: the slot is the node's) and order of a slot of vmemmap_tails[].
+_Slot = tuple[int, Optional[int], int]
+
+# How many strays of one shared tail page are looked at one by one.
+_MAX_STRAYS = 64
 
 
 class _Mapping:
@@ -60,9 +69,11 @@ class _Mapping:
         nid, zone = int(self._context.nids[i]), int(self._context.zones[i])
         return (nid, zone) if array is None else array.owner_of(nid, zone)
 
+    def _slot_key(self, i: int) -> _Slot:
+        return (*self._slot_owner(i), int(self._folios.order[i]))
+
     def _slot_of(self, i: int) -> Subject:
-        context = self._context
-        return context.slot_subject(*self._slot_owner(i), int(self._folios.order[i]))
+        return self._context.slot_subject(*self._slot_key(i))
 
     def _expected_frames(self) -> Int64Array:
         """The frame that tail slices of each folio should map, -1 if none."""
@@ -108,9 +119,9 @@ class _Mapping:
                     defect="restored-fake-heads" if self._is_copy(i) else None,
                     expected=private ^ bit,
                     actual=private,
-                    pfn=head_pfn,
-                    **self._context.word_place(head_pfn, offset),  # type: ignore[arg-type]
-                    **self._context.place(i),  # type: ignore[arg-type]
+                    place=self._context.place(i).at(
+                        self._context.word_spot(head_pfn, offset), pfn=head_pfn
+                    ),
                 )
             )
 
@@ -137,39 +148,36 @@ class _Mapping:
         empty = self._optimized() & (self._expected < 0) & (self._context.nids >= 0)
         unknown = self._optimized() & (self._expected < 0) & (self._context.nids < 0)
         self._audit.missing(
-            "nodes and zones of folios", int(unknown.sum()), "vmemmap-tail-frame"
+            Need.FOLIO_ZONES, "nodes and zones of folios", int(unknown.sum())
         )
-        users: dict[Subject, list[int]] = {}
+        users: dict[_Slot, list[int]] = {}
         for i in np.flatnonzero(empty).tolist():
-            users.setdefault(self._slot_of(i), []).append(i)
-        for subject, folios in users.items():
-            if not self._audit.about(subject):
-                self._add_empty_slot(subject, folios)
+            users.setdefault(self._slot_key(i), []).append(i)
+        for slot, folios in users.items():
+            if not self._audit.about(self._context.slot_subject(*slot)):
+                self._add_empty_slot(slot, folios)
 
-    def _add_empty_slot(self, subject: Subject, folios: list[int]) -> None:
+    def _add_empty_slot(self, key: _Slot, folios: list[int]) -> None:
         context = self._context
-        _, nid, zone, order = subject
-        pgdat = context.hvo.mmzone.pgdats.get(nid)  # type: ignore[call-overload]
+        nid, zone, order = key
+        pgdat = context.hvo.mmzone.pgdats.get(nid)
         array = context.layout.tails.array
-        index = array.index(order) if array else None  # type: ignore[arg-type]
+        index = array.index(order) if array else None
         if pgdat is None or array is None or index is None:
             return
-        tails = array.array_of(pgdat, zone)  # type: ignore[arg-type]
+        tails = array.array_of(pgdat, zone)
         slot = tails[index].address_of_().value_()
         pfn = int(self._folios.tail_slices.pfn[self._pairs_of(folios[0])[0]])
-        place = {**context.place(folios[0]), "head_pfn": None}
+        place = replace(context.place(folios[0]), head_pfn=None)
         self._audit.add(
             Finding(
                 "vmemmap-tail-frame",
                 f"vmemmap_tails[{index}] is empty, but {len(folios)} "
                 f"folios of order {order} share PFN {pfn}",
-                subject,
+                context.slot_subject(*key),
                 affected=len(folios),
-                pfn=pfn,
-                address=slot,
-                physical_address=context.translate(slot),
+                place=place.at(Spot(slot, context.translate(slot)), pfn=pfn),
                 actual=0,
-                **place,  # type: ignore[arg-type]
             )
         )
 
@@ -198,13 +206,14 @@ class _Mapping:
             return
         head_pfn = int(self._folios.head_pfn[i])
         slot = self._slot_of(i)
-        # A wrong slot makes all its folios look wrong: that is one story.
+        # A wrong slot makes all its folios look wrong: they are one finding.
         users = self._audit.about(slot) and self._context.layout.tails.kind == "shared"
         about: Subject = ("users", *slot) if users else ("tail-frame", head_pfn)
-        if self._audit.again("vmemmap-tail-frame", about):
+        count = int(slices.count[pair])
+        if self._audit.again("vmemmap-tail-frame", about, count):
             return
         first = int(slices.first[pair])
-        place = self._context.entry_place(int(self._first_slice[i]) + first)
+        spot = self._context.entry_spot(int(self._first_slice[i]) + first)
         expected = int(self._expected[i])
         self._audit.add(
             Finding(
@@ -213,17 +222,16 @@ class _Mapping:
                 f"{int(slices.pfn[pair])}, not PFN {expected}",
                 about,
                 because=(slot, ("head-frame", head_pfn)),
-                pfn=int(slices.pfn[pair]),
                 affected=self._users_of(i) if users else 1,
-                expected=self._with_frame(place["actual"], expected),
-                **place,  # type: ignore[arg-type]
-                **self._context.place(i),  # type: ignore[arg-type]
+                folded=count - 1,
+                place=self._context.place(i).at(spot, pfn=int(slices.pfn[pair])),
+                expected=self._with_frame(spot.value, expected),
+                actual=spot.value,
             )
         )
 
     def _users_of(self, i: int) -> int:
-        context = self._context
-        return context.slot_users(*self._slot_owner(i), int(self._folios.order[i]))
+        return self._context.slot_users(*self._slot_key(i))
 
     def _with_frame(self, entry: Optional[int], pfn: int) -> Optional[int]:
         page_table = self._context.kernel.page_table_format
@@ -240,8 +248,8 @@ class _Mapping:
         assert page_table is not None, "run_audit() has checked that"
         head_pfn, first = int(self._folios.head_pfn[i]), int(slices.first[pair])
         count = int(slices.count[pair])
-        place = self._context.entry_place(int(self._first_slice[i]) + first)
-        actual = place["actual"]
+        spot = self._context.entry_spot(int(self._first_slice[i]) + first)
+        actual = spot.value
         which = (
             f"slice {first}" if count == 1 else f"slices {first} to {first + count - 1}"
         )
@@ -259,12 +267,11 @@ class _Mapping:
                 because=(("head-frame", head_pfn),),
                 defect="boot-tail-writable" if gigantic and to_the_end else None,
                 folded=count - 1,
-                pfn=int(slices.pfn[pair]),
+                place=self._context.place(i).at(spot, pfn=int(slices.pfn[pair])),
                 expected=None
                 if actual is None
                 else page_table.with_write(actual, 0, allowed=False),
-                **place,  # type: ignore[arg-type]
-                **self._context.place(i),  # type: ignore[arg-type]
+                actual=actual,
             )
         )
 
@@ -282,6 +289,7 @@ class _Mapping:
                 continue
             optimized = bool(self._optimized()[i])
             head_pfn = int(self._folios.head_pfn[i])
+            spot = self._context.entry_spot(hole)
             self._audit.add(
                 Finding(
                     "vmemmap-tail-writable" if optimized else "folio-unoptimized",
@@ -289,8 +297,8 @@ class _Mapping:
                     "mapped",
                     ("tail-writable" if optimized else "unoptimized", head_pfn),
                     folded=int((~mapped[1:]).sum()) - 1,
-                    **self._context.entry_place(hole),  # type: ignore[arg-type]
-                    **self._context.place(i),  # type: ignore[arg-type]
+                    place=self._context.place(i).at(spot),
+                    actual=spot.value,
                 )
             )
 
@@ -369,8 +377,8 @@ class _Mapping:
         assert page_table is not None, "run_audit() has checked that"
         head_pfn, frame = int(self._folios.head_pfn[i]), int(self._folios.head_frame[i])
         own = slice_ == self._first_slice[i]
-        place = self._context.entry_place(slice_)
-        actual, expected = place["actual"], None
+        spot = self._context.entry_spot(slice_)
+        expected = None
         if not mapped:
             what = "is not mapped"
         elif others:
@@ -379,18 +387,17 @@ class _Mapping:
             what = f"maps PFN {frame}, which {others} slices of others map, too"
         else:
             what = "is read-only"
-            if actual is not None:
-                expected = page_table.with_write(actual, 0, allowed=True)
+            if spot.value is not None:
+                expected = page_table.with_write(spot.value, 0, allowed=True)
         self._audit.add(
             Finding(
                 "vmemmap-head-frame",
                 f"slice 0 of the folio of PFN {head_pfn} {what}",
                 ("head-frame", head_pfn),
                 because=() if own else self._owner_of(slice_),
-                pfn=frame if mapped else None,
+                place=self._context.place(i).at(spot, pfn=frame if mapped else None),
                 expected=expected,
-                **place,  # type: ignore[arg-type]
-                **self._context.place(i),  # type: ignore[arg-type]
+                actual=spot.value,
             )
         )
 
@@ -405,6 +412,7 @@ class _Mapping:
             if self._is_excused(i):
                 continue
             head_pfn = int(self._folios.head_pfn[i])
+            spot = self._context.entry_spot(int(self._first_slice[i]) + first)
             self._audit.add(
                 Finding(
                     "folio-unoptimized",
@@ -412,9 +420,8 @@ class _Mapping:
                     "optimized, is read-only",
                     ("unoptimized", head_pfn),
                     folded=int(slices.count[pair]) - 1,
-                    pfn=int(slices.pfn[pair]),
-                    **self._context.entry_place(int(self._first_slice[i]) + first),  # type: ignore[arg-type]
-                    **self._context.place(i),  # type: ignore[arg-type]
+                    place=self._context.place(i).at(spot, pfn=int(slices.pfn[pair])),
+                    actual=spot.value,
                 )
             )
 
@@ -438,10 +445,40 @@ class _Mapping:
             slices.count[rightful],
         )
         strays = np.setdiff1d(self._context.vmemmap.slices_on(tail.pfn), known)
-        for slice_ in strays[:64].tolist():
-            self._add_stray(tail, slice_, len(strays))
+        for slice_ in strays[:_MAX_STRAYS].tolist():
+            self._add_stray(tail, slice_)
+        self._add_strays(tail, strays[_MAX_STRAYS:])
 
-    def _add_stray(self, tail: SharedTail, slice_: int, count: int) -> None:
+    def _add_strays(self, tail: SharedTail, strays: Int64Array) -> None:
+        """Add many as one, which is counted like the others before it."""
+        if not len(strays):
+            return
+        folios = self._folios
+        pfns = strays * self._context.page_size // self._context.size
+        owner = np.searchsorted(folios.head_pfn, pfns, side="right") - 1
+        owned = owner >= 0
+        owned[owned] = (
+            pfns[owned] < (folios.head_pfn + (1 << folios.order))[owner[owned]]
+        )
+        excused = np.zeros(len(strays), dtype=np.bool_)
+        excused[owned] = self._context.in_transition[owner[owned]]
+        self._irregular[owner[excused]] = True
+        if not excused.all():
+            self._add_stray(
+                tail,
+                int(strays[~excused][0]),
+                folded=int((~excused).sum()) - 1,
+                affected=len(np.unique(owner[owned & ~excused])),
+            )
+
+    def _add_stray(
+        self,
+        tail: SharedTail,
+        slice_: int,
+        *,
+        folded: int = 0,
+        affected: Optional[int] = None,
+    ) -> None:
         pfn = slice_ * self._context.page_size // self._context.size
         head_pfn = pfn >> tail.order << tail.order
         owner = self._context.folio_of(pfn)
@@ -450,6 +487,13 @@ class _Mapping:
             if self._is_excused(owner):
                 return
         zone = self._context.zone_name(tail.nid, tail.zone_index)
+        spot = self._context.entry_spot(slice_)
+        place = Place(
+            nid=tail.nid,
+            zone=zone,
+            order=tail.order,
+            head_pfn=None if owner is None else head_pfn,
+        )
         self._audit.add(
             Finding(
                 "stray-shared-tail",
@@ -462,12 +506,9 @@ class _Mapping:
                     ("folio", head_pfn),
                     ("list-of", head_pfn),
                 ),
-                affected=int(owner is not None),
-                nid=tail.nid,
-                zone=zone,
-                order=tail.order,
-                pfn=tail.pfn,
-                head_pfn=None if owner is None else head_pfn,
-                **self._context.entry_place(slice_),  # type: ignore[arg-type]
+                affected=int(owner is not None) if affected is None else affected,
+                folded=folded,
+                place=place.at(spot, pfn=tail.pfn),
+                actual=spot.value,
             )
         )

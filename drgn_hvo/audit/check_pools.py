@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.audit.findings import Finding, Place, Subject
+from drgn_hvo.audit.rules import Need
 from drgn_hvo.kernel.arrays import BoolArray, distinct
 from drgn_hvo.memmap.pools import ACTIVE_LIST, FREE_LIST, HState, HugePageList
 
@@ -44,9 +45,7 @@ def _check_links(context: Context, a_list: HugePageList) -> None:
     if broken is None:
         return
     if broken.value is None:
-        context.audit.missing(
-            f"entries of the {a_list}", 1, "hstate-lists", "hstate-counters"
-        )
+        context.audit.missing(Need.LISTS, f"entries of the {a_list}", 1)
         return
     # The folio whose lru breaks, or the last one in front of it.
     pfn = _folio_of(context, broken.address)
@@ -58,11 +57,13 @@ def _check_links(context: Context, a_list: HugePageList) -> None:
             f"{broken.address:#x} {broken.reason}",
             _list_subject(a_list),
             because=(("head-frame", pfn), ("head-frame", last), ("folio", pfn)),
-            nid=a_list.nid,
-            order=a_list.order,
-            head_pfn=pfn,
-            address=broken.address,
-            physical_address=context.translate(broken.address),
+            place=Place(
+                nid=a_list.nid,
+                order=a_list.order,
+                head_pfn=pfn,
+                address=broken.address,
+                physical_address=context.translate(broken.address),
+            ),
             actual=broken.value,
         )
     )
@@ -97,8 +98,7 @@ def _check_doubles(context: Context) -> None:
                 f"the folio of PFN {pfn} is on the {first[pfn]} and on the {a_list}",
                 ("list-of", pfn),
                 because=(_list_subject(a_list), _list_subject(first[pfn])),
-                order=a_list.order,
-                head_pfn=pfn,
+                place=Place(order=a_list.order, head_pfn=pfn),
             )
         )
 
@@ -135,11 +135,11 @@ def _check_members(context: Context, a_list: HugePageList) -> None:
                         *(() if residue is None else (residue.about,)),
                     ),
                     defect=None if residue is None else residue.defect,
-                    pfn=head_pfn,
+                    place=context.place(i).at(
+                        context.word_spot(head_pfn, wrong.offset), pfn=head_pfn
+                    ),
                     expected=wrong.expected,
                     actual=wrong.actual,
-                    **context.word_place(head_pfn, wrong.offset),  # type: ignore[arg-type]
-                    **context.place(i),  # type: ignore[arg-type]
                 )
             )
 
@@ -189,7 +189,8 @@ def _boot_tail(
     if wrong.offset != context.kernel.struct_page.refcount or wrong.actual != 1:
         return None
     for finding in context.audit.findings:
-        larger = finding.order is not None and finding.order > a_list.order
+        order = finding.place.order
+        larger = order is not None and order > a_list.order
         if finding.defect == "boot-tail-refcount" and larger:
             return finding
     return None
@@ -251,9 +252,11 @@ def _add_counter(
                 for nid in (*hstate.free_node, None)
             ),
             severity="warning" if held else "",
-            order=hstate.order,
-            address=address,
-            physical_address=context.translate(address),
+            place=Place(
+                order=hstate.order,
+                address=address,
+                physical_address=context.translate(address),
+            ),
             expected=expected,
             actual=actual,
             affected=0,

@@ -17,30 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
+from drgn_hvo.audit.rules import Need, RuleId
 from drgn_hvo.formats.tail_words import set_compound_head, tail_mapping
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, U64Array, column
 from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.memmap.tail_arrays import TailArray
 
-__all__ = ("check_tails",)
+__all__ = ("check_alignment", "check_tails")
 
 _ALL_BITS = (1 << 64) - 1
 
-# The rules on what is in a shared tail page.
-_CONTENT = (
-    "shared-tail-info",
-    "shared-tail-mapping",
-    "shared-tail-mapcount",
-    "shared-tail-flags",
-    "shared-tail-refcount",
-    "shared-tail-rest",
-)
-
 
 def check_tails(context: Context) -> None:
-    """Decide ``vmemmap-alignment`` and the ``shared-tail-`` rules."""
-    _check_alignment(context)
+    """Decide the ``shared-tail-`` rules."""
     if context.layout.tails.kind != "shared":
         return
     tails = context.hvo.shared_tails
@@ -52,7 +42,8 @@ def check_tails(context: Context) -> None:
         _check_content(context, tail)
 
 
-def _check_alignment(context: Context) -> None:
+def check_alignment(context: Context) -> None:
+    """Decide ``vmemmap-alignment``."""
     max_order = context.layout.tails.max_order
     if not context.layout.encoding.has_mask:
         return
@@ -70,7 +61,7 @@ def _check_alignment(context: Context) -> None:
                 f"vmemmap is not aligned to {required:#x}: masks of the largest orders "
                 "lead to wrong heads",
                 ("vmemmap",),
-                address=base,
+                place=Place(address=base),
                 expected=base & -required,
                 actual=base,
                 affected=0,
@@ -86,16 +77,18 @@ def _slot(tail: SharedTail) -> tuple[int, Optional[int], int]:
     return tail.nid, tail.zone_index, tail.order
 
 
-def _place(context: Context, tail: SharedTail) -> dict[str, object]:
-    return {
-        "nid": tail.nid,
-        "zone": context.zone_name(tail.nid, tail.zone_index),
-        "order": tail.order,
-        "pfn": tail.pfn,
-    }
+def _place(context: Context, tail: SharedTail) -> Place:
+    return Place(
+        nid=tail.nid,
+        zone=context.zone_name(tail.nid, tail.zone_index),
+        order=tail.order,
+        pfn=tail.pfn,
+    )
 
 
-def _slot_finding(context: Context, rule: str, tail: SharedTail, why: str) -> Finding:
+def _slot_finding(
+    context: Context, rule: RuleId, tail: SharedTail, why: str
+) -> Finding:
     where = f"vmemmap_tails[{tail.index}] of node {tail.nid}"
     if tail.zone_index is not None:
         where += f" zone {context.zone_name(tail.nid, tail.zone_index)}"
@@ -104,10 +97,8 @@ def _slot_finding(context: Context, rule: str, tail: SharedTail, why: str) -> Fi
         f"{where} {why}",
         _subject(context, tail),
         affected=context.slot_users(*_slot(tail)),
-        address=tail.slot,
-        physical_address=context.translate(tail.slot),
+        place=_place(context, tail).at(Spot(tail.slot, context.translate(tail.slot))),
         actual=tail.value,
-        **_place(context, tail),  # type: ignore[arg-type]
     )
 
 
@@ -116,7 +107,7 @@ def _check_entry(context: Context, tail: SharedTail) -> bool:
     why, undecided = _wrong_entry(context, tail)
     if undecided:
         context.audit.missing(
-            "struct pages of shared tail pages", 1, "shared-tail-entry"
+            Need.TAIL_STRUCT_PAGES, "struct pages of shared tail pages", 1
         )
         return True
     if why is None:
@@ -214,7 +205,7 @@ class _Rows:
 class _Expectation:
     """What one rule says of a word: ``value & mask == expected``."""
 
-    rule: str
+    rule: RuleId
     offset: int
     size: int
     mask: int
@@ -273,17 +264,17 @@ def _expected_flags(
 def _check_content(context: Context, tail: SharedTail) -> None:
     rows = _Rows.read(context, tail)
     if rows is None:
-        context.audit.missing("shared tail pages", 1, *_CONTENT)
+        context.audit.missing(Need.TAIL_FRAMES, "shared tail pages", 1)
         return
     if not rows.data.any():
         # What an ELF core leaves out reads as zeros, and no tail is all zeros.
-        context.audit.missing("shared tail pages (all zeros)", 1, *_CONTENT)
+        context.audit.missing(Need.TAIL_FRAMES, "shared tail pages (all zeros)", 1)
         return
     overwritten = _is_overwritten(context, rows)
     for expectation in _expectations(context, tail):
         _check_words(context, tail, rows, expectation, overwritten)
         if overwritten:
-            return  # all words are wrong: that is one story
+            return  # all words are wrong, for one reason
 
 
 def _check_words(
@@ -322,11 +313,11 @@ def _check_words(
             defect=defect,
             affected=context.slot_users(*_slot(tail)),
             folded=len(where) - 1,
-            address=context.direct_map(physical),
-            physical_address=physical,
+            place=_place(context, tail).at(
+                Spot(context.direct_map(physical), physical)
+            ),
             expected=expected,
             actual=actual,
-            **_place(context, tail),  # type: ignore[arg-type]
         )
     )
 

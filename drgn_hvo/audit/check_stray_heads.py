@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
 """
-Heads without a folio, tails without a head
--------------------------------------------
+Heads without a folio
+---------------------
 
-Struct pages with ``PG_head`` where HVO ever split vmemmap, and with ``--deep`` every
-tail in all of vmemmap.
+Struct pages with ``PG_head`` where HVO ever split vmemmap.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Optional
 
 import numpy as np
 
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot, Subject
+from drgn_hvo.audit.rules import Need
 from drgn_hvo.audit.scan import Rows, SlicePages
 from drgn_hvo.kernel.arrays import (
     BoolArray,
@@ -26,7 +27,7 @@ from drgn_hvo.kernel.arrays import (
     without,
 )
 
-__all__ = "StrayHeads"
+__all__ = ("StrayHeads",)
 
 
 def _own_heads(
@@ -110,7 +111,7 @@ class StrayHeads:
     def report(self) -> None:
         """Add what was found to the audit."""
         self._context.audit.missing(
-            "pages of vmemmap that HVO has split", self._unseen, "stray-head"
+            Need.SPLIT_STRUCT_PAGES, "pages of vmemmap that HVO has split", self._unseen
         )
         self._add_loose()
 
@@ -128,6 +129,7 @@ class StrayHeads:
 
     def _add(self, pfn: int, head_pfn: Optional[int]) -> None:
         subject = pfn if head_pfn is None else head_pfn
+        spot = self._flags_spot(pfn)
         self._context.audit.add(
             Finding(
                 "stray-head",
@@ -136,9 +138,9 @@ class StrayHeads:
                 ("stray-head", subject),
                 because=self._frame_owner(pfn),
                 affected=0 if head_pfn is None else 1,
-                pfn=pfn,
-                head_pfn=head_pfn,
-                **self._flags_place(pfn),  # type: ignore[arg-type]
+                place=Place(head_pfn=head_pfn).at(spot, pfn=pfn),
+                expected=self._without_PG_head(spot.value),
+                actual=spot.value,
             )
         )
 
@@ -168,19 +170,19 @@ class StrayHeads:
         owners = folios.head_pfn[folios.head_frame == mapping.pfn]
         return tuple(("head-frame", head) for head in owners.tolist())
 
-    def _flags_place(self, pfn: int) -> dict[str, Optional[int]]:
+    def _flags_spot(self, pfn: int) -> Spot:
         context = self._context
         page = self._vmemmap.read_pages(np.array([pfn], dtype=np.int64))
         flags = int(self._vmemmap.flags(page)[0])
         offset = context.kernel.struct_page.flags
+        return replace(context.word_spot(pfn, offset), value=flags)
+
+    def _without_PG_head(self, flags: Optional[int]) -> Optional[int]:
         # PG_head has the same bit in every word of flags.
-        return {
-            **context.word_place(pfn, offset),
-            "expected": flags & ~context.kernel.PG_head_mask,
-            "actual": flags,
-        }
+        return None if flags is None else flags & ~self._context.kernel.PG_head_mask
 
     def _add_restored(self, pfns: list[int], former: int) -> None:
+        spot = self._flags_spot(pfns[0])
         self._context.audit.add(
             Finding(
                 "stray-head",
@@ -191,7 +193,8 @@ class StrayHeads:
                 defect="restored-fake-heads",
                 folded=len(pfns) - 1,
                 affected=former,
-                pfn=pfns[0],
-                **self._flags_place(pfns[0]),  # type: ignore[arg-type]
+                place=NOWHERE.at(spot, pfn=pfns[0]),
+                expected=self._without_PG_head(spot.value),
+                actual=spot.value,
             )
         )

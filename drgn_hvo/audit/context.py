@@ -15,8 +15,8 @@ from typing import Optional
 from drgn import FaultError
 import numpy as np
 
-from drgn_hvo.audit.findings import Audit, Subject
-from drgn_hvo.kernel.arrays import BoolArray, U64Array
+from drgn_hvo.audit.findings import Audit, Place, Spot, Subject
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.pagetables import Entry, find_entry, walk
 from drgn_hvo.memmap.folios import Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
@@ -37,9 +37,23 @@ class Context:
         self.geometry = hvo.kernel.geometry
         self.page_size = self.geometry.page_size
         self.size = self.geometry.struct_page_size
-        self.hugetlb: Hugetlb = hvo.hugetlb
-        self.nids = hvo.folio_nids
-        self.zones = hvo.folio_zones
+
+    # Read when a check first asks: not all rules look at folios.
+
+    @property
+    def hugetlb(self) -> Hugetlb:
+        """Pools, lists and folios."""
+        return self.hvo.hugetlb
+
+    @property
+    def nids(self) -> Int64Array:
+        """The node of each folio, -1 if it is not known."""
+        return self.hvo.folio_nids
+
+    @property
+    def zones(self) -> Int64Array:
+        """The zone index of each folio, -1 if it is not known."""
+        return self.hvo.folio_zones
 
     @cached_property
     def in_transition(self) -> BoolArray:
@@ -83,15 +97,15 @@ class Context:
         """The name of a zone, ``None`` where there is none or it is not known."""
         return None if zone is None else self.hvo.mmzone.zone_name(nid, zone)
 
-    def place(self, i: int) -> dict[str, object]:
+    def place(self, i: int) -> Place:
         """Where a folio lies, as findings give it."""
         nid, zone = int(self.nids[i]), int(self.zones[i])
-        return {
-            "nid": None if nid < 0 else nid,
-            "zone": None if nid < 0 else self.zone_name(nid, zone),
-            "order": int(self.hugetlb.folios.order[i]),
-            "head_pfn": int(self.hugetlb.folios.head_pfn[i]),
-        }
+        return Place(
+            nid=None if nid < 0 else nid,
+            zone=None if nid < 0 else self.zone_name(nid, zone),
+            order=int(self.hugetlb.folios.order[i]),
+            head_pfn=int(self.hugetlb.folios.head_pfn[i]),
+        )
 
     def slot_subject(self, nid: int, zone: Optional[int], order: int) -> Subject:
         """A slot of ``vmemmap_tails[]``."""
@@ -124,22 +138,22 @@ class Context:
         assert page_table is not None, "run_audit() has checked that"
         return find_entry(self.kernel.reader, page_table, self.slice_address(slice_))
 
-    def entry_place(self, slice_: int) -> dict[str, Optional[int]]:
-        """Where a page of vmemmap is, and where its page table entry."""
+    def entry_spot(self, slice_: int) -> Spot:
+        """Virtual address of a page of vmemmap, and its page table entry."""
         entry = self.entry(slice_)
-        return {
-            "address": self.slice_address(slice_),
-            "physical_address": None if entry is None else entry.address,
-            "actual": None if entry is None else entry.value,
-        }
+        return Spot(
+            self.slice_address(slice_),
+            None if entry is None else entry.address,
+            None if entry is None else entry.value,
+        )
 
-    def word_place(self, pfn: int, offset: int) -> dict[str, Optional[int]]:
+    def word_spot(self, pfn: int, offset: int) -> Spot:
         """Where a word of a struct page is."""
         address = self.vmemmap.page_address(pfn) + offset
         slice_, rest = divmod(address - self.vmemmap.base, self.page_size)
         mapping = self.vmemmap.mapping(slice_)
         physical = None if mapping is None else mapping.pfn * self.page_size + rest
-        return {"address": address, "physical_address": physical}
+        return Spot(address, physical)
 
     def direct_map(self, physical: int) -> Optional[int]:
         """Virtual address of physical memory in the direct map, if that is known."""

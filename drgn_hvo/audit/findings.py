@@ -11,22 +11,73 @@ pointing at its cause, equal ones folded into a count.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
-from drgn_hvo.audit.rules import RULES, rule_by_id
+from drgn_hvo.audit.rules import RULE_BY_ID, RULES, Need, RuleId
 
-__all__ = ("Audit", "Finding", "Subject")
+__all__ = ("NOWHERE", "Audit", "Finding", "Place", "Spot", "Subject")
 
 #: What a finding is about, such as ``("folio", 512)``. A finding that depends on a
 #: subject is a consequence of the findings about it.
 Subject = tuple[Hashable, ...]
 
-# One rule broken in a thousand places is one story: so many are told.
+# At most this many findings per rule; the rest are folded into the last.
 _MAX_PER_RULE = 16
 
 _RANK = {rule.id: i for i, rule in enumerate(RULES)}
+
+
+@dataclass(frozen=True)
+class Spot:
+    """
+    Where a word is, and what it holds.
+
+    :param address: Its virtual address, ``None`` if that is not known.
+    :param physical_address: ``None`` if it is not known.
+    :param value: ``None`` if it was not read.
+    """
+
+    address: Optional[int]
+    physical_address: Optional[int]
+    value: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """
+    Where something is wrong; what is not known, or does not apply, is ``None``.
+
+    :param nid: ID of the node.
+    :param zone: Name of the zone.
+    :param order: Order of the folio or of the slot of ``vmemmap_tails[]``.
+    :param pfn: The page.
+    :param head_pfn: The head of its folio.
+    :param address: Virtual address of the wrong word.
+    :param physical_address: Physical address of the wrong word.
+    """
+
+    nid: Optional[int] = None
+    zone: Optional[str] = None
+    order: Optional[int] = None
+    pfn: Optional[int] = None
+    head_pfn: Optional[int] = None
+    address: Optional[int] = None
+    physical_address: Optional[int] = None
+
+    def at(self, spot: Spot, *, pfn: Optional[int] = None) -> Place:
+        """The same place, with the word that is wrong and the page it concerns."""
+        return replace(
+            self,
+            pfn=self.pfn if pfn is None else pfn,
+            address=spot.address,
+            physical_address=spot.physical_address,
+        )
+
+
+#: The place of what lies nowhere in particular.
+NOWHERE = Place()
 
 
 @dataclass(frozen=True)
@@ -38,11 +89,11 @@ class Finding:
     :param because: Subjects whose own findings would explain this one.
     :param affected: How many huge pages it touches.
     :param folded: How many more equal ones there are.
-    :param address: Virtual address of what is wrong.
+    :param place: Where it is.
     :param expected: What should be there, a word or (for counters) a number.
     """
 
-    rule: str
+    rule: RuleId
     message: str
     about: Subject
     because: tuple[Subject, ...] = ()
@@ -50,13 +101,7 @@ class Finding:
     defect: Optional[str] = None
     affected: int = 1
     folded: int = 0
-    nid: Optional[int] = None
-    zone: Optional[str] = None
-    order: Optional[int] = None
-    pfn: Optional[int] = None
-    head_pfn: Optional[int] = None
-    address: Optional[int] = None
-    physical_address: Optional[int] = None
+    place: Place = NOWHERE
     expected: Optional[int] = None
     actual: Optional[int] = None
 
@@ -74,16 +119,15 @@ class Audit:
     #: What the dump does not have, and how many of it.
     not_in_dump: dict[str, int] = field(default_factory=dict)
     #: Rules that could not be decided everywhere, and why.
-    undecided: dict[str, str] = field(default_factory=dict)
+    undecided: dict[RuleId, str] = field(default_factory=dict)
     #: Rules that mean nothing here, and why.
-    skipped: dict[str, str] = field(default_factory=dict)
+    skipped: dict[RuleId, str] = field(default_factory=dict)
     in_transition: int = 0
     checked: dict[str, int] = field(default_factory=dict)
 
     def add(self, finding: Finding) -> None:
         """Add a finding, or fold it into one that is equal."""
-        rule = rule_by_id(finding.rule)
-        assert rule is not None, finding.rule
+        rule = RULE_BY_ID[finding.rule]
         finding = replace(finding, severity=finding.severity or rule.severity)
         same_rule = [i for i, f in enumerate(self.findings) if f.rule == finding.rule]
         for i in same_rule:
@@ -95,14 +139,17 @@ class Audit:
             return
         self.findings.append(finding)
 
-    def again(self, rule: str, about: Subject) -> bool:
+    def again(self, rule: RuleId, about: Subject, count: int) -> bool:
         """
-        Count one more finding if there is an equal one already: half a million need
-        not be made to be folded.
+        Count more findings if there is an equal one already, so that half a million
+        need not be made only to be folded.
+
+        :param count: How many more.
+        :return: Whether there is an equal one.
         """
         for i, finding in enumerate(self.findings):
             if (finding.rule, finding.about) == (rule, about):
-                self.findings[i] = replace(finding, folded=finding.folded + 1)
+                self.findings[i] = replace(finding, folded=finding.folded + count)
                 return True
         return False
 
@@ -112,19 +159,21 @@ class Audit:
         folded = first.folded + finding.folded + 1
         self.findings[i] = replace(first, folded=folded, affected=affected)
 
-    def missing(self, what: str, count: int, *rules: str) -> None:
+    def missing(self, need: Need, what: str, count: int) -> None:
         """
-        Note what is not in the dump.
+        Note what is not in the dump: rules that need it cannot be decided everywhere.
 
-        :param rules: The rules that cannot be decided without it.
+        :param what: Names it for people.
+        :param count: How many of it; with 0 nothing is noted.
         """
         if count:
             self.not_in_dump[what] = self.not_in_dump.get(what, 0) + count
-            for rule in rules:
-                self.undecided.setdefault(rule, f"{what} not in this dump")
+            for rule in RULES:
+                if need in rule.needs:
+                    self.undecided.setdefault(rule.id, f"{what} not in this dump")
 
     def count(self, what: str, count: int) -> None:
-        """Note that so many more were looked at."""
+        """Add to the number of things that were looked at."""
         self.checked[what] = self.checked.get(what, 0) + count
 
     def keep_common(self, earlier: Audit) -> None:
@@ -134,12 +183,18 @@ class Audit:
         common = self.undecided.keys() & earlier.undecided.keys()
         self.undecided = {rule: self.undecided[rule] for rule in common}
 
+    def leave_out(self, rules: Collection[RuleId]) -> None:
+        """Forget what was found, or could not be decided, about some rules."""
+        self.findings = [f for f in self.findings if f.rule not in rules]
+        kept = {rule: why for rule, why in self.undecided.items() if rule not in rules}
+        self.undecided = kept
+
     @property
     def accuses(self) -> bool:
         """Whether anything is wrong with what was looked at."""
         return bool(self.findings)
 
-    def failed(self, rule: str) -> bool:
+    def failed(self, rule: RuleId) -> bool:
         """Whether anything broke a rule."""
         return any(finding.rule == rule for finding in self.findings)
 

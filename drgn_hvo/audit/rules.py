@@ -11,12 +11,79 @@ rule further down may be the consequence of one further up.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
+import enum
+from typing import Literal, Optional
 
 from drgn_hvo.memmap.layout import Layout
 
-__all__ = ("RULES", "Rule", "rule_by_id")
+__all__ = (
+    "RULES",
+    "RULE_BY_ID",
+    "Check",
+    "Need",
+    "Rule",
+    "RuleId",
+    "SubjectKind",
+    "rules_on",
+)
+
+#: The names of all rules: mypy refuses any other.
+RuleId = Literal[
+    "vmemmap-alignment",
+    "shared-tail-entry",
+    "shared-tail-unique",
+    "shared-tail-info",
+    "shared-tail-mapping",
+    "shared-tail-mapcount",
+    "shared-tail-flags",
+    "shared-tail-refcount",
+    "shared-tail-rest",
+    "vmemmap-tail-frame",
+    "vmemmap-tail-writable",
+    "vmemmap-head-frame",
+    "folio-head",
+    "folio-tail-info",
+    "folio-optimized-flag",
+    "folio-unoptimized",
+    "folio-list",
+    "hstate-lists",
+    "hstate-counters",
+    "stray-shared-tail",
+    "stray-head",
+    "compound-heads",
+]
+
+#: The names of what decides rules: each decides one or more of them in one go.
+Check = Literal[
+    "alignment",
+    "shared-tails",
+    "mappings",
+    "folio-heads",
+    "pools",
+    "folio-tails",
+    "stray-heads",
+    "compound-heads",
+]
+
+#: What a rule is about: one of these holds or breaks it.
+SubjectKind = Literal["vmemmap", "slot", "folio", "hstate", "slice", "struct page"]
+
+
+class Need(enum.Enum):
+    """What has to be read to decide a rule; what is not there leaves it undecided."""
+
+    SLOTS = "slots of vmemmap_tails[]"
+    TAIL_STRUCT_PAGES = "the own struct pages of shared tail pages"
+    TAIL_FRAMES = "the content of shared tail pages"
+    PAGE_TABLES = "page tables of vmemmap"
+    LISTS = "lists of the pools"
+    FOLIO_HEADS = "the first struct pages of folios"
+    FOLIO_ZONES = "nodes and zones of folios"
+    FOLIO_TAILS = "struct pages that a folio has to itself"
+    SPLIT_STRUCT_PAGES = "struct pages where HVO split vmemmap"
+    ALL_STRUCT_PAGES = "all struct pages"
 
 
 def _always(layout: Layout) -> Optional[str]:
@@ -47,14 +114,20 @@ class Rule:
     :param holds: What holds.
     :param source: The kernel function that makes it so.
     :param applies: Says why it means nothing for a layout, ``None`` if it does.
+    :param decide: The check that decides it.
+    :param subject: What it is about.
+    :param needs: What has to be read for that, beyond what tells the layout.
     :param severity: Of what breaks it: ``"error"`` or ``"warning"``.
     :param deep: Whether only ``--deep`` checks it.
     """
 
-    id: str
+    id: RuleId
     holds: str
     source: str
     applies: Callable[[Layout], Optional[str]]
+    decide: Check
+    subject: SubjectKind
+    needs: tuple[Need, ...]
     severity: str = "error"
     deep: bool = False
 
@@ -66,6 +139,9 @@ RULES = (
         "page), so that masks work for every order",
         "sparse_init(): VM_WARN_ON_ONCE(), silent on production kernels",
         _with_masks,
+        decide="alignment",
+        subject="vmemmap",
+        needs=(),
     ),
     Rule(
         "shared-tail-entry",
@@ -74,24 +150,36 @@ RULES = (
         "not free, not poisoned), on any node or zone",
         "vmemmap_get_tail()",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS, Need.TAIL_STRUCT_PAGES),
     ),
     Rule(
         "shared-tail-unique",
         "no frame serves two slots",
         "vmemmap_get_tail(): cmpxchg()",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS,),
     ),
     Rule(
         "shared-tail-info",
         "every struct page in a shared tail page holds that order's mask, bit 0 set",
         "init_compound_tail() -> set_compound_head()",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-mapping",
         "every struct page in a shared tail page has mapping TAIL_MAPPING",
         "init_compound_tail() -> prep_compound_tail()",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-mapcount",
@@ -99,6 +187,9 @@ RULES = (
         "where the array is in pglist_data",
         "init_compound_tail()",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-flags",
@@ -107,12 +198,18 @@ RULES = (
         "and KASAN bits do not count",
         "init_compound_tail() -> set_page_node(), set_page_zone()",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-refcount",
         "every struct page in a shared tail page has _refcount 0",
         "vmemmap_get_tail(): __GFP_ZERO",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS, Need.TAIL_FRAMES),
         severity="warning",
     ),
     Rule(
@@ -121,6 +218,9 @@ RULES = (
         "allocated at boot",
         "vmemmap_get_tail(): __GFP_ZERO",
         _with_shared_tails,
+        decide="shared-tails",
+        subject="slot",
+        needs=(Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "vmemmap-tail-frame",
@@ -128,12 +228,18 @@ RULES = (
         "node) and order; before 7.1 its own head frame",
         "vmemmap_remap_pte()",
         _with_hvo,
+        decide="mappings",
+        subject="folio",
+        needs=(Need.PAGE_TABLES, Need.SLOTS, Need.FOLIO_ZONES),
     ),
     Rule(
         "vmemmap-tail-writable",
         "those slices are mapped, by base-page entries, read-only",
         "vmemmap_remap_pte(): PAGE_KERNEL_RO",
         _with_hvo,
+        decide="mappings",
+        subject="folio",
+        needs=(Need.PAGE_TABLES,),
     ),
     Rule(
         "vmemmap-head-frame",
@@ -141,6 +247,9 @@ RULES = (
         "frame",
         "vmemmap_remap_free()",
         _always,
+        decide="mappings",
+        subject="folio",
+        needs=(Need.PAGE_TABLES,),
     ),
     Rule(
         "folio-head",
@@ -148,12 +257,18 @@ RULES = (
         "type and its pool's order, and the next struct page is its tail",
         "prep_compound_page(), folio_set_order(), __folio_set_hugetlb()",
         _always,
+        decide="folio-heads",
+        subject="folio",
+        needs=(Need.PAGE_TABLES, Need.FOLIO_HEADS),
     ),
     Rule(
         "folio-tail-info",
         "the tails in a folio's own pages of vmemmap resolve to its head",
         "prep_compound_tail()",
         _always,
+        decide="folio-tails",
+        subject="folio",
+        needs=(Need.FOLIO_HEADS, Need.FOLIO_TAILS),
     ),
     Rule(
         "folio-optimized-flag",
@@ -161,12 +276,18 @@ RULES = (
         "reference count 0 on no list may be in transition)",
         "__hugetlb_vmemmap_optimize_folio()",
         _always,
+        decide="mappings",
+        subject="folio",
+        needs=(Need.FOLIO_HEADS,),
     ),
     Rule(
         "folio-unoptimized",
         "a folio that is not optimized has every page of vmemmap to itself, writable",
         "hugetlb_vmemmap_restore_folio()",
         _always,
+        decide="mappings",
+        subject="folio",
+        needs=(),
     ),
     Rule(
         "folio-list",
@@ -174,12 +295,18 @@ RULES = (
         "one on the active list has no HPG_freed",
         "enqueue_hugetlb_folio(), dequeue_hugetlb_folio_node_exact()",
         _always,
+        decide="pools",
+        subject="folio",
+        needs=(Need.FOLIO_HEADS,),
     ),
     Rule(
         "hstate-lists",
         "each list of a pool is well formed, and no folio is on two",
         "list_add(), list_move()",
         _always,
+        decide="pools",
+        subject="hstate",
+        needs=(Need.LISTS,),
     ),
     Rule(
         "hstate-counters",
@@ -188,6 +315,9 @@ RULES = (
         "hugetlb_lock is held)",
         "__prep_account_new_huge_page(), enqueue_hugetlb_folio()",
         _always,
+        decide="pools",
+        subject="hstate",
+        needs=(Need.LISTS,),
     ),
     Rule(
         "stray-shared-tail",
@@ -195,6 +325,9 @@ RULES = (
         "of an aligned, optimized folio of that zone and order",
         "vmemmap_remap_pte()",
         _with_shared_tails,
+        decide="mappings",
+        subject="slice",
+        needs=(Need.PAGE_TABLES, Need.SLOTS),
     ),
     Rule(
         "stray-head",
@@ -203,6 +336,9 @@ RULES = (
         "optimized folio",
         "prep_compound_page(), reset_struct_pages()",
         _with_hvo,
+        decide="stray-heads",
+        subject="struct page",
+        needs=(Need.PAGE_TABLES, Need.SPLIT_STRUCT_PAGES),
     ),
     Rule(
         "compound-heads",
@@ -210,14 +346,17 @@ RULES = (
         "covers it",
         "prep_compound_tail()",
         _always,
+        decide="compound-heads",
+        subject="struct page",
+        needs=(Need.ALL_STRUCT_PAGES,),
         deep=True,
     ),
 )
 
+#: All rules by name.
+RULE_BY_ID = {rule.id: rule for rule in RULES}
 
-def rule_by_id(rule_id: str) -> Optional[Rule]:
-    """The rule of that name."""
-    for rule in RULES:
-        if rule.id == rule_id:
-            return rule
-    return None
+
+def rules_on(subject: SubjectKind) -> tuple[RuleId, ...]:
+    """The names of the rules about one kind of subject, in the order of the table."""
+    return tuple(rule.id for rule in RULES if rule.subject == subject)

@@ -10,63 +10,116 @@ below already have and adds to an :class:`~drgn_hvo.audit.findings.Audit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from typing import Optional, Union
 
 from drgn_hvo.audit.check_compound_heads import CompoundHeads
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
 from drgn_hvo.audit.check_mappings import check_mapping
 from drgn_hvo.audit.check_pools import check_pools
-from drgn_hvo.audit.check_shared_tails import check_tails
+from drgn_hvo.audit.check_shared_tails import check_alignment, check_tails
 from drgn_hvo.audit.check_stray_heads import StrayHeads
 from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit
-from drgn_hvo.audit.rules import RULES
+from drgn_hvo.audit.rules import RULES, Check, Need, RuleId
 from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("confirmed_audit", "run_audit")
+__all__ = ("confirmed_audit", "run_audit", "run_checks")
 
 
-def check_pages(context: Context) -> None:
+@dataclass(frozen=True)
+class _Whole:
     """
-    Decide ``folio-tail-info``, ``stray-head`` and ``compound-heads``, which look at all
-    struct pages of a page of vmemmap: in one pass, so that each is read once.
+    A check that reads what it wants by itself.
+
+    :param after: The checks whose findings, or notes in the context, it looks at.
     """
-    rules: list[Union[FolioTails, StrayHeads, CompoundHeads]] = [FolioTails(context)]
-    if "stray-head" not in context.audit.skipped:
-        rules.append(StrayHeads(context))
-    if "compound-heads" not in context.audit.skipped:
-        rules.append(CompoundHeads(context))
-    scan(context, rules)
-    for rule in rules:
-        rule.report()
+
+    run: Callable[[Context], None]
+    after: tuple[Check, ...] = ()
 
 
-_CHECKS: tuple[Callable[[Context], None], ...] = (
-    check_tails,
-    check_mapping,
-    check_folios,
-    check_pools,
-    check_pages,
-)
+@dataclass(frozen=True)
+class _Scan:
+    """
+    A check that looks at struct pages, in one pass over vmemmap with its like.
+
+    :param after: As of :class:`_Whole`.
+    """
+
+    start: Callable[[Context], Union[FolioTails, StrayHeads, CompoundHeads]]
+    after: tuple[Check, ...] = ()
 
 
-def confirmed_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
+# In the order in which they run. Who reads struct pages through slice 0 of a folio
+# must know whether that maps a foreign frame, which "mappings" notes in the context;
+# that one in turn tells a wrong slot, found by "shared-tails", from wrong folios.
+_CHECKS: dict[Check, Union[_Whole, _Scan]] = {
+    "alignment": _Whole(check_alignment),
+    "shared-tails": _Whole(check_tails),
+    "mappings": _Whole(check_mapping, after=("shared-tails",)),
+    "folio-heads": _Whole(check_folios, after=("mappings",)),
+    # A folio's reference count may be a copy of that of a shared tail page.
+    "pools": _Whole(check_pools, after=("mappings", "shared-tails")),
+    "folio-tails": _Scan(FolioTails, after=("mappings",)),
+    "stray-heads": _Scan(StrayHeads),
+    "compound-heads": _Scan(CompoundHeads),
+}
+
+
+def _with_earlier(checks: Iterable[Check]) -> set[Check]:
+    """Checks, and all that have to run before them."""
+    wanted: set[Check] = set()
+    todo = list(checks)
+    while todo:
+        check = todo.pop()
+        if check not in wanted:
+            wanted.add(check)
+            todo += _CHECKS[check].after
+    return wanted
+
+
+def run_checks(context: Context, checks: Iterable[Check]) -> None:
+    """Run some checks, and those that have to run before them."""
+    wanted = _with_earlier(checks)
+    scans = []
+    for name, check in _CHECKS.items():
+        if name not in wanted:
+            continue
+        if isinstance(check, _Whole):
+            check.run(context)
+        else:
+            scans.append(check.start(context))
+    if scans:
+        scan(context, scans)
+    for scanned in scans:
+        scanned.report()
+
+
+def confirmed_audit(
+    hvo: Hvo, *, deep: bool = False, rules: Optional[Collection[RuleId]] = None
+) -> Audit:
     """
     As :func:`run_audit()`; of a running kernel, what
     :func:`~drgn_hvo.audit.confirm.confirmed()` keeps of several.
     """
-    return confirmed(hvo, lambda reading: run_audit(reading, deep=deep))
+    return confirmed(hvo, lambda reading: run_audit(reading, deep=deep, rules=rules))
 
 
-def run_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
+def run_audit(
+    hvo: Hvo, *, deep: bool = False, rules: Optional[Collection[RuleId]] = None
+) -> Audit:
     """
-    Check all rules.
+    Check rules.
 
     :param deep: Whether to check those that read all of vmemmap, too.
+    :param rules: Those to check; all if ``None``. Only what they need is read. What is
+        found on the way about other rules is left out; a finding that is a consequence
+        of such a cause stays, with its own severity.
     :raises UnavailableError: if this kernel cannot be audited at all.
     """
     if not hvo.kernel.has_types:
@@ -84,23 +137,15 @@ def run_audit(hvo: Hvo, *, deep: bool = False) -> Audit:
         reason: Optional[str] = rule.applies(hvo.layout)
         if reason is None and rule.deep and not deep:
             reason = "only with --deep"
+        if rules is not None and rule.id not in rules:
+            reason = "not asked for"
         if reason is not None:
             audit.skipped[rule.id] = reason
-    context = Context(hvo, audit)
-    for check in _CHECKS:
-        check(context)
-    for table in hvo.vmemmap.walk.missing:
-        audit.missing(f"page tables of vmemmap ({table.reason})", 1, *_NEED_TABLES)
-    audit.findings = [f for f in audit.findings if f.rule not in audit.skipped]
+    active = [rule for rule in RULES if rule.id not in audit.skipped]
+    run_checks(Context(hvo, audit), {rule.decide for rule in active})
+    if any(Need.PAGE_TABLES in rule.needs for rule in active):
+        for table in hvo.vmemmap.walk.missing:
+            what = f"page tables of vmemmap ({table.reason})"
+            audit.missing(Need.PAGE_TABLES, what, 1)
+    audit.leave_out(audit.skipped)
     return audit
-
-
-# What cannot be decided where a page table of vmemmap is missing.
-_NEED_TABLES = (
-    "vmemmap-tail-frame",
-    "vmemmap-tail-writable",
-    "vmemmap-head-frame",
-    "folio-head",
-    "stray-shared-tail",
-    "stray-head",
-)

@@ -18,7 +18,7 @@ from drgn.helpers.common.format import print_table
 from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.properties import kernel_properties
-from drgn_hvo.audit.rules import RULES, rule_by_id
+from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
 from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.commands.document import Document, document, print_document
 from drgn_hvo.errors import UsageError
@@ -42,19 +42,25 @@ EXIT_FINDINGS = 1
 EXIT_INCOMPLETE = 3
 
 
-def parse_rules(text: str) -> frozenset[str]:
+def parse_rules(lists: Sequence[str]) -> frozenset[RuleId]:
     """
-    Understand a list of rules, ``ID,…``.
+    Understand lists of rules, ``ID,…`` each: all that any of them names.
 
-    :raises UsageError: if one does not exist.
+    :raises UsageError: if a rule does not exist, or a list is empty.
     """
-    names = frozenset(name for name in text.split(",") if name)
-    for name in sorted(names):
-        if rule_by_id(name) is None:
-            raise UsageError(f"there is no rule {name!r}; 'drgn-hvo rules' lists them")
-    if not names:
-        raise UsageError("an empty list of rules")
-    return names
+    known: dict[str, RuleId] = {rule.id: rule.id for rule in RULES}
+    found: set[RuleId] = set()
+    for text in lists:
+        names = sorted({name for name in text.split(",") if name})
+        if not names:
+            raise UsageError("an empty list of rules")
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"there is no rule {name!r}; 'drgn-hvo rules' lists them"
+                )
+            found.add(known[name])
+    return frozenset(found)
 
 
 @dataclass(frozen=True)
@@ -66,26 +72,31 @@ class CheckScope:
     :param only: The rules to check; all if ``None``.
     :param ignore: Rules to leave out.
     :param strict: Warnings count as errors.
+    :raises UsageError: if that leaves no rule.
     """
 
     deep: bool = False
-    only: Optional[Collection[str]] = None
-    ignore: Collection[str] = ()
+    only: Optional[Collection[RuleId]] = None
+    ignore: Collection[RuleId] = ()
     strict: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise UsageError("--rules and --ignore leave no rule to check")
+
+    @property
+    def rules(self) -> frozenset[RuleId]:
+        """The rules that are left."""
+        asked = RULE_BY_ID if self.only is None else self.only
+        return frozenset(asked) - frozenset(self.ignore)
 
 
 def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
     """Audit a kernel: what ``check --format json`` prints."""
-    audit = confirmed_audit(hvo, deep=scope.deep)
-    for rule in RULES:
-        if scope.only is not None and rule.id not in scope.only:
-            audit.skipped[rule.id] = "not asked for"
-        elif rule.id in scope.ignore:
-            audit.skipped[rule.id] = "ignored"
-    audit.findings = [f for f in audit.findings if f.rule not in audit.skipped]
-    audit.undecided = {
-        rule: why for rule, why in audit.undecided.items() if rule not in audit.skipped
-    }
+    audit = confirmed_audit(hvo, deep=scope.deep, rules=scope.rules)
+    for rule in scope.ignore:
+        if scope.only is None or rule in scope.only:
+            audit.skipped[rule] = "ignored"
     result = document(target, hvo.kernel.release)
     result.update(
         status="findings" if audit.findings else "clean",
@@ -95,11 +106,18 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
             {"what": what, "count": count} for what, count in audit.not_in_dump.items()
         ],
         in_transition=audit.in_transition,
-        properties=[vars(one) for one in kernel_properties(hvo)],
+        properties=_properties(hvo, scope),
         rules=[_rule_result(audit, rule.id) for rule in RULES],
         findings=[_finding(finding, cause) for finding, cause in audit.ordered()],
     )
     return result
+
+
+def _properties(hvo: Hvo, scope: CheckScope) -> list[Document]:
+    """Properties that bear on a rule that was asked for; it takes folios to know."""
+    if "vmemmap-tail-writable" not in scope.rules:
+        return []
+    return [vars(one) for one in kernel_properties(hvo)]
 
 
 _CHECKED = (
@@ -118,7 +136,7 @@ def error_document(target: str, message: str) -> Document:
     return result
 
 
-def _rule_result(audit: Audit, rule: str) -> Document:
+def _rule_result(audit: Audit, rule: RuleId) -> Document:
     if rule in audit.skipped:
         return {"id": rule, "result": "skip", "reason": audit.skipped[rule]}
     if audit.failed(rule):
@@ -141,13 +159,13 @@ def _finding(finding: Finding, cause: Optional[int]) -> Document:
         "affected": finding.affected,
         "folded": finding.folded,
         "caused_by": cause,
-        "nid": finding.nid,
-        "zone": finding.zone,
-        "order": finding.order,
-        "pfn": finding.pfn,
-        "head_pfn": finding.head_pfn,
-        "address": _hex(finding.address),
-        "physical_address": _hex(finding.physical_address),
+        "nid": finding.place.nid,
+        "zone": finding.place.zone,
+        "order": finding.place.order,
+        "pfn": finding.place.pfn,
+        "head_pfn": finding.place.head_pfn,
+        "address": _hex(finding.place.address),
+        "physical_address": _hex(finding.place.physical_address),
         "expected": _hex(finding.expected),
         "actual": _hex(finding.actual),
     }

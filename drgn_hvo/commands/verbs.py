@@ -145,8 +145,19 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="read all of vmemmap, not just what HVO used",
     )
-    parser.add_argument("--rules", metavar="ID,…", help="check only these rules")
-    parser.add_argument("--ignore", metavar="ID,…", help="leave these rules out")
+    parser.add_argument(
+        "--rules",
+        metavar="ID,…",
+        action="append",
+        help="check only these rules (repeatable)",
+    )
+    parser.add_argument(
+        "--ignore",
+        metavar="ID,…",
+        action="append",
+        default=[],
+        help="leave these rules out (repeatable)",
+    )
     parser.add_argument("--strict", action="store_true", help="warnings are errors")
 
 
@@ -154,14 +165,14 @@ def check_scope(args: argparse.Namespace) -> CheckScope:
     """
     What the options of ``check`` ask for.
 
-    :raises UsageError: if one names a rule that does not exist.
+    :raises UsageError: if one names a rule that does not exist, or none is left.
     """
     from drgn_hvo.commands.check import CheckScope, parse_rules
 
     return CheckScope(
         deep=args.deep,
         only=None if args.rules is None else parse_rules(args.rules),
-        ignore=frozenset() if args.ignore is None else parse_rules(args.ignore),
+        ignore=parse_rules(args.ignore),
         strict=args.strict,
     )
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.findings import Audit
+from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.formats.tail_words import ALL_ONES, is_poisoned
 from drgn_hvo.kernel.arrays import ByteArray
@@ -294,7 +295,7 @@ class SubjectAudit(Audit):
 def validate(
     prog: Program,
     look: Callable[[Hvo], SubjectAudit],
-    rules: tuple[str, ...],
+    rules: tuple[RuleId, ...],
     address: int,
 ) -> None:
     """

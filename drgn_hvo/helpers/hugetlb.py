@@ -24,6 +24,7 @@ from drgn_hvo.audit.check_pools import check_pools
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.one_subject import with_one_folio
+from drgn_hvo.audit.rules import RULE_BY_ID, rules_on
 from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.helpers._bound import (
@@ -227,19 +228,6 @@ def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
     return saved_by_node_order(bound)
 
 
-# What the audit says of a single folio.
-_FOLIO_RULES = (
-    "vmemmap-tail-frame",
-    "vmemmap-tail-writable",
-    "vmemmap-head-frame",
-    "folio-head",
-    "folio-tail-info",
-    "folio-optimized-flag",
-    "folio-unoptimized",
-    "folio-list",
-)
-
-
 def validate_hugetlb_folio(folio: Object) -> None:
     """
     Validate a hugetlb folio: its head, its tails, how its part of vmemmap is mapped,
@@ -261,7 +249,9 @@ def validate_hugetlb_folio(folio: Object) -> None:
         the kernel cannot be audited.
     """
     prog, address = pointer_value(folio, "folio", "page")
-    validate(prog, lambda bound: _audit_folio(bound, address), _FOLIO_RULES, address)
+    validate(
+        prog, lambda bound: _audit_folio(bound, address), rules_on("folio"), address
+    )
 
 
 def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
@@ -293,4 +283,7 @@ def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
 
 
 def _is_about(finding: Finding, head_pfn: int) -> bool:
-    return finding.rule in _FOLIO_RULES or finding.about == ("list-of", head_pfn)
+    return RULE_BY_ID[finding.rule].subject == "folio" or finding.about == (
+        "list-of",
+        head_pfn,
+    )

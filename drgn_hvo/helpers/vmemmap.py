@@ -22,6 +22,7 @@ from drgn.helpers.common.prog import takes_program_or_default
 
 from drgn_hvo.audit.check_shared_tails import check_tails
 from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.rules import rules_on
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.helpers._bound import (
     SubjectAudit,
@@ -134,19 +135,6 @@ def _page_address(bound: Hvo, tail: SharedTail) -> int:
     return _array(bound).page(bound.vmemmap, tail.value)
 
 
-# What the audit says of a single shared tail page.
-_TAIL_RULES = (
-    "shared-tail-entry",
-    "shared-tail-unique",
-    "shared-tail-info",
-    "shared-tail-mapping",
-    "shared-tail-mapcount",
-    "shared-tail-flags",
-    "shared-tail-refcount",
-    "shared-tail-rest",
-)
-
-
 def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
     """
     Validate a shared tail page: the slot that names it, its own struct page, and every
@@ -172,7 +160,7 @@ def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
     validate(
         prog,
         lambda bound: _audit_tail(bound, address, strict=strict),
-        _TAIL_RULES,
+        rules_on("slot"),
         address,
     )
 
@@ -190,8 +178,6 @@ def _audit_tail(bound: Hvo, address: int, *, strict: bool) -> SubjectAudit:
     audit = SubjectAudit()
     check_tails(Context(one, audit))
     audit.findings = [
-        finding
-        for finding in audit.findings
-        if finding.rule in _TAIL_RULES and (strict or finding.severity == "error")
+        finding for finding in audit.findings if strict or finding.severity == "error"
     ]
     return audit
