@@ -190,11 +190,10 @@ def _take_place(report: _Reading, begin: re.Match[str]) -> None:
     report.reason = f"{begin[1]}:{begin[2]}"
 
 
-# The files whose warnings are about struct pages, huge pages and vmemmap.
+# The files whose checks are about pages.
 _FILES = (
-    r"((?:\./)?(?:mm/(?:hugetlb\w*|sparse[\w-]*|memory[\w-]*|page_\w+|rmap|gup|debug"
-    r"|memcontrol|swap|migrate|huge_memory)|include/linux/(?:mm|page[\w-]*|hugetlb\w*"
-    r"|mmzone)|fs/hugetlbfs/inode)\.[ch])"
+    r"((?:\./)?(?:mm/[\w/-]+|fs/hugetlbfs/inode|include/linux/(?:mm|page[\w-]*"
+    r"|hugetlb\w*|mmzone))\.[ch])"
 )
 
 #: Forms of a report. The first whose line fits is taken.
@@ -239,7 +238,7 @@ FORMS = (
     Form(
         "memory-failure",
         re.compile(
-            r"(?:Memory failure|Injecting memory failure for pfn|[Ss]oft[ _]offlin(?:e"
+            r"(?:Memory failure|Injecting memory failure|[Ss]oft[ _]offlin(?:e"
             r"|ing pfn)|Unpoison)\b[:\w -]*?(?<!\w)0x([0-9a-f]{1,16})(?![0-9a-f])(.*)"
         ),
         _take_poisoned,

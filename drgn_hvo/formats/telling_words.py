@@ -30,8 +30,8 @@ _ILLEGAL_POINTERS = (0xDEAD << 48, 0x5DEADBEEF << 28)
 _LIST_POISONS = (0x100, 0x122)
 _LIST_SIZE = 16
 
-# struct address_space has some 200 bytes.
-_ADDRESS_SPACE_SIZE = 512
+# struct address_space has some 200 bytes; at 0x500 begins another poison.
+_ADDRESS_SPACE_SIZE = 256
 
 # IS_ERR(): the highest 4095 addresses stand for errors.
 _MAX_ERRNO = 4095
