@@ -103,7 +103,7 @@ def test_real_sample(name):
         assert hstate.total >= at_boot.get(hstate.order, 0)
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [name for name in REAL if "core" in REAL[name]])
 def test_real_sample_answers_as_its_core(name):
     core = opened(core_path(REAL[name]["core"]))
     assert answers(opened(SAMPLES / f"{name}.kdump")) == answers(core)
