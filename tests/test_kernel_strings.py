@@ -55,7 +55,7 @@ def printed(form: str, *values: Any) -> str:
 
     line = _CONVERSION.sub(convert, form)
     assert not rest
-    return line.removesuffix("\\n") if hasattr(line, "removesuffix") else line
+    return line
 
 
 @dataclass(frozen=True)

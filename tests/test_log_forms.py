@@ -434,6 +434,9 @@ def test_reports_of_one_cause_are_one_story():
         # As memmap_init() left it: F.1 and the fifth version of the series.
         (0x100041, (0x17FFFFC0000000, 0, 0xFFFFEA00041FF008, 0, 0, 0, 0x1FFFFFFFF, 0),
          "nonzero _refcount", "boot-tail-refcount"),
+        # Its own, as an ordinary page has it from boot.
+        (0x100041, (0x17FFFFC0000000, 0, 0xFFFFEA0004001048, 0, 0, 0, 0x1FFFFFFFF, 0),
+         "nonzero _refcount", None),
         (0x100041, (0x17FFFFC0000000, 0, 0, 0, 0, 0, 0x1FFFFFFFF, 0),
          "nonzero _refcount", None),
         (0x100041, (0x17FFFFC0000000, 0, 0xFFFFEA00041FF010, 0, 0, 0, 0x1FFFFFFFF, 0),

@@ -8,6 +8,9 @@ A stock kernel with HVO runs in QEMU. Through QEMU's debugger stub its ``getpid(
 made to raise the reference count of a tail of a huge page, as get_page() would. What
 the kernel prints then, and a dump of it, go through the command; the huge page is the
 one that the guest itself names.
+
+In another guest, words are overwritten as a stray write would, and pages are freed: the
+kernel says what it finds in forms of its own.
 """
 
 from collections.abc import Iterator
@@ -30,6 +33,8 @@ _KERNEL = _ROOT.parent / "shared" / "kernels" / "7.2.13"
 
 # lock incl (%rdi); ret
 _INSTRUCTIONS = bytes.fromhex("f0ff07c3")
+# mov 24(%rdi),%rax; mov 8(%rax),%rax; ret
+_USE_MAPPING = bytes.fromhex("488b4718488b4008c3")
 _RDI = 5
 _REFCOUNT = 52
 _SLICE = 2
@@ -38,6 +43,7 @@ _INIT = r"""
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -45,10 +51,18 @@ _INIT = r"""
 #include <sys/wait.h>
 #include <unistd.h>
 
+static unsigned long long pfn(void *page)
+{
+    uint64_t entry;
+
+    pread(open("/proc/self/pagemap", O_RDONLY), &entry, 8,
+          (uintptr_t)page / 4096 * 8);
+    return entry & ((1ULL << 55) - 1);
+}
+
 int main(void)
 {
-    char line[512], *huge;
-    uint64_t entry;
+    char line[512], *huge, *small;
     FILE *kallsyms;
 
     mount("proc", "/proc", "proc", 0, 0);
@@ -62,10 +76,12 @@ int main(void)
     huge = mmap(0, 2 << 20, PROT_READ | PROT_WRITE,
             MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
     memset(huge, 1, 2 << 20);
-    pread(open("/proc/self/pagemap", O_RDONLY), &entry, 8,
-          (uintptr_t)huge / 4096 * 8);
-    printf("GUEST %llx pfn\nGUEST %lx user\nGUEST 0 ready\n",
-           (unsigned long long)(entry & ((1ULL << 55) - 1)), (long)huge);
+    small = mmap(0, 8192, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(small, 1, 8192);
+    printf("GUEST %llx pfn\nGUEST %lx user\n", pfn(huge), (long)huge);
+    printf("GUEST %llx mapped\nGUEST %llx poisoned\nGUEST 0 ready\n",
+           pfn(small), pfn(small + 4096));
     fflush(stdout);
     if (!fork())
         for (;;) {
@@ -75,6 +91,19 @@ int main(void)
     wait(0);
     printf("GUEST 0 died\n");
     fflush(stdout);
+    /* Of the command line, what the kernel does not know is in the environment. */
+    if (getenv("reports")) {
+        /* The kernel kills who has the page. */
+        if (!fork())
+            exit(madvise(small + 4096, 4096, MADV_HWPOISON));
+        wait(0);
+        munmap(small, 4096);
+        munmap(huge, 2 << 20);
+        write(open("/proc/sys/vm/nr_hugepages", O_WRONLY), "0\n", 2);
+        sleep(1);
+        printf("GUEST 0 freed\n");
+        fflush(stdout);
+    }
     for (;;)
         pause();
 }
@@ -152,7 +181,7 @@ class Debugger:
 class Guest:
     """A machine that runs; its paths are short enough for sockets."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, more: str) -> None:
         self.directory = directory
         self.serial = directory / "serial"
         self.serial.touch()
@@ -162,7 +191,8 @@ class Guest:
              "-m", "512", "-display", "none", "-monitor", "none", "-nodefaults",
              "-device", "vmcoreinfo", "-serial", f"file:{self.serial}",
              "-kernel", str(_KERNEL / "vmlinuz"), "-initrd", str(initramfs),
-             "-append", "console=ttyS0 hugetlb_free_vmemmap=on hugepages=4",
+             "-append",
+             f"console=ttyS0 hugetlb_free_vmemmap=on hugepages=4 {more}",
              "-qmp", f"unix:{directory}/qmp,server,nowait",
              "-gdb", f"unix:{directory}/gdb,server,nowait"],
         )  # fmt: skip
@@ -197,14 +227,14 @@ class Guest:
         return core
 
 
-@pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Guest]:
+@pytest.fixture(params=[""])
+def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Guest]:
     for command in ("qemu-system-x86_64", "gcc", "xz"):
         if shutil.which(command) is None:
             pytest.skip(f"no {command}")
     if not _KERNEL.is_dir():
         pytest.skip("no kernels/7.2.13 in ../shared")
-    running = Guest(tmp_path)
+    running = Guest(tmp_path, request.param)
     yield running
     running.process.kill()
     running.process.wait()
@@ -266,3 +296,68 @@ def test_write_to_a_tail(guest: Guest) -> None:
     who_maps = _ROOT / "contrib" / "examples" / "who_maps.py"
     users = run("drgn", "-q", "--log-level", "none", "-c", core, who_maps, tail)
     assert re.search(rf"^ *1 +init +{told['user']:x} ", users, re.MULTILINE)
+
+
+def _write(debugger: Debugger, address: int, data: bytes) -> None:
+    debugger.ask(f"M{address:x},{len(data):x}:{data.hex()}", "OK")
+
+
+@pytest.mark.parametrize("guest", ["reports=1"], indirect=True)
+def test_other_reports(guest: Guest) -> None:
+    told = guest.wait_for("ready")
+    getpid = told["__x64_sys_getpid"]
+    debugger = Debugger(guest.directory / "gdb")
+    debugger.ask("qXfer:features:read:target.xml:0,ffb", "[lm]")
+    debugger.ask(f"Z1,{getpid:x},1", "OK")
+    debugger.ask("c", "T05")
+    memory = bytes.fromhex(
+        debugger.ask(f"m{told['vmemmap_base']:x},8", "[0-9a-f]{16}$")
+    )
+    base = int.from_bytes(memory, "little")
+    # mapping of a tail in the huge page's own frame, _mapcount of an ordinary page.
+    _write(debugger, base + 64 * (told["pfn"] + 5) + 24, bytes(8))
+    _write(debugger, base + 64 * told["mapped"] + 48, b"\xff" * 4)
+    # Who takes a tail for a page of its own, and asks for its mapping.
+    tail = base + 64 * (told["pfn"] + 64 * _SLICE + 5)
+    debugger.ask(f"P{_RDI}={tail.to_bytes(8, 'little').hex()}", "OK")
+    _write(debugger, getpid, _USE_MAPPING)
+    debugger.ask(f"z1,{getpid:x},1", "OK")
+    debugger.ask("D", "OK")
+    guest.wait_for("freed")
+
+    core = guest.dump()
+    document = json.loads(command("page", core, "--oops", "@core", "--json"))
+    reports = {report["form"]: report for report in document["reports"]}
+    assert set(reports) == {
+        "general-protection-fault", "memory-failure", "bad-page-map", "bad-page-state",
+    }  # fmt: skip
+    fault = reports["general-protection-fault"]
+    assert fault["verdict"] == "tail-mapping"
+    assert fault["address"] == "0xdead000000000408"
+    assert "getpid" in fault["ip"]
+    pointers = {p["where"]: p["pfn"] for p in fault["pointers"]}
+    assert pointers["RDI"] == told["pfn"] + 64 * _SLICE + 5
+    assert reports["memory-failure"]["pfn"] == told["poisoned"]
+    assert reports["bad-page-map"]["pfn"] == told["mapped"]
+    assert reports["bad-page-map"]["entry"]["level"] == "PTE"
+    states = {
+        report["pfn"]: report
+        for report in document["reports"]
+        if report["form"] == "bad-page-state"
+    }
+    assert set(states) == {told["mapped"], told["pfn"] + 5}
+    assert states[told["mapped"]]["reason"] == "nonzero mapcount"
+    assert states[told["mapped"]]["verdict"] == "still-in-use"
+    state = states[told["pfn"] + 5]
+    assert state["reason"] == "corrupted mapping in tail page"
+    assert state["verdict"] == "tail-damaged"
+    # The kernel leaves such pages as they are.
+    assert state["against_dump"] == "unchanged"
+    words = [int(word, 16) for word in state["dump"]["words"]]
+    assert words[3] == 0
+    assert {report["defect"] for report in document["reports"]} == {None}
+    # The console has the same.
+    serial = json.loads(command("oops", guest.serial, "--json"))
+    assert [r["title"] for r in serial["reports"]] == [
+        r["title"] for r in document["reports"]
+    ]

@@ -298,7 +298,9 @@ def test_memory_failures_of_the_core():
     pfns = [report["pfn"] for report in document["reports"]]
     # As /proc/kmsg had them; the guest poisoned page 5 of every third huge page.
     assert pfns[:3] == [0x3C05, 0x4205, 0x4805]
-    assert len(document["stories"]) == 2
+    (story,) = document["stories"]
+    assert story["pfns"] == pfns
+    assert sorted(story["reasons"].values()) == [12, 18]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ PAGE_VERDICTS = (
     ),
     PageVerdict(
         "boot-tail-overwritten",
-        _page(lambda p: p.has_own_lru and p.refcount == 1 and not p.has_tail_mapping),
+        _page(lambda p: p.has_empty_lru and p.refcount == 1 and not p.has_tail_mapping),
         "the struct page is as memmap_init() leaves one, though it is a tail of a huge "
         "page: a shared tail page that was made at boot was overwritten, and all tails "
         "on it look as pages of their own",
@@ -131,7 +131,7 @@ PAGE_VERDICTS = (
             r.report.reason == "nonzero _refcount"
             and r.page is not None
             and r.page.refcount == 1
-            and r.page.has_stale_lru
+            and r.page.has_lru_of_another
             and not r.page.is_head
         ),
         "the tail has reference count 1 and a stale pointer to another one's lru: it "

@@ -48,7 +48,15 @@ _SUSPICIONS = ("refcount-write-refused",)
 
 # Of a call trace, so many functions are told, without those that print it.
 _CALLS = 8
-_PRINTERS = {"dump_stack", "dump_stack_lvl", "show_stack", "dump_backtrace", "bad_page"}
+_PRINTERS = {
+    "bad_page",
+    "dump_backtrace",
+    "dump_stack",
+    "dump_stack_lvl",
+    "print_bad_page_map",
+    "print_bad_pte",
+    "show_stack",
+}
 
 
 def log_of_core(hvo: Hvo) -> Log:
@@ -327,8 +335,14 @@ def _report(report: Report) -> Document:
         "pid": crash.pid,
         "comm": crash.comm,
         "ip": crash.ip,
-        "calls": [name for name in crash.calls if name not in _PRINTERS][:_CALLS],
+        "calls": _callers(crash),
     }
+
+
+def _callers(crash: Crash) -> list[str]:
+    # Parts of a function have names of their own, as bad_page.cold.
+    calls = (name.split(".")[0] for name in crash.calls)
+    return [name for name in calls if name not in _PRINTERS][:_CALLS]
 
 
 def _fault_report(hvo: Optional[Hvo], report: Report, oops: Document) -> Document:
@@ -410,6 +424,9 @@ def _cause(report: Document) -> tuple[Optional[str], ...]:
         return (report["defect"],)
     if report["form"] == "page-fault":
         return (report["form"], report["verdict"], report["ip"])
+    if report["form"] == "memory-failure":
+        # Of one failure there are several, each with its own words.
+        return (report["form"], report["verdict"])
     return (report["form"], report["verdict"], report["reason"])
 
 
@@ -427,11 +444,14 @@ def _stories(reports: list[Document]) -> list[Document]:
                 "is_certain": report["verdict"] not in _SUSPICIONS,
                 "forms": {},
                 "reasons": {},
+                "pfns": [],
                 "reports": [],
             },
         )
         story["count"] += 1
         story["reports"].append(i)
+        if report["pfn"] is not None and report["pfn"] not in story["pfns"]:
+            story["pfns"].append(report["pfn"])
         for key, value in (("forms", report["form"]), ("reasons", report["reason"])):
             if value is not None:
                 story[key][value] = story[key].get(value, 0) + 1

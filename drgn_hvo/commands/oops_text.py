@@ -19,6 +19,9 @@ __all__ = ("print_oopses",)
 
 Lines = list[tuple[str, str]]
 
+# Of the pages of a story, so many are told.
+_MAX_PFNS = 12
+
 
 def print_oopses(doc: Document) -> None:
     """Print a document of :func:`~drgn_hvo.commands.oops.oops_document()`."""
@@ -64,7 +67,13 @@ def _count_lines(doc: Document, story: Document) -> Lines:
         f"{story['count']} reports have this cause, from line {lines[0]} to line "
         f"{lines[-1]}"
     )
-    return _wrapped("Count", f"{text}: {what}" if what else text)
+    rows = _wrapped("Count", f"{text}: {what}" if what else text)
+    if len(story["pfns"]) > 1:
+        told = ", ".join(f"{pfn:#x}" for pfn in story["pfns"][:_MAX_PFNS])
+        more = len(story["pfns"]) - _MAX_PFNS
+        others = f" and {more} more" if more > 0 else ""
+        rows += _wrapped("PFNs", f"{told}{others}")
+    return rows
 
 
 def _defect_lines(story: Document) -> Lines:

@@ -160,22 +160,37 @@ class PrintedPage:
         )
 
     @property
-    def has_own_lru(self) -> bool:
-        """
-        Whether ``lru`` points to the ``lru`` of a struct page both ways, as
-        ``__init_single_page()`` leaves it.
-        """
+    def _lru_prev(self) -> Optional[int]:
+        """``lru.prev``, if it points to the ``lru`` of a struct page."""
         words = self.dump.words
-        return len(words) > 2 and words[_LRU] == words[_LRU + 1] and self.has_stale_lru
+        if len(words) <= _LRU + 1 or words[_LRU + 1] == ALL_ONES:
+            return None
+        prev = words[_LRU + 1]
+        is_lru = prev % self.geometry.struct_page_size == _LRU_OFFSET
+        return prev if prev >> 63 and is_lru else None
 
     @property
-    def has_stale_lru(self) -> bool:
-        """Whether ``lru.prev`` points to the ``lru`` of a struct page."""
-        words = self.dump.words
-        if len(words) <= _LRU + 1 or words[_LRU + 1] in (0, ALL_ONES):
+    def has_empty_lru(self) -> bool:
+        """
+        Whether ``lru`` points both ways to the ``lru`` of one struct page, as
+        ``__init_single_page()`` leaves it.
+        """
+        return self._lru_prev is not None and self.dump.words[_LRU] == self._lru_prev
+
+    @property
+    def has_lru_of_another(self) -> bool:
+        """
+        Whether ``lru.prev`` is left pointing into another struct page than this: to
+        the last one of all that shared it when ``__init_single_page()`` wrote there.
+
+        vmemmap begins at a multiple of ``MAX_FOLIO_VMEMMAP_ALIGN`` on all kernels that
+        share tails, so that an address tells the lower bits of its PFN.
+        """
+        if self._lru_prev is None or self.pfn is None:
             return False
-        prev = words[_LRU + 1]
-        return prev >> 63 == 1 and prev % self.geometry.struct_page_size == _LRU_OFFSET
+        size = self.geometry.struct_page_size
+        aligned = self.geometry.vmemmap_align(self.geometry.largest_order)
+        return (self._lru_prev - _LRU_OFFSET - self.pfn * size) % aligned != 0
 
 
 def printed_page(
