@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn, Optional
+import traceback
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from drgn_hvo import __version__
 from drgn_hvo.commands.document import print_document, print_json
@@ -26,7 +28,16 @@ from drgn_hvo.commands.failures import (
     failure,
     output_failure,
 )
-from drgn_hvo.commands.verbs import VERBS, Session, Verb, add_assume_option, check_scope
+from drgn_hvo.commands.verbs import (
+    VERBS,
+    Session,
+    Verb,
+    add_assume_option,
+    add_force_option,
+    add_format_options,
+    check_scope,
+)
+from drgn_hvo.errors import HvoError, UsageError
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
@@ -52,7 +63,14 @@ EXIT_BROKEN_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are one line."""
+    """Errors are one line, and no option is guessed from its beginning."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own swallows that the message could not be written.
+        (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help shows usage)\n")
@@ -116,9 +134,14 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="drgn-hvo",
         description="Explain HugeTLB Vmemmap Optimization (HVO) in a Linux kernel.",
+        epilog="Exit status: "
+        + "; ".join(f"{status}: {text}" for status, text in EXIT_STATUSES.items())
+        + ".",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(run=lambda args: _print_help(parser), debug=False)
+    commands = parser.add_subparsers(metavar="COMMAND")
+    _add_help(commands, parser)
     _add_verbs(commands)
     _add_extract(commands)
     _add_synth(commands)
@@ -129,9 +152,26 @@ def _parser() -> _Parser:
         ("defects", _run_defects, "known kernel defects that check recognises"),
     ):
         catalogue = commands.add_parser(name, help=text)
-        catalogue.add_argument("--json", action="store_true", help="print JSON")
+        add_format_options(catalogue)
         catalogue.set_defaults(run=run, debug=False)
     return parser
+
+
+def _print_help(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 0
+
+
+def _add_help(commands: argparse._SubParsersAction[_Parser], parser: _Parser) -> None:
+    help_command = commands.add_parser("help", help="show this, or a command's help")
+    help_command.add_argument("command", metavar="COMMAND", nargs="?")
+
+    def run(args: argparse.Namespace) -> int:
+        if args.command is not None and args.command not in commands.choices:
+            help_command.error(f"there is no command {args.command!r}")
+        return _print_help(commands.choices.get(args.command, parser))
+
+    help_command.set_defaults(run=run)
 
 
 def _add_extract(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -151,10 +191,8 @@ def _add_extract(commands: argparse._SubParsersAction[_Parser]) -> None:
         action="store_true",
         help="keep all of vmemmap, for check --deep and heads of all pages",
     )
-    extract.add_argument(
-        "--force", action="store_true", help="replace FILE if it exists"
-    )
-    extract.add_argument("--json", action="store_true", help="print JSON")
+    add_force_option(extract)
+    add_format_options(extract)
 
 
 def _add_oops(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -162,7 +200,7 @@ def _add_oops(commands: argparse._SubParsersAction[_Parser]) -> None:
         "oops", help="explain the reports about pages in a log, without a core"
     )
     oops.add_argument("log", metavar="FILE", help="the log ('-': stdin)")
-    oops.add_argument("--json", action="store_true", help="print JSON")
+    add_format_options(oops)
     oops.add_argument("--debug", action="store_true", help="show tracebacks")
     oops.set_defaults(run=_run_oops)
 
@@ -190,7 +228,8 @@ def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="NAME",
         help="damage to do; what was changed is reported as JSON",
     )
-    synth.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    add_force_option(synth)
+    add_format_options(synth)
     synth.add_argument("--debug", action="store_true", help="show tracebacks")
     synth.set_defaults(run=_run_synth)
 
@@ -255,7 +294,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         all_struct_pages=args.all_struct_pages,
         force=args.force,
     )
-    print_document(document, print_extract, as_json=args.json)
+    print_document(document, print_extract, as_json=args.format == "json")
     return 0
 
 
@@ -265,7 +304,7 @@ def _run_oops(args: argparse.Namespace) -> int:
     from drgn_hvo.formats.oops_log import read_log
 
     found = oops_document(None, args.log, read_log(args.log))
-    print_document(found, print_oopses, as_json=args.json)
+    print_document(found, print_oopses, as_json=args.format == "json")
     return 0
 
 
@@ -284,7 +323,7 @@ def _run_faults(args: argparse.Namespace) -> int:
 def _run_rules(args: argparse.Namespace) -> int:
     from drgn_hvo.commands.catalogues import print_rules, rules_document
 
-    if args.json:
+    if args.format == "json":
         print_json(rules_document())
     else:
         print_rules()
@@ -294,7 +333,7 @@ def _run_rules(args: argparse.Namespace) -> int:
 def _run_defects(args: argparse.Namespace) -> int:
     from drgn_hvo.commands.catalogues import defects_document, print_defects
 
-    if args.json:
+    if args.format == "json":
         print_json(defects_document())
     else:
         print_defects()
@@ -311,18 +350,53 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _prepare_streams() -> None:
+    """
+    Make the streams take whatever is printed: a terminal that lacks a character gets
+    it escaped, and what is said of errors goes nowhere if stderr is closed. Python
+    sets closed streams to ``None``.
+
+    :raises UsageError: if stdout is closed.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open as long as the process)
+    if sys.stdout is None:
+        raise UsageError("stdout is closed: there is nowhere to print to")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(argv: Optional[Sequence[str]]) -> int:
+    """Parse and do; argparse's own exits are statuses like any other."""
+    try:
+        args = _parser().parse_args(argv)
+    except SystemExit as e:
+        return e.code if isinstance(e.code, int) else EXIT_USAGE
+    try:
+        status: int = args.run(args)
+    except (HvoError, OSError):
+        raise
+    except Exception:
+        if args.debug:
+            traceback.print_exc()
+        raise
+    return status
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """
-    Run the command line.
+    Run the command line; nothing that goes wrong in here ends in a traceback or in a
+    status that could be taken for a finding.
 
     :return: The exit status, see :data:`EXIT_STATUSES`.
     """
-    args = _parser().parse_args(argv)
     # Nobody types drgn's commands here, and looking for plugins takes a tenth of a
     # short run. Who asks for some gets them.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     try:
-        status: int = args.run(args)
+        _prepare_streams()
+        status = _run(argv)
         sys.stdout.flush()
         return status
     except KeyboardInterrupt as e:
@@ -338,8 +412,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         known = failure(e)
         if known is not None:
             return _fail(EXIT_USAGE, f"error: {known}")
-        if args.debug:
-            raise
         return _fail(EXIT_BUG, bug(e, "; --debug shows where"))
 
 

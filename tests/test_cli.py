@@ -74,7 +74,6 @@ def test_qemu_without_a_socket(tmp_path):
 @pytest.mark.parametrize(
     "args",
     [
-        [],
         ["nonsense"],
         ["show"],
         ["page", "core"],

@@ -62,13 +62,13 @@ def test_both_ends_of_a_range_are_in_it(core, tmp_path):
     out = tmp_path / "heads"
     assert main(["heads", str(core), "--pfns", "100-163", "-o", str(out)]) == 0
     assert len(np.load(out)) == 64
-    assert main(["heads", str(core), "--pfns", "7-7", "-o", str(out)]) == 0
+    assert main(["heads", str(core), "--pfns", "7-7", "-o", str(out), "--force"]) == 0
     assert np.load(out).tolist() == [7]
 
 
 def test_ranges_end_with_memory(core, end_pfn, tmp_path, capsys):
     out = tmp_path / "heads"
-    command = ["heads", str(core), "-o", str(out), "--pfns"]
+    command = ["heads", str(core), "--force", "-o", str(out), "--pfns"]
     assert main([*command, f"{end_pfn - 2}-{end_pfn - 1}"]) == 0
     assert main([*command, f"{end_pfn - 2}-{end_pfn}"]) == 2
     assert "out of range" in capsys.readouterr().err

@@ -13,12 +13,13 @@ from typing import Optional
 
 import numpy as np
 
+from drgn_hvo.commands.document import Document, document
 from drgn_hvo.errors import UsageError
-from drgn_hvo.files import replace_file
+from drgn_hvo.files import check_replaceable, replace_file
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.progress import progress
 
-__all__ = ("parse_pfn_range", "write_heads")
+__all__ = ("heads_document", "parse_pfn_range", "print_heads", "write_heads")
 
 
 def parse_pfn_range(text: str) -> tuple[int, int]:
@@ -38,14 +39,19 @@ def parse_pfn_range(text: str) -> tuple[int, int]:
     return start, end
 
 
-def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
+def write_heads(
+    hvo: Hvo, path: str, pfns: Optional[tuple[int, int]], *, force: bool = False
+) -> tuple[int, int]:
     """
     Write head PFNs, one uint64 a page, all ones where there is no initialised
     struct page.
 
     :param pfns: First PFN and end (exclusive); all that vmemmap has if ``None``.
-    :return: The number of pages.
+    :param force: Whether a file that is there may be replaced.
+    :return: First PFN and end (exclusive).
+    :raises UsageError: if there are no such PFNs, or the file cannot be written.
     """
+    check_replaceable(path, force=force)
     start, end = pfns or (0, hvo.vmemmap.end_pfn)
     if end > hvo.vmemmap.end_pfn:
         raise UsageError(
@@ -55,11 +61,30 @@ def write_heads(hvo: Hvo, path: str, pfns: Optional[tuple[int, int]]) -> int:
     chunks = hvo.heads.range(start, end)
     header = {"descr": "<u8", "fortran_order": False, "shape": (end - start,)}
     with (
-        replace_file(path, force=True) as f,
+        replace_file(path, force=force) as f,
         progress(end - start, "page") as bar,
     ):
         np.lib.format.write_array_header_1_0(f, header)
         for heads in chunks:
             f.write(heads.astype("<u8", copy=False).tobytes())
             bar.update(len(heads))
-    return end - start
+    return start, end
+
+
+def heads_document(hvo: Hvo, target: str, path: str, pfns: tuple[int, int]) -> Document:
+    """
+    What ``heads --json`` prints.
+
+    :param pfns: First PFN and end (exclusive) of what was written.
+    """
+    start, end = pfns
+    return {
+        **document(target, hvo.kernel.release),
+        "output": path,
+        "first_pfn": start,
+        "pages": end - start,
+    }
+
+
+def print_heads(doc: Document) -> None:
+    """Print nothing: the file is the result."""

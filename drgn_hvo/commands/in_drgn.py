@@ -33,7 +33,10 @@ class _HelpPrintedError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where argparse would end the process."""
+    """Raises where argparse would end the process, and guesses no option."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **kwargs})
 
     def exit(self, status: int = 0, message: Optional[str] = None) -> NoReturn:
         if not status:

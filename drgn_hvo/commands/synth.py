@@ -71,7 +71,7 @@ def run_faults(args: argparse.Namespace) -> int:
     :return: The exit status.
     """
     faults = catalogue()
-    if args.json:
+    if args.format == "json":
         document = {
             **envelope(),
             "faults": faults,

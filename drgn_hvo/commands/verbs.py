@@ -12,7 +12,7 @@ kernel is imported when a verb runs.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import os
 from typing import TYPE_CHECKING, Optional
@@ -31,6 +31,8 @@ __all__ = (
     "Session",
     "Verb",
     "add_assume_option",
+    "add_force_option",
+    "add_format_options",
     "check_scope",
     "session_of",
 )
@@ -111,13 +113,36 @@ def add_assume_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_format_options(
+    parser: argparse._ActionsContainer, formats: Sequence[str] = ("text", "json")
+) -> None:
+    """``--format``, and ``--json`` for short, which all commands have."""
+    parser.add_argument(
+        "--format", choices=formats, default="text", help="how to print the result"
+    )
+    parser.add_argument(
+        "--json",
+        dest="format",
+        action="store_const",
+        const="json",
+        help="the same as --format json",
+    )
+
+
 def _add_output_options(parser: argparse.ArgumentParser) -> None:
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print JSON")
+    add_format_options(output)
     output.add_argument(
         "--drgn",
         action="store_true",
         help="print drgn code that finds out the same",
+    )
+
+
+def add_force_option(parser: argparse.ArgumentParser) -> None:
+    """``--force``, which all commands that write a file have."""
+    parser.add_argument(
+        "--force", action="store_true", help="replace FILE if it exists"
     )
 
 
@@ -134,12 +159,12 @@ def _run_show(session: Session, args: argparse.Namespace) -> int:
         print(show_code(session.open(), folios=args.folios), end="")
         return 0
     document = show_document(session.open(), session.target, folios=args.folios)
-    print_document(document, print_show, as_json=args.json)
+    print_document(document, print_show, as_json=args.format == "json")
     return 0
 
 
 def _add_check_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("text", "json", "ktap"), default="text")
+    add_format_options(parser, ("text", "json", "ktap"))
     parser.add_argument(
         "--deep",
         action="store_true",
@@ -227,7 +252,7 @@ def _run_page(session: Session, args: argparse.Namespace) -> int:
         print(page_code(specs), end="")
         return 0
     document = page_document(session.open(), session.target, specs)
-    print_document(document, print_pages, as_json=args.json)
+    print_document(document, print_pages, as_json=args.format == "json")
     return 0
 
 
@@ -248,7 +273,7 @@ def _run_oops(session: Session, args: argparse.Namespace) -> int:
     document = oops_document(
         hvo or session.open(), session.target, log, same_boot=same_boot
     )
-    print_document(document, print_oopses, as_json=args.json)
+    print_document(document, print_oopses, as_json=args.format == "json")
     return 0
 
 
@@ -277,15 +302,25 @@ def _add_heads_options(parser: argparse.ArgumentParser) -> None:
         help="uint64 head PFNs, one a PFN; all ones where no struct page was "
         "initialised",
     )
+    add_force_option(parser)
+    add_format_options(parser)
 
 
 def _run_heads(session: Session, args: argparse.Namespace) -> int:
-    from drgn_hvo.commands.heads import parse_pfn_range, write_heads
+    from drgn_hvo.commands.heads import (
+        heads_document,
+        parse_pfn_range,
+        print_heads,
+        write_heads,
+    )
 
     pfns = None if args.pfns is None else parse_pfn_range(args.pfns)
     if os.path.realpath(args.output) == os.path.realpath(session.target):
         raise UsageError(f"{args.output}: is the target itself")
-    write_heads(session.open(), args.output, pfns)
+    hvo = session.open()
+    written = write_heads(hvo, args.output, pfns, force=args.force)
+    document = heads_document(hvo, session.target, args.output, written)
+    print_document(document, print_heads, as_json=args.format == "json")
     return 0
 
 

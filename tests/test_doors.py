@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What stands before and behind every command: no encoding, no state of stdout and no
+spelling of an option may end in a traceback, or in a status that means a finding.
+"""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from drgn_hvo.cli import EXIT_STATUSES
+from drgn_hvo.commands.verbs import VERBS
+from tests.command_support import COMMAND, run
+
+SAMPLE = Path(__file__).parents[1] / "sample_vmcores" / "shared-7.3.kdump"
+WITH_TARGET = [*(verb.name for verb in VERBS), "extract"]
+ALL = [*WITH_TARGET, "synth", "oops", "rules", "faults", "defects", "help"]
+
+
+def in_shell(command, **environment):
+    return subprocess.run(
+        ["sh", "-c", command, "sh", *COMMAND],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("command", ALL)
+def test_help_on_a_terminal_that_lacks_characters(command):
+    result = in_shell(f'"$@" {command} --help', PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: drgn-hvo")
+
+
+def test_a_result_on_a_terminal_that_lacks_characters():
+    result = in_shell(f'"$@" map "{SAMPLE}" 4608', PYTHONIOENCODING="latin-1")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "words"),
+    [
+        (">&-", "stdout is closed"),
+        (">/dev/full", "No space left on device"),
+        (">&- 2>&-", ""),
+    ],
+)
+@pytest.mark.parametrize("command", [f'show "{SAMPLE}"', "rules", "--help"])
+def test_nowhere_to_print(command, redirection, words):
+    result = in_shell(f'"$@" {command} {redirection}')
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert words in result.stderr
+    assert result.stderr.count("\n") == bool(words)
+
+
+def test_nobody_hears_of_an_error():
+    assert in_shell('"$@" show nowhere 2>&-').returncode == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show", "--fol"), ("check", "--dee"), ("extract", "--smal", "-o", "x")],
+)
+def test_options_are_not_guessed(arguments):
+    result = run(*arguments, SAMPLE)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "unrecognized" in result.stderr or "required" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("show", SAMPLE),
+        ("check", SAMPLE),
+        ("page", SAMPLE, "4608"),
+        ("rules",),
+        ("faults",),
+        ("defects",),
+    ],
+)
+def test_two_spellings_of_json(arguments):
+    short = run(*arguments, "--json")
+    assert short.returncode == 0
+    assert short.stdout.startswith("{")
+    # How long it took is not the same twice.
+    same = run(*arguments, "--format", "json")
+    assert len(same.stdout) > 0
+    assert same.stdout[:60] == short.stdout[:60]
+
+
+@pytest.mark.parametrize("command", ALL[:-1])
+def test_every_command_has_both_spellings(command):
+    text = run(command, "--help").stdout
+    if command != "map":
+        assert "--json" in text
+        assert "--format" in text
+
+
+@pytest.mark.parametrize("arguments", [(), ("help",), ("--help",)])
+def test_help(arguments):
+    result = run(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    for status in EXIT_STATUSES:
+        assert f"{status}: " in " ".join(result.stdout.split())
+
+
+def test_help_of_a_command():
+    assert run("help", "check").stdout == run("check", "--help").stdout
+    assert run("help", "nothing").returncode == 2
+
+
+def test_as_a_module():
+    command = [sys.executable, "-m", "drgn_hvo", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_file_that_is_there_stays(tmp_path):
+    path = tmp_path / "heads.npy"
+    path.write_text("precious")
+    arguments = ("heads", SAMPLE, "--pfns", "0-63", "-o", path)
+    refused = run(*arguments)
+    assert (refused.returncode, path.read_text()) == (2, "precious")
+    assert "--force" in refused.stderr
+    assert run(*arguments, "--force").returncode == 0
+    assert path.read_bytes().startswith(b"\x93NUMPY")
