@@ -8,6 +8,7 @@ ever comes near.
 import random
 import zlib
 
+import numpy as np
 import pytest
 
 from drgn_hvo.errors import DetectionError, FormatError
@@ -15,6 +16,7 @@ from drgn_hvo.formats.kdump_writer import pack_page
 from drgn_hvo.formats.tail_words import Geometry, is_pointer, mask_order
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
@@ -172,3 +174,29 @@ def test_a_page_that_does_not_compress_is_stored_as_it_is():
     assert pack_page(noise[:4090] + bytes(6), 9)[0] == 0
     flags, packed = pack_page(bytes(4096), 9)
     assert (flags, zlib.decompress(packed)) == (1, bytes(4096))
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_only_of_a_dump_is_a_frame_what_it_was(is_live):
+    changing = build_machine(describe("shared-7.3"))
+    pfn = changing.vmemmap.tails[0].pfn
+    reader = FrameReader(program(changing, is_live=is_live), 4096)
+    frames = np.array([pfn], dtype=np.int64)
+    before = reader.read(frames).data.tobytes()
+    changing.image.write(pfn << 12, b"changed!")
+    after = reader.read(frames).data.tobytes()
+    assert (after == before) == (not is_live)
+    assert not is_live or after[:8] == b"changed!"
+
+
+def test_addresses_of_struct_pages(machine):
+    """Of all of them from PFN 0 on, and of nothing between them."""
+    vmemmap = hvo(program(machine)).vmemmap
+    base = machine.plan.space.vmemmap
+    assert [vmemmap.page_pfn(base + i) for i in (0, 64, 64 * 0x1F000)] == [
+        0,
+        1,
+        0x1F000,
+    ]
+    for offset in (-64, -1, 1, 8, 63, 64 * 7 + 32):
+        assert vmemmap.page_pfn(base + offset) is None

@@ -191,16 +191,31 @@ def test_every_tail_of_a_plain_huge_page(index):
     assert case.first() == ("folio-tail-info", word)
 
 
-def test_a_head_that_is_not_aligned():
-    """It has PG_head, an order and a tail of its own, and is none."""
-    case = Case.of("fake-head-6.12")
+def make_head(case, pfn, head):
+    """Give a page PG_head and order 3; the one behind it becomes a tail of *head*."""
     machine = case.targets.machine
-    pfn = case.targets.order_0_slice() + 1
     flags = case.flip(case.field(pfn, "flags"), case.flag("head"))
-    case.put(case.field(pfn + 1, "tail_word"), machine.plan.space.page_address(pfn) | 1)
+    word = machine.plan.space.page_address(head) | 1
+    case.put(case.field(pfn + 1, "tail_word"), word)
     place = hvo(case.prog).fields.order_place
     assert place is not None
     case.put(machine.page_physical(pfn + 1) + place[0] - 64, 3, 1)
+    return flags
+
+
+def test_a_head_that_is_not_aligned():
+    """It has PG_head, an order and a tail of its own, and is none."""
+    case = Case.of("fake-head-6.12")
+    pfn = case.targets.order_0_slice() + 1
+    flags = make_head(case, pfn, pfn)
+    assert case.first() == ("stray-head", flags)
+
+
+def test_a_head_whose_tail_is_of_another():
+    """It is aligned and has an order, and the tail behind it leads elsewhere."""
+    case = Case.of("fake-head-6.12")
+    pfn = case.targets.order_0_slice() + 8
+    flags = make_head(case, pfn, pfn + 8)
     assert case.first() == ("stray-head", flags)
 
 
@@ -378,3 +393,20 @@ def test_the_page_behind_the_last_one():
     assert resolve_page(vmemmap, parse_page_spec(f"pfn:0d{last}")) == last
     with pytest.raises(UsageError, match="out of range"):
         resolve_page(vmemmap, parse_page_spec(f"pfn:0d{last + 1}"))
+
+
+@pytest.mark.parametrize("name", ["shared-7.1", "shared-7.3", "seed-v6"])
+def test_a_shared_tail_that_was_freed(name):
+    """Free, and not yet back with the buddy allocator, which would give it a type."""
+    case = Case.of(name)
+    case.put(case.field(case.targets.tail().pfn, "_refcount"), 0, 4)
+    assert case.first() == ("shared-tail-entry", case.targets.slot())
+
+
+def test_counters_beside_a_broken_list_are_not_decided():
+    """Nobody knows how many huge pages are behind the link."""
+    doc = Case.of("shared-7.3", ["list-bad-pointer"]).check()
+    assert "hstate-counters" not in {finding["rule"] for finding in doc["findings"]}
+    results = {rule["id"]: rule["result"] for rule in doc["rules"]}
+    assert results["hstate-lists"] == "fail"
+    assert results["hstate-counters"] == "skip"

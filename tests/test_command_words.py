@@ -7,6 +7,7 @@ not there, and what only looks like something else.
 
 from pathlib import Path
 import shutil
+import struct
 
 from drgn import FaultError, Object
 import numpy as np
@@ -207,3 +208,18 @@ def test_a_page_table_that_is_not_there_is_no_hole():
     machine.image.missing.add(table)
     with pytest.raises(FaultError, match="not in this dump"):
         folio_vmemmap_frames(folio(machine, placed.first_pfn))
+
+
+@pytest.mark.parametrize("size", [4097, 8192])
+def test_a_page_larger_than_a_block_is_damage(core, size, tmp_path, capsys):
+    """Its bytes are in the file, and readers would trust the descriptor."""
+    data = bytearray(core.read_bytes())
+    block, sub, bitmaps = struct.unpack_from("<iiI", data, 428)
+    descriptors = (1 + sub + bitmaps) * block
+    offset, _, _ = struct.unpack_from("<QII", data, descriptors)
+    assert offset + size < len(data)
+    struct.pack_into("<I", data, descriptors + 8, size)
+    path = tmp_path / "core"
+    path.write_bytes(data)
+    assert main(["show", str(path)]) == 2
+    assert "damaged" in capsys.readouterr().err

@@ -65,6 +65,33 @@ def real(request, tmp_path_factory):
     )
 
 
+@pytest.fixture
+def only_known_names(monkeypatch):
+    """
+    The tables of names name everything that commands look up: of healthy machines and
+    of damaged ones, in the target and in its extract.
+    """
+    objects, types = set(), set()
+    find_object, find_type = finders._find_object, finders._find_type
+
+    def note_object(prog, name, *args):
+        objects.add(name)
+        return find_object(prog, name, *args)
+
+    def note_type(prog, kinds, name, filename):
+        if kinds & finders._NAMED_KINDS:
+            types.add(name)
+        return find_type(prog, kinds, name, filename)
+
+    monkeypatch.setattr(finders, "_find_object", note_object)
+    monkeypatch.setattr(finders, "_find_type", note_type)
+    yield
+    assert objects
+    assert types
+    assert objects - {"vmemmap"} <= NAMES
+    assert types <= TYPES | {"size_t", "ptrdiff_t"}
+
+
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", CORES)
 def test_real_cores(name, small, tmp_path):
@@ -76,6 +103,7 @@ def test_real_cores(name, small, tmp_path):
     assert answers(copy) == answers(opened(core_path(name)))
 
 
+@pytest.mark.usefixtures("only_known_names")
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", ALL)
 def test_generations(name, small, tmp_path):
@@ -85,6 +113,7 @@ def test_generations(name, small, tmp_path):
     assert answers(copy) == answers(program(machine))
 
 
+@pytest.mark.usefixtures("only_known_names")
 @pytest.mark.parametrize("name", ALL)
 def test_all_struct_pages(name, tmp_path):
     machine = build_machine(describe(name))
@@ -107,6 +136,7 @@ def answers_or_refusal(prog):
         return str(e)
 
 
+@pytest.mark.usefixtures("only_known_names")
 @pytest.mark.parametrize(("fault", "name"), DAMAGED)
 def test_damage(fault, name, tmp_path):
     machine, _ = make_machine(describe(name), [fault])
@@ -236,37 +266,6 @@ def test_small_says_what_it_cannot_tell(tmp_path):
     assert copy.symbol(other.address).name == OMITTED
     (kept,) = original.lookup("hstates")
     assert copy.symbol(kept.address + 8).name == "hstates"
-
-
-def test_all_names_that_are_asked_for(monkeypatch, tmp_path):
-    """The tables of ``cut`` name everything that commands and helpers look up."""
-    objects, types = set(), set()
-    find_object, find_type = finders._find_object, finders._find_type
-
-    def note_object(prog, name, *args):
-        objects.add(name)
-        return find_object(prog, name, *args)
-
-    def note_type(prog, kinds, name, filename):
-        if kinds & finders._NAMED_KINDS:
-            types.add(name)
-        return find_type(prog, kinds, name, filename)
-
-    monkeypatch.setattr(finders, "_find_object", note_object)
-    monkeypatch.setattr(finders, "_find_type", note_type)
-    for name in ALL:
-        answers(opened_again(build_machine(describe(name)), tmp_path), deep=True)
-    for fault, name in DAMAGED:
-        machine, _ = make_machine(describe(name), [fault])
-        answers_or_refusal(opened_again(machine, tmp_path))
-    assert objects - {"vmemmap"} <= NAMES
-    assert types <= TYPES | {"size_t", "ptrdiff_t"}
-
-
-def opened_again(machine, tmp_path):
-    prog = program(machine)
-    finders.install(prog)
-    return prog
 
 
 def test_no_tasks(real):

@@ -117,6 +117,10 @@ def test_pages_are_mapped_as_all_levels_say_together(seed):
     assert {va: pages[va] for va in pages if start <= va < end} == {
         va: page for va, page in expected.items() if start <= va < end
     }
+    # Only large pages reach beyond the range.
+    runs = found.runs
+    small = runs.va[runs.level == 0]
+    assert all(start <= va < end for va in small.tolist())
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -1,0 +1,462 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Mistakes in ``drgn_hvo/audit/``
+-------------------------------
+"""
+
+from __future__ import annotations
+
+from tools.mutants.mutant import Mutant
+
+__all__ = ("AUDIT",)
+
+
+def _notices(fault: str, generation: str = "shared-7.3") -> str:
+    """The test that a fault in a generation is noticed by its rule."""
+    test = "test_check_faults.py::test_the_rule_that_the_table_names"
+    return f"{test}[{fault}-{generation}]"
+
+
+def _healthy(generation: str = "shared-7.3") -> str:
+    """The test that a machine of a generation without faults has no finding."""
+    test = "test_check_faults.py::test_nothing_in_a_healthy_machine"
+    return f"{test}[{generation}-False]"
+
+
+AUDIT = (
+    Mutant(
+        "audit-shared-tail-mapping",
+        "audit/check_shared_tails.py::_expectations",
+        "tail_mapping(context.kernel.illegal_pointer_value),",
+        "tail_mapping(0),",
+        "every healthy shared tail would be accused",
+        (_healthy(),),
+    ),
+    Mutant(
+        "audit-shared-tail-rest",
+        "audit/check_shared_tails.py::_expectations",
+        "range(0, context.size, 8)",
+        "range(0, context.size - 8, 8)",
+        "the last word of shared tails would not be checked",
+        ("test_check_words.py::test_words_of_a_shared_tail_that_are_nothing",),
+    ),
+    Mutant(
+        "audit-shared-tail-flags",
+        "audit/check_shared_tails.py::_expected_flags",
+        "mask = (1 << count) - 1",
+        "mask = (1 << count - 1) - 1",
+        "the highest page flag of a shared tail would not be checked",
+        ("test_check_words.py::test_all_page_flags_of_a_shared_tail",),
+    ),
+    Mutant(
+        "audit-shared-tail-zone",
+        "audit/check_shared_tails.py::_expected_flags",
+        "mask |= layout.zone_mask << layout.zone_shift",
+        "",
+        "a shared tail of another zone would not be noticed",
+        (
+            _notices(
+                "tail-zone",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-shared-tail-hwpoison",
+        "audit/check_shared_tails.py::_wrong_own_page",
+        "if hwpoison is not None and flags >> hwpoison & 1:",
+        "if False:",
+        "a shared tail page in memory that failed would not be reported",
+        ("test_check_words.py::test_a_shared_tail_in_memory_that_failed",),
+    ),
+    Mutant(
+        "audit-shared-tail-free-frame",
+        "audit/check_shared_tails.py::_wrong_own_page",
+        "(tail.frame_refcount or 0) < 1",
+        "(tail.frame_refcount or 0) < 0",
+        "a shared tail page that was freed would not be reported",
+        ("test_check_words.py::test_a_shared_tail_that_was_freed",),
+    ),
+    Mutant(
+        "audit-shared-tail-zeros",
+        "audit/check_shared_tails.py::_check_content",
+        "if not rows.data.any():",
+        "if False:",
+        "what an ELF core leaves out would be corruption",
+        ("test_check_words.py::test_a_shared_tail_of_zeros_is_not_there",),
+    ),
+    Mutant(
+        "audit-two-slots-the-right-one",
+        "audit/check_shared_tails.py::_check_unique",
+        "or named[:1]",
+        "and named[-1:]",
+        "of two slots on one frame the right one would be accused",
+        (
+            _notices(
+                "two-slots",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-overwritten-is-one-finding",
+        "audit/check_shared_tails.py::_is_overwritten",
+        "return bool(own.all())",
+        "return False",
+        "one known defect would be six findings without a name",
+        (_notices("boot-tail-overwritten", "seed-v5"),),
+    ),
+    Mutant(
+        "audit-alignment",
+        "audit/check_shared_tails.py",
+        "if base % required:",
+        "if base % (required >> 12):",
+        "masks of the largest huge pages would lead to wrong heads unnoticed",
+        (
+            _notices(
+                "vmemmap-misaligned",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-tail-frames",
+        "audit/check_mappings.py::_Mapping._check_tails",
+        "right = (slices.pfn == self._expected[slices.folio]) & (",
+        "right = (slices.pfn >= 0) & (",
+        "a slice that maps somebody else's frame would not be noticed",
+        (
+            _notices(
+                "pte-foreign-frame",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-tails-by-large-pages",
+        "audit/check_mappings.py::_Mapping._check_tails",
+        "loose |= slices.writable",
+        "pass",
+        "a writable shared tail would not be noticed",
+        (
+            _notices(
+                "pte-writable",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-holes",
+        "audit/check_mappings.py::_Mapping._check_holes",
+        "self._folios.mapped + (self._folios.head_frame < 0) < self._folios.slices",
+        "self._folios.mapped + 1 < self._folios.slices",
+        "one page of vmemmap that is not mapped would not be noticed",
+        (
+            _notices(
+                "pte-none",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-read-only-head",
+        "audit/check_mappings.py::_Mapping._check_heads",
+        "~mapped | ~writable | (others > 0)",
+        "~mapped | (others > 0)",
+        "the kernel's next write to such a head ends in an oops",
+        (
+            _notices(
+                "head-read-only",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-flag-and-mapping",
+        "audit/check_mappings.py::_Mapping._check_flag",
+        "wrong = (flag != mapping) & self._context.readable",
+        "wrong = (flag & ~mapping) & self._context.readable",
+        "a folio that HVO remapped without its flag is never restored",
+        (
+            _notices(
+                "remapping-without-flag",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-folio-unoptimized",
+        "audit/check_mappings.py::_Mapping._check_unoptimized",
+        "plain[slices.folio] & ~slices.writable",
+        "plain[slices.folio] & slices.writable & ~slices.writable",
+        "read-only struct pages of a huge page without HVO end in an oops",
+        ("test_check_words.py::test_read_only_struct_pages_of_a_plain_huge_page",),
+    ),
+    Mutant(
+        "audit-stray-shared-tails",
+        "audit/check_mappings.py::_Mapping._check_strays",
+        "if int(slices.count[rightful].sum()) == tail.mapped_by:",
+        "if int(slices.count[rightful].sum()) <= tail.mapped_by:",
+        "order-0 pages with the struct pages of tails would not be noticed",
+        (
+            _notices(
+                "stray-shared-tail",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-missing-tables-excuse",
+        "audit/context.py::Context.is_missing",
+        "return any(t.start <= address < t.end for t in self.vmemmap.walk.missing)",
+        "return False",
+        "a page table that the dump lacks would be corruption",
+        ("test_check_words.py::test_a_page_table_that_is_not_there_accuses_nobody",),
+    ),
+    Mutant(
+        "audit-in-transition-is-frozen",
+        "audit/context.py::Context.in_transition",
+        "& (folios.refcount == 0)",
+        "",
+        "damage to a huge page in use would pass as being in transition",
+        ("test_check_words.py::test_huge_pages_in_transition_are_held_by_nobody",),
+    ),
+    Mutant(
+        "audit-in-transition-is-on-no-list",
+        "audit/context.py::Context.in_transition",
+        "& (folios.on_list == NO_LIST)",
+        "",
+        "damage to free huge pages would pass as being in transition",
+        (_notices("pte-foreign-frame"),),
+    ),
+    Mutant(
+        "audit-in-transition-needs-whole-lists",
+        "audit/context.py::Context.in_transition",
+        "if not all(a_list.is_whole for a_list in self.hugetlb.lists):",
+        "if False:",
+        "behind a broken list every huge page would be in transition",
+        (
+            "test_check_words.py::test_huge_pages_behind_a_broken_list_are_not_in_transition",
+        ),
+    ),
+    Mutant(
+        "audit-head-is-not-PG_head",
+        "audit/check_folios.py::_Heads.check",
+        "for i in self._where(present & ~folios.PG_head):",
+        "for i in ():",
+        "a head that lost PG_head would not be noticed",
+        (
+            _notices(
+                "head-without-PG_head",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-head-order",
+        "audit/check_folios.py::_Heads.check",
+        "folios.own_order != folios.order",
+        "folios.own_order > folios.order",
+        "a folio of a wrong order gives back memory that is not its own",
+        (_notices("folio-wrong-order"),),
+    ),
+    Mutant(
+        "audit-first-tail",
+        "audit/check_folios.py::_Heads.check",
+        "present & (folios.next_info != self._words)",
+        "present & (folios.next_info < self._words)",
+        "a damaged word of the second struct page would not be noticed",
+        ("test_check_words.py::test_the_first_tail",),
+    ),
+    Mutant(
+        "audit-own-tails",
+        "audit/check_folios.py::FolioTails.look",
+        "wrong = infos != self._words[owner][:, None]",
+        "wrong = infos == 0",
+        "a tail that leads to another head would not be noticed",
+        (
+            _notices(
+                "private-tail",
+            ),
+        ),
+    ),
+    Mutant(
+        "audit-own-tails-of-plain-folios",
+        "audit/check_folios.py::FolioTails.__init__",
+        "(context.geometry.power_of_2 and folios.shared_ptes == 0)",
+        "0",
+        "only the first page of struct pages of plain folios would be checked",
+        ("test_check_words.py::test_every_tail_of_a_plain_huge_page",),
+    ),
+    Mutant(
+        "audit-free-folio-node",
+        "audit/check_pools.py::_wrong_member",
+        "if nid >= 0 and nid != a_list.nid:",
+        "if False:",
+        "a free huge page on another node's list would not be noticed",
+        ("test_check_words.py::test_a_free_huge_page_on_the_list_of_another_node",),
+    ),
+    Mutant(
+        "audit-free-folio-flag",
+        "audit/check_pools.py::_may_be_wrong",
+        "suspect |= freed[index] != is_free",
+        "pass",
+        "a free huge page without HPG_freed would not be noticed",
+        ("test_check_words.py::test_a_list_and_the_flag_of_what_is_on_it",),
+    ),
+    Mutant(
+        "audit-free-folio-refcount",
+        "audit/check_pools.py::_may_be_wrong",
+        "suspect |= folios.refcount[index] != 0",
+        "",
+        "a free huge page that somebody uses would not be noticed",
+        ("test_check_words.py::test_a_free_huge_page_that_is_used",),
+    ),
+    Mutant(
+        "audit-counters-need-whole-lists",
+        "audit/check_pools.py::_check_counters",
+        "if not whole:",
+        "if False:",
+        "behind a broken list every counter would be wrong",
+        ("test_check_words.py::test_counters_beside_a_broken_list_are_not_decided",),
+    ),
+    Mutant(
+        "audit-counter-of-free",
+        "audit/check_pools.py::_check_counters",
+        "if actual != len(a_list.heads):",
+        "if actual < len(a_list.heads):",
+        "a pool that counts huge pages that it has not would not be noticed",
+        ("test_check_words.py::test_free_huge_pages_are_those_on_the_list",),
+    ),
+    Mutant(
+        "audit-counters-while-locked",
+        "audit/check_pools.py::_add_counter",
+        'severity="warning" if held else ""',
+        'severity=""',
+        "a counter that somebody was just changing would be an error",
+        ("test_check_words.py::test_counters_that_somebody_is_changing",),
+    ),
+    Mutant(
+        "audit-lock-not-held",
+        "audit/check_pools.py::_lock_is_held",
+        "return bool(lock.rlock.raw_lock.val.counter.value_())",
+        "return True",
+        "a wrong counter would never be an error",
+        ("test_check_words.py::test_counters_that_somebody_is_changing",),
+    ),
+    Mutant(
+        "audit-stray-heads-alignment",
+        "audit/check_stray_heads.py::_own_heads",
+        "& own & aligned",
+        "& own",
+        "a head that is not aligned to its order would be a good one",
+        ("test_check_words.py::test_a_head_that_is_not_aligned",),
+    ),
+    Mutant(
+        "audit-stray-heads-own-tail",
+        "audit/check_stray_heads.py::_own_heads",
+        "& own & aligned",
+        "& aligned",
+        "copies of heads that restoring left would not be noticed",
+        ("test_check_words.py::test_a_head_whose_tail_is_of_another",),
+    ),
+    Mutant(
+        "audit-compound-heads-cover",
+        "audit/check_compound_heads.py::CompoundHeads._check_tails",
+        "| (pfns >= head_pfns + covers)",
+        "",
+        "a tail behind the end of its folio would not be noticed",
+        ("test_check_words.py::test_a_tail_behind_the_end_of_its_folio",),
+    ),
+    Mutant(
+        "audit-compound-heads-poison",
+        "audit/check_compound_heads.py::CompoundHeads.look",
+        "tails &= (infos != np.uint64(ALL_ONES)) & present[:, None]",
+        "tails &= present[:, None]",
+        "struct pages that nobody initialised would be corruption",
+        ("test_check_faults.py::test_nothing_in_a_healthy_machine[shared-7.3-True]",),
+    ),
+    Mutant(
+        "audit-compound-heads-not-read",
+        "audit/check_compound_heads.py::CompoundHeads._read_covers",
+        "return np.where(unseen, _ANY_ORDER, covers)",
+        "return covers",
+        "tails of heads that the dump lacks would be corruption",
+        ("test_check_faults.py::test_a_page_that_is_missing_is_not_corruption",),
+    ),
+    Mutant(
+        "audit-cause-first",
+        "audit/findings.py::Audit.ordered",
+        "order = roots + [f for f in ranked if self._causes(f, subjects)]",
+        "order = ranked",
+        "the first finding would be a consequence, not the wrong word",
+        (
+            _notices("head-frame-shared"),
+            _notices("slot-wrong-frame"),
+            _notices("head-frame-shared", "fake-head-6.12"),
+        ),
+    ),
+    Mutant(
+        "audit-errors-before-warnings",
+        "audit/findings.py::Audit.ordered",
+        '(f.severity != "error", _RANK[f.rule])',
+        "_RANK[f.rule]",
+        "a warning would stand in front of errors",
+        ("test_check_words.py::test_errors_come_before_warnings",),
+    ),
+    Mutant(
+        "audit-unread-is-undecided",
+        "audit/findings.py::Audit.missing",
+        "self.undecided.setdefault(rule.id, f",
+        "self.skipped.setdefault(rule.id, f",
+        "what was not read would be a pass",
+        ("test_check_faults.py::test_a_page_that_is_missing_is_not_corruption",),
+    ),
+    Mutant(
+        "audit-undecided-is-incomplete",
+        "audit/findings.py::Audit.complete",
+        "return not self.undecided",
+        "return not self.not_in_dump and not self.skipped",
+        "the exit status of an incomplete audit would be that of a clean one",
+        ("test_check_faults.py::test_nothing_in_a_healthy_machine",),
+    ),
+    Mutant(
+        "audit-live-keeps-common-findings",
+        "audit/findings.py::Audit.keep_common",
+        "if _evidence(f) in seen]",
+        "if True]",
+        "one reading of a running kernel would accuse it",
+        ("test_check_live.py",),
+    ),
+    Mutant(
+        "audit-live-reads-again",
+        "audit/confirm.py::confirmed",
+        "for reading in range(1, _MOST_READINGS):",
+        "for reading in range(1, 2):",
+        "what changes between two readings would be damage",
+        ("test_check_live.py",),
+    ),
+    Mutant(
+        "audit-one-folio-on-its-own-lists",
+        "audit/one_subject.py::with_one_folio",
+        "[pfn] * (pfn in a_list.heads)",
+        "[pfn]",
+        "a validator would find every folio on every list",
+        ("test_helpers.py::test_validators_pass_on_a_healthy_machine",),
+    ),
+    Mutant(
+        "audit-page-fault-garbled",
+        "audit/page_faults.py::VERDICTS",
+        "lambda f: f.fault.is_garbled,",
+        "lambda f: False,",
+        "a damaged log would get a verdict",
+        ("test_oops_page.py::test_garbled",),
+    ),
+    Mutant(
+        "audit-page-fault-other-boot",
+        "audit/page_faults.py::VERDICTS",
+        "lambda f: f.not_this_boot is not None,",
+        "lambda f: False,",
+        "an oops of another boot would be explained with this core",
+        ("test_oops_page.py::test_other_boot",),
+    ),
+    Mutant(
+        "audit-page-fault-reads",
+        "audit/page_faults.py::VERDICTS",
+        "lambda f: not f.code(PF_WRITE),",
+        "lambda f: False,",
+        "a read that was refused would count as an illegal write",
+        ("test_oops_page.py::test_other_faults",),
+    ),
+)
