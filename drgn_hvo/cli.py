@@ -139,7 +139,7 @@ def _parser() -> _Parser:
         + ".",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.set_defaults(run=lambda args: _print_help(parser), debug=False)
+    parser.set_defaults(run=lambda _args: _print_help(parser), debug=False)
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_help(commands, parser)
     _add_verbs(commands)

@@ -37,7 +37,7 @@ def core_path(name: str) -> Path:
     return HERE / f"{name}.kdump"
 
 
-def build(name: str, sample: dict[str, Any], path: Path) -> None:
+def build(_name: str, sample: dict[str, Any], path: Path) -> None:
     """Write one core."""
     description = load_description(HERE / sample["description"])
     write_core(description, path, "kdump", sample.get("faults", ()), force=True)

@@ -155,7 +155,7 @@ def _run(args: argparse.Namespace) -> int:
         return 1 if failed else 0
 
 
-def _stop(number: int, frame: object) -> NoReturn:
+def _stop(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -112,7 +112,7 @@ class Guest:
         machine: Optional[Machine] = None,
         vmcoreinfo: bool = True,
         boot_timeout: float = BOOT_TIMEOUT,
-        log: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self.kernel = kernel
         self.initrd = initrd
@@ -233,7 +233,7 @@ class Guest:
         self,
         command: str,
         timeout: float = 60,
-        each: Callable[[str], None] = lambda line: None,
+        each: Callable[[str], None] = lambda _line: None,
     ) -> tuple[str, int]:
         """
         As :meth:`run()`: output and exit status.
@@ -254,7 +254,7 @@ class Guest:
         self,
         what: str,
         timeout: float,
-        each: Callable[[str], None] = lambda line: None,
+        each: Callable[[str], None] = lambda _line: None,
     ) -> bytes:
         """Receive up to the end of a record, with its status."""
         assert self._agent is not None

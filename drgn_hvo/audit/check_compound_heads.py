@@ -49,7 +49,7 @@ class CompoundHeads:
         self._last = np.zeros(0, dtype=np.int64)
         self._last_covers = np.zeros(0, dtype=np.int64)
 
-    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+    def look(self, pages: SlicePages, rows: Rows, _mine: slice) -> None:
         """Resolve all tails."""
         present, infos = pages.present[rows], pages.infos[rows]
         self._unseen += int((~present).sum())

@@ -89,7 +89,7 @@ class StrayHeads:
         )
         return folios.quiet & own
 
-    def look(self, pages: SlicePages, rows: Rows, mine: slice) -> None:
+    def look(self, pages: SlicePages, rows: Rows, _mine: slice) -> None:
         """Find heads that are none."""
         context, fields = self._context, self._context.hvo.fields
         self._unseen += int((~pages.present[rows]).sum())

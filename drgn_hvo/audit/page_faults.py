@@ -344,7 +344,7 @@ VERDICTS = (
     ),
     Verdict(
         "unknown",
-        lambda f: True,
+        lambda _f: True,
         None,
         "the dump lacks the page table that maps the address",
     ),

@@ -208,7 +208,7 @@ PAGE_VERDICTS = (
     ),
     PageVerdict(
         "dumped",
-        lambda r: True,
+        lambda _r: True,
         "the kernel printed this page because somebody asked for it; the reason says "
         "why",
     ),

@@ -86,7 +86,7 @@ class Need(enum.Enum):
     ALL_STRUCT_PAGES = "all struct pages"
 
 
-def _always(layout: Layout) -> Optional[str]:
+def _always(_layout: Layout) -> Optional[str]:
     return None
 
 

@@ -94,7 +94,7 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):
+        for process in list((pool._processes or {}).values()):  # noqa: SLF001 (ends what shutdown() would wait for)
             process.terminate()
         raise
     finally:

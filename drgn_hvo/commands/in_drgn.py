@@ -100,7 +100,7 @@ _DESCRIPTION = "Explain HugeTLB Vmemmap Optimization (HVO) in this kernel."
     parse=parse_shell_command,
 )
 def _cmd_hvo(
-    prog: Program, name: str, args: Sequence[str], **kwargs: Any
+    prog: Program, _name: str, args: Sequence[str], **_kwargs: Any
 ) -> Optional[int]:
     try:
         parsed = _parser().parse_args(args)

@@ -60,14 +60,14 @@ class Recorder:
         self.prog.add_memory_segment(0, _MAX_VIRTUAL, self._read_virtual, False)
 
     def _read_physical(
-        self, address: int, count: int, offset: int, physical: bool
+        self, address: int, count: int, _offset: int, _physical: bool
     ) -> bytes:
         data = self.base.read(address, count, physical=True)
         self.physical.add((address, count))
         return data
 
     def _read_virtual(
-        self, address: int, count: int, offset: int, physical: bool
+        self, address: int, count: int, _offset: int, _physical: bool
     ) -> bytes:
         data = self.base.read(address, count)
         self.virtual.setdefault(self.reason, set()).add((address, count))

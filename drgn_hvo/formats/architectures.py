@@ -333,7 +333,7 @@ def _loongarch64(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
     )
 
 
-def _loongarch64_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
+def _loongarch64_ranges(_vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
     return tuple(
         LinearRange(
             "direct window",
@@ -607,7 +607,7 @@ def _ppc64(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
     return (page_table,)
 
 
-def _ppc64_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
+def _ppc64_ranges(_vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
     # PAGE_OFFSET up to KERN_MAP_START.
     return (
         LinearRange("direct map", _PPC64_KERNEL, 0xC008 << 48, 0, is_direct_map=True),

@@ -60,9 +60,9 @@ _TABLES = ("num_syms", "names", "token_table", "token_index", "offsets")
 # of the entry, its value (signed) and kallsyms_relative_base.
 _Addressing = Callable[[int, int, int], int]
 _ADDRESSINGS: tuple[_Addressing, ...] = (
-    lambda place, value, base: place + value,
-    lambda place, value, base: base + (value & 0xFFFFFFFF),
-    lambda place, value, base: value if value >= 0 else base - 1 - value,
+    lambda place, value, _base: place + value,
+    lambda _place, value, base: base + (value & 0xFFFFFFFF),
+    lambda _place, value, base: value if value >= 0 else base - 1 - value,
 )
 
 

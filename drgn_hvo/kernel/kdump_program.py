@@ -54,7 +54,7 @@ def program_of_kdump(path: str, vmcoreinfo: Optional[bytes]) -> Optional[Program
         file.close()
         return None
 
-    def read(address: int, count: int, offset: int, physical: bool) -> bytes:
+    def read(address: int, count: int, _offset: int, _physical: bool) -> bytes:
         try:
             data = reader.read(address, count)
         except FormatError as e:

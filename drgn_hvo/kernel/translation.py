@@ -396,7 +396,7 @@ def add_memory_segments(prog: Program) -> None:
         prog.add_memory_segment(
             start,
             min(end - start, (1 << 64) - 1),
-            lambda address, count, offset, physical: translation.read(address, count),
+            lambda address, count, _offset, _physical: translation.read(address, count),
         )
 
 
@@ -450,7 +450,7 @@ def _add_physical_segment(prog: Program) -> None:
     prog.add_memory_segment(
         0,
         found.size,
-        lambda address, count, offset, physical: found.read(address, count),
+        lambda address, count, _offset, _physical: found.read(address, count),
         True,
     )
 

@@ -45,7 +45,7 @@ class Hvo:
     def __init__(self, kernel: Kernel, like: Optional[Hvo] = None) -> None:
         self.kernel = kernel
         # The first of them: those in between need not stay.
-        self._like: Optional[Hvo] = (like._like or like) if like else None
+        self.like: Optional[Hvo] = (like.like or like) if like else None
         self.vmemmap = Vmemmap(kernel)
         #: What could not be read, one line each; grows as parts are read.
         self.problems: list[str] = []
@@ -53,15 +53,15 @@ class Hvo:
     @cached_property
     def layout(self) -> Layout:
         """The detected layout."""
-        if self._like is not None:
-            return self._like.layout
+        if self.like is not None:
+            return self.like.layout
         return detect_layout(self.kernel, self.vmemmap)
 
     @cached_property
     def fields(self) -> FolioFields:
         """Where folios keep their fields."""
-        if self._like is not None:
-            return self._like.fields
+        if self.like is not None:
+            return self.like.fields
         return folio_fields(self.kernel)
 
     @cached_property
@@ -77,7 +77,7 @@ class Hvo:
     @cached_property
     def mmzone(self) -> Mmzone:
         """Nodes and zones."""
-        like = None if self._like is None else self._like.mmzone
+        like = None if self.like is None else self.like.mmzone
         return Mmzone(self.kernel, self.vmemmap, self.problems, like)
 
     @cached_property

@@ -135,7 +135,7 @@ def resolve_page(vmemmap: Vmemmap, spec: PageSpec) -> int:
     return pfn
 
 
-def _resolve_pfn(vmemmap: Vmemmap, spec: PageSpec) -> int:
+def _resolve_pfn(_vmemmap: Vmemmap, spec: PageSpec) -> int:
     return spec.value
 
 

@@ -98,7 +98,7 @@ _ELEMENTS = (
         TypeKind.POINTER,
         "struct page *",
         pfn=lambda vmemmap, value: vmemmap.page_pfn(value),
-        page=lambda vmemmap, value: value,
+        page=lambda _vmemmap, value: value,
     ),
     # The fifth version of the patch series.
     _Element(

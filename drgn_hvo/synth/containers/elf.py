@@ -212,7 +212,7 @@ def program(machine: Machine, *, is_live: bool = False) -> Program:
     """
     prog = Program(Platform(Architecture.X86_64))
 
-    def read(address: int, count: int, offset: int, physical: bool) -> bytes:
+    def read(address: int, count: int, _offset: int, _physical: bool) -> bytes:
         return machine.image.read(address, count)
 
     for start, end in _dumped(machine.image):

@@ -144,7 +144,7 @@ class Compound:
         """
         name, _, rest = path.partition(".")
         name, _, index = name.partition("[")
-        found = self._find_one(name)
+        found = self.find_one(name)
         if found is None:
             raise KeyError(f"{self.keyword} {self.name} has no member {name}")
         offset, member_type = found
@@ -164,12 +164,12 @@ class Compound:
         inner, inner_type = member_type.find(rest)
         return offset + inner, inner_type
 
-    def _find_one(self, name: str) -> Optional[tuple[int, CType]]:
+    def find_one(self, name: str) -> Optional[tuple[int, CType]]:
         for member in self.members:
             if member.name == name:
                 return member.offset, member.type
             if member.name is None and isinstance(member.type, Compound):
-                found = member.type._find_one(name)
+                found = member.type.find_one(name)
                 if found is not None:
                     return member.offset + found[0], found[1]
         return None
@@ -180,7 +180,7 @@ class Compound:
 
     def has(self, name: str) -> bool:
         """Whether it has a member of that name."""
-        return self._find_one(name) is not None
+        return self.find_one(name) is not None
 
 
 CType = Union[Base, Pointer, Array, Typedef, Enum, Compound]
