@@ -27,7 +27,7 @@ from drgn_hvo.synth.damage.faults import FAULTS
 from drgn_hvo.synth.described.generations import generation
 from drgn_hvo.synth.machine.plan import KERNEL_PAGES
 
-__all__ = ("DAMAGED", "PAGE", "Marked", "answers", "extract", "marks", "opened")
+__all__ = ("DAMAGED", "MARK", "PAGE", "Marked", "answers", "extract", "marks", "opened")
 
 # Each fault, in the first of these generations that can have it.
 _NAMES = ("shared-7.3", "fake-head-6.12", "seed-v5")

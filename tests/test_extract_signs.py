@@ -12,6 +12,7 @@ Without any, it is a page of the kernel and stays, so that each test can fail.
 import numpy as np
 import pytest
 
+from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.pagetables import find_entry
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program
@@ -19,7 +20,7 @@ from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.description import HugePages, Pages
 from drgn_hvo.synth.machine.machine import build_machine
 from drgn_hvo.synth.machine.plan import KERNEL_PAGES, AnyPlaced
-from tests.extract_support import Marked, extract, marks
+from tests.extract_support import MARK, Marked, extract, marks
 from tests.synth_support import describe
 
 NAMES = ["shared-7.3", "fake-head-6.12", "fake-head-6.1"]
@@ -167,3 +168,37 @@ def test_only_the_kernels_half_of_the_top_table_is_kept(tmp_path):
     assert page[:2048] == bytes(2048)
     assert page[2048:] == machine.image.read((root << 12) + 2048, 2048)
     assert any(page[2048:])
+
+
+def test_of_other_struct_pages_only_what_is_looked_at_is_kept(tmp_path):
+    """Not private, which may be a pointer or a part of somebody's data."""
+    case = Case("shared-7.3")
+    pfn = case.targets.order_0_slice() + 3
+    machine = case.machine
+    at = case.targets.page_field(pfn, "private")
+    machine.image.write(at, MARK[:8])
+    copy, _ = extract(program(machine), tmp_path / "core")
+    page = copy.read(at & -4096, 4096, True)
+    flags = case.targets.page_field(pfn, "flags")
+    kept = page[flags & 4095 :][:8]
+    assert kept == machine.image.read(flags, 8) != bytes(8)
+    assert page[at & 4095 :][:8] == bytes(8)
+    assert marks(tmp_path / "core") == []
+
+
+def test_the_name_of_the_machine_is_not_kept(tmp_path):
+    """Release and version are, behind it in struct new_utsname."""
+    machine = build_machine(describe("shared-7.3"))
+    prog = program(machine)
+    install(prog)
+    names = machine.kernel.physical("init_uts_ns")
+    data = machine.image.read(names & -4096, 4096)
+    release = hvo(prog).kernel.release
+    assert release is not None
+    start = data.index(release.encode(), names & 4095) - 2 * 65
+    for field in (1, 5):
+        machine.image.write((names & -4096) + start + 65 * field, b"db17.example")
+    copy, _ = extract(prog, tmp_path / "core")
+    page = copy.read(names & -4096, 4096, True)
+    assert b"example" not in page
+    assert release.encode() in page

@@ -53,7 +53,7 @@ SYNTH = (
         "nid << node_shift | zone << zone_shift",
         "zone << zone_shift",
         "every page would lie on node 0",
-        ("test_synth_oracle.py::test_nodes_and_zones",),
+        ("test_synth_reader.py::test_folios",),
     ),
     Mutant(
         "synth-faults-restore",
