@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 import subprocess
 import sys
+import time
 
 import jsonschema
 import pytest
@@ -464,6 +465,22 @@ def test_interleaved():
     assert [int(word, 16) for word in dump["words"]] == list(TAIL)
 
 
+def test_two_at_once():
+    """Lines of two processors in turn; the log names who printed each."""
+    one = [*bad_page_state(0x4B40, TAIL, "nonzero mapcount", order=9)]
+    other = [*bad_page_state(0x5B45, HEAD, "non-NULL mapping", comm="other")]
+    lines = [
+        f"[   12.345678][{caller:>6}] {line}"
+        for pair in zip(one, other)
+        for caller, line in zip(("T1", "C1"), pair)
+    ]
+    reports = explain(lines)["reports"]
+    assert [r["pfn"] for r in reports] == [0x4B40, 0x5B45]
+    assert [r["reason"] for r in reports] == ["nonzero mapcount", "non-NULL mapping"]
+    assert [int(word, 16) for word in reports[0]["dump"]["words"]] == list(TAIL)
+    assert [int(word, 16) for word in reports[1]["dump"]["words"]] == list(HEAD)
+
+
 def test_nothing_of_control_characters(capsys):
     """H1: what a log holds must not reach a terminal as it is."""
     lines = [
@@ -539,3 +556,41 @@ def test_refused(args, words):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert words in result.stderr
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "page:", "head:", "raw: ", "Unpoison", "Memory failure: ", "PID: 1 Comm: ",
+        "PID: 1 Comm: a #", "RIP: 0010:", "x0: ", "a+0x1", "HugeTLB ", "flags: 0x1(",
+        "BUG: Bad page state in process ", "Unable to handle kernel ",
+        "general protection fault, ", "WARNING: mm/", "mapcount:1 ", "Stack:", "a",
+        "0123456789abcdef ", "Call Trace:", "kernel BUG at mm/", "? a", "pgd=",
+    ],
+)  # fmt: skip
+def test_hostile_lines_are_read_in_time(unit):
+    """As long as a line can be, within a report: no pattern goes back and forth."""
+    line = unit * (8192 // len(unit))
+    lines = ["BUG: Bad page state in process init  pfn:04b40", *[line] * 20]
+    start = time.monotonic()
+    parse_log(lines)
+    assert time.monotonic() - start < 2
+
+
+def test_rows_that_got_lost():
+    """What stands where is not known then, and nothing is made up."""
+    lines = list(bad_page_state(0x4B40, TAIL, "nonzero mapcount", order=9))
+    first = next(i for i, line in enumerate(lines) if line.startswith("raw: "))
+    assert only([*lines[:first], *lines[first + 1 :]])["dump"]["words"] == []
+    cut = [*lines[:first], lines[first][:60], *lines[first + 1 :]]
+    assert only(cut)["dump"]["words"] == []
+
+
+def test_what_follows_a_report_is_not_of_it():
+    lines = [
+        "BUG: Bad page state in process init  pfn:04b40",
+        *["nothing"] * 400,
+        "CPU: 0 UID: 0 PID: 77 Comm: other Not tainted 7.3.4 #1",
+    ]
+    report = only(lines)
+    assert (report["pid"], report["comm"]) == (None, "init")

@@ -248,6 +248,10 @@ def test_as_drgn_reads_it(name):
     drgns = get_printk_records(prog)
     assert ours.missing == 0
     assert [r.ts_nsec for r in ours.records] == [r.timestamp for r in drgns]
+    assert [r.caller for r in ours.records] == [
+        f"T{r.caller_tid}" if r.caller_cpu is None else f"C{r.caller_cpu}"
+        for r in drgns
+    ]
     different = [
         (ours_.text, drgns_.text)
         for ours_, drgns_ in zip(ours.records, drgns)
@@ -301,6 +305,16 @@ def test_memory_failures_of_the_core():
     (story,) = document["stories"]
     assert story["pfns"] == pfns
     assert sorted(story["reasons"].values()) == [12, 18]
+
+
+def test_healthy_log():
+    result = run("page", core_path("7.2-2node"), "--oops", "@core")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "no report about a page" in result.stdout
+    result = run("page", core_path("7.2-2node"), "--oops", "@core", "--json")
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, load_schema("page"))
+    assert document["reports"] == document["stories"] == []
 
 
 @pytest.mark.parametrize(

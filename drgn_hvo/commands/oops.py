@@ -27,10 +27,9 @@ from drgn_hvo.audit.page_faults import Facts, Place, Printed, Verdict, verdict_o
 from drgn_hvo.audit.page_reports import page_report, page_verdict_of
 from drgn_hvo.commands.document import Document, document
 from drgn_hvo.commands.page import page_document
-from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.crash_text import Crash
 from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, Fault
-from drgn_hvo.formats.oops_log import Log, Report, parse_log
+from drgn_hvo.formats.oops_log import Log, Report, find_reports
 from drgn_hvo.formats.page_checks import check_of
 from drgn_hvo.formats.printed_page import PrintedPage
 from drgn_hvo.kernel.arrays import column
@@ -61,16 +60,12 @@ _PRINTERS = {
 
 def log_of_core(hvo: Hvo) -> Log:
     """
-    The reports in the log that a kernel has in memory.
+    The reports in the log that a kernel has in memory; a healthy one has none.
 
-    :raises FormatError: if there is none.
     :raises NotInDumpError: if the dump lacks the log.
     """
     printed = kernel_log(hvo.kernel)
-    try:
-        log = parse_log(printed.lines())
-    except FormatError as e:
-        raise FormatError(f"the log of the core: {e}") from None
+    log = find_reports(printed.lines())
     if not printed.missing:
         return log
     missing = f"{printed.missing} records of the log could not be read"

@@ -29,6 +29,8 @@ def print_oopses(doc: Document) -> None:
         if i:
             print()
         _print_story(doc, story)
+    if not doc["stories"]:
+        print("The log that the core holds has no report about a page.")
     if doc["suppressed"]:
         print()
         print(f"Suppressed: the kernel says it left out {doc['suppressed']} more")

@@ -18,10 +18,10 @@ from typing import Optional
 __all__ = ("Crash", "CrashReading")
 
 _TASK = re.compile(
-    r"PID: (\d{1,10}) Comm: (.*?) (?:Kdump: loaded |Not tainted|Tainted:)"
+    r"PID: (\d{1,10}) Comm: (.{0,64}?) (?:Kdump: loaded |Not tainted|Tainted:)"
 )
 # The version that follows the release begins with the number of the build.
-_RELEASE = re.compile(r"PID: \d+ Comm: .* (\S+) #\d+")
+_RELEASE = re.compile(r"PID: \d{1,10} Comm: .{0,200} (\S{1,64}) #\d")
 
 # __USER_CS and __USER32_CS say that what follows is of user space.
 _RIP = r"RIP: (?!00[23]3:)[0-9a-f]{4}:"
@@ -29,8 +29,9 @@ _RIP = r"RIP: (?!00[23]3:)[0-9a-f]{4}:"
 # show_ip() of x86-64, __show_regs() of arm64 and riscv; the second line of the latter
 # repeats it as a number.
 _IP = re.compile(
-    rf"(?:{_RIP}|\bpc : |\bepc : )(\S+\+0x[0-9a-f]+/0x[0-9a-f]+(?: \[\w+\])?)"
-    rf"|{_RIP}(\S+)"
+    rf"(?:{_RIP}|\bpc : |\bepc : )"
+    r"([^\s+]{1,512}\+0x[0-9a-f]{1,8}/0x[0-9a-f]{1,8}(?: \[\w{1,64}\])?)"
+    rf"|{_RIP}(\S{{1,512}})"
 )
 
 _ANY_RIP = re.compile(r"RIP: [0-9a-f]{4}:")
@@ -44,7 +45,7 @@ _STACK = re.compile(r"\bStack ?:(.*)")
 _STACK_WORDS = re.compile(r"(?:(?<![\w:])[0-9a-f]{16}(?: |$)){2,}")
 _TRACE = re.compile(r"Call [Tt]race:")
 # What stands behind "? " was found on the stack, and need not have been called.
-_CALL = re.compile(r"(?<![\w.])(?<!\? )([A-Za-z_][\w.]*)\+0x[0-9a-f]+/0x[0-9a-f]+")
+_CALL = re.compile(r"(?<![\w.])(?<!\? )([A-Za-z_][\w.]{0,511})\+0x[0-9a-f]{1,8}/0x")
 
 _MAX_CALLS = 64
 _MAX_STACK = 64

@@ -30,12 +30,16 @@ __all__ = (
     "Log",
     "Message",
     "Report",
+    "find_reports",
     "parse_log",
     "read_log",
 )
 
 # No line of a report is longer; a log without line ends must not fill memory.
 _MAX_LINE = 8192
+
+# No report has more lines: a dump, registers, a call trace or two.
+_MAX_BODY = 300
 
 # So many reports are kept. print_bad_pte() and bad_page() print 60 a minute at most.
 _MAX_REPORTS = 10_000
@@ -98,11 +102,14 @@ class _Reading:
     comm: Optional[str] = None
     fault: Optional[FaultReading] = None
     is_open: bool = True
+    length: int = 0
     crash: CrashReading = field(default_factory=CrashReading)
     dump: PageDumpReading = field(default_factory=PageDumpReading)
 
     def take(self, text: str) -> None:
         """Take what a line of the report says."""
+        self.length += 1
+        self.is_open = self.length < _MAX_BODY
         if self.fault is not None:
             self.fault.take(text)
         self.crash.take(text)
@@ -220,7 +227,7 @@ FORMS = (
     ),
     Form(
         "bad-page-state",
-        re.compile(r"BUG: Bad page state in process (.*)  pfn:([0-9a-f]{5,16})\b"),
+        re.compile(r"BUG: Bad page state in process (.{0,64})  pfn:([0-9a-f]{5,16})\b"),
         _take_bad_state,
         True,
         "bad_page() in mm/page_alloc.c",
@@ -228,7 +235,7 @@ FORMS = (
     Form(
         "bad-page-map",
         re.compile(
-            r"BUG: Bad page map in process (.*)  (pgd|p4d|pud|pmd|pte):"
+            r"BUG: Bad page map in process (.{0,64})  (pgd|p4d|pud|pmd|pte):"
             r"([0-9a-f]{8,16})(?![0-9a-f])"
         ),
         _take_bad_map,
@@ -239,7 +246,8 @@ FORMS = (
         "memory-failure",
         re.compile(
             r"(?:Memory failure|Injecting memory failure|[Ss]oft[ _]offlin(?:e"
-            r"|ing pfn)|Unpoison)\b[:\w -]*?(?<!\w)0x([0-9a-f]{1,16})(?![0-9a-f])(.*)"
+            r"|ing pfn)|Unpoison)\b[:\w -]{0,80}?(?<!\w)0x([0-9a-f]{1,16})"
+            r"(?![0-9a-f])(.*)"
         ),
         _take_poisoned,
         False,
@@ -292,7 +300,7 @@ MESSAGES = (
     ),
     Message(
         "inflated-refcount",
-        re.compile(r"HugeTLB \w[\w ]*inflated (?:folio )?ref count"),
+        re.compile(r"HugeTLB \w[\w ]{0,60}inflated (?:folio )?ref count"),
         "mm/hugetlb.c",
         "somebody took a reference of a page before it became a huge page; it cannot "
         "be used as one",
@@ -340,6 +348,9 @@ MESSAGES = (
 
 _VM_CHECK = re.compile(r"VM_(?:BUG|WARN)_ON\w*\(")
 
+# With CONFIG_PRINTK_CALLER: who printed the line.
+_CALLER = re.compile(r"\d\]\[ *([TC]\d{1,10})\]")
+
 _SUPPRESSED = re.compile(r"BUG: Bad page (?:state|map): (\d{1,15}) messages suppressed")
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)")
 _BOOT = re.compile(r"Linux version \d")
@@ -366,26 +377,38 @@ class _Parser:
         self.reports: list[_Reading] = []
         self.suppressed = 0
         self.not_understood: list[str] = []
+        # The last report of each task or processor, where the log names these.
+        self._latest: dict[str, _Reading] = {}
+        self._caller = ""
         self._boot = 0
 
     @property
-    def last(self) -> Optional[_Reading]:
-        """The report that the next line can belong to."""
-        if self.reports and self.reports[-1].is_open:
-            return self.reports[-1]
-        return None
+    def is_reading(self) -> bool:
+        """Whether any line can belong to a report."""
+        return any(report.is_open for report in self._latest.values())
+
+    @property
+    def _last(self) -> Optional[_Reading]:
+        """The report that this line can belong to."""
+        report = self._latest.get(self._caller)
+        return report if report is not None and report.is_open else None
 
     def take(self, number: int, text: str) -> None:
         """Take one line."""
+        caller = _CALLER.search(text)
+        self._caller = caller[1] if caller else ""
         suppressed = _SUPPRESSED.search(text)
         if suppressed:
             self.suppressed += int(suppressed[1])
         elif _END.search(text):
             self._close()
         elif _BOOT.search(text):
-            self._close()
+            self._latest.clear()
             self._boot = len(self.reports)
-        elif not (self._begins(number, text) or self._is_message(number, text)):
+        elif not (
+            _INTERESTING.search(text)
+            and (self._begins(number, text) or self._is_message(number, text))
+        ):
             self._take_body(number, text)
         self._take_offset(text)
 
@@ -414,21 +437,18 @@ class _Parser:
         return False
 
     def _add(self, report: _Reading) -> None:
-        last = self.last
+        last = self._last
         # A failed check prints the page first, then where it failed.
         if (
             last is not None
             and last.form == "page-dump"
             and report.form in ("kernel-bug", "kernel-warning")
         ):
-            last.is_open = True
             return
-        # These come in between, from other processors, and are one line each.
-        if not report.is_open and last is not None:
-            self.reports.insert(-1, report)
-            return
-        self._close()
         self.reports.append(report)
+        # What is one line comes in between, from other processors.
+        if report.is_open:
+            self._latest[self._caller] = report
 
     def _is_message(self, number: int, text: str) -> bool:
         for message in MESSAGES:
@@ -449,19 +469,18 @@ class _Parser:
         return False
 
     def _take_body(self, number: int, text: str) -> None:
-        last = self.last
+        last = self._last
         if PageDumpReading.begins(text) and (
             last is None or last.dump.is_begun or last.fault is not None
         ):
-            self._close()
             last = _Reading("page-dump", number, text[text.index("page:") :])
             self.reports.append(last)
+            self._latest[self._caller] = last
         if last is not None:
             last.take(text)
 
     def _close(self) -> None:
-        if self.reports:
-            self.reports[-1].is_open = False
+        self._latest.pop(self._caller, None)
 
     def _take_offset(self, text: str) -> None:
         offset = _OFFSET.search(text)
@@ -473,15 +492,11 @@ class _Parser:
         self._boot = len(self.reports)
 
 
-def parse_log(lines: Iterable[str]) -> Log:
-    """
-    Find all reports in a log.
-
-    :raises FormatError: if there is none that can be read.
-    """
+def find_reports(lines: Iterable[str]) -> Log:
+    """Find all reports in a log, if there are any."""
     parser = _Parser()
     for number, text in enumerate(lines, 1):
-        if parser.last is None and not _INTERESTING.search(text):
+        if not parser.is_reading and not _INTERESTING.search(text):
             continue
         plain = _COLOUR.sub("", text.rstrip("\r\n"))
         parser.take(number, _UNPRINTABLE.sub("?", plain))
@@ -491,17 +506,27 @@ def parse_log(lines: Iterable[str]) -> Log:
                 "out"
             )
             break
-    if not parser.reports:
-        reason = (
-            "no 'BUG: unable to handle page fault', 'BUG: Bad page', dump_page(), "
-            "'Memory failure' or the like in it"
-        )
-        raise FormatError(next(iter(parser.not_understood), reason))
     return Log(
         tuple(sorted((r.finish() for r in parser.reports), key=lambda r: r.line)),
         parser.suppressed,
         tuple(parser.not_understood),
     )
+
+
+def parse_log(lines: Iterable[str]) -> Log:
+    """
+    Find all reports in a log that should have some.
+
+    :raises FormatError: if there is none that can be read.
+    """
+    log = find_reports(lines)
+    if not log.reports:
+        reason = (
+            "no 'BUG: unable to handle page fault', 'BUG: Bad page', dump_page(), "
+            "'Memory failure' or the like in it"
+        )
+        raise FormatError(next(iter(log.not_understood), reason))
+    return log
 
 
 def _lines(file: BinaryIO) -> Iterator[str]:

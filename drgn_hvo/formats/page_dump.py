@@ -18,13 +18,14 @@ from typing import Optional
 __all__ = ("PageDump", "PageDumpReading")
 
 _PAGE = re.compile(
-    r"\bpage:(\S*) ?refcount:(-?\d{1,10}) mapcount:(-?\d{1,10}) mapping:(\S+) "
+    r"\bpage:(\S{0,40}) ?refcount:(-?\d{1,10}) mapcount:(-?\d{1,10}) "
+    r"mapping:(\S{1,40}) "
     r"index:(?:0x)?([0-9a-f]{1,16}) pfn:(?:0x)?([0-9a-f]{1,16})(?![0-9a-f])"
 )
-_POISONED = re.compile(r"\bpage:(\S+) is uninitialized and poisoned")
+_POISONED = re.compile(r"\bpage:(\S{1,40}) is uninitialized and poisoned")
 # "head:%px order:%u compound_mapcount:%d compound_pincount:%d" up to v6.6; since then
 # "entire_mapcount:%d nr_pages_mapped:%d pincount:%d", and without the address.
-_HEAD = re.compile(r"\bhead:(\S*) ?order:(\d{1,3})((?: \w+:-?\d{1,10})*)")
+_HEAD = re.compile(r"\bhead:(\S{0,40}) ?order:(\d{1,3})((?: \w{1,40}:-?\d{1,10}){0,9})")
 _COUNT = re.compile(r"(\w+):(-?\d+)")
 _FLAGS = re.compile(r"(?:\b(anon|ksm) )?\bflags: 0x([0-9a-f]{1,16})\(([^()]*)\)( CMA)?")
 _PAGE_TYPE = re.compile(r"\bpage_type: (?:0x)?([0-9a-f]{1,8})\(([^()]*)\)")
@@ -34,8 +35,14 @@ _WORDS = re.compile(r"\b(raw|head): ((?:[0-9a-f]{16}(?: |$))+)")
 _BECAUSE = re.compile(r"page dumped because: (.*)")
 _UNFAITHFUL = "page does not match folio"
 
+# Words of a row.
+_ROW = 4
+
 # sizeof(struct page) is 80 bytes with KMSAN; of the head, two are printed.
 _MAX_WORDS = 32
+
+# 56 bytes, without CONFIG_MEMCG.
+_FEWEST_WORDS = 7
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,7 @@ class PageDump:
     @property
     def struct_page_size(self) -> Optional[int]:
         """``sizeof(struct page)`` in bytes, if all of it was printed."""
-        # Of 64 bytes two rows are full; what breaks off earlier tells nothing.
-        return 8 * len(self.words) if len(self.words) >= 7 else None
+        return 8 * len(self.words) if len(self.words) >= _FEWEST_WORDS else None
 
     @property
     def info(self) -> Optional[int]:
@@ -124,9 +130,7 @@ class PageDumpReading:
         if flags:
             self._take_flags(flags)
         if words:
-            rows = self.words if words[1] == "raw" else self.head_words
-            rows += (int(word, 16) for word in words[2].split())
-            del rows[_MAX_WORDS:]
+            self._take_words(words[1], words[2].split())
         self._take_others(text)
 
     def _take_page(self, page: re.Match[str]) -> None:
@@ -137,6 +141,12 @@ class PageDumpReading:
             index=int(page[5], 16),
             pfn=int(page[6], 16),
         )
+
+    def _take_words(self, name: str, row: list[str]) -> None:
+        words = self.words if name == "raw" else self.head_words
+        # Behind a row that broke off, nobody knows where the next one belongs.
+        if len(words) % _ROW == 0 and len(words) < _MAX_WORDS:
+            words += (int(word, 16) for word in row[:_ROW])
 
     def _take_flags(self, flags: re.Match[str]) -> None:
         names, positions = [], []
@@ -173,9 +183,13 @@ class PageDumpReading:
 
     def finish(self) -> PageDump:
         """What was read."""
+        words = tuple(self.words)
+        # If the text goes on behind them, lines got lost: which words are these?
+        if self.is_ended and len(words) < _FEWEST_WORDS:
+            words = ()
         return PageDump(
             **self.found,  # type: ignore[arg-type]
-            words=tuple(self.words),
+            words=words,
             head_words=tuple(self.head_words),
         )
 

@@ -54,10 +54,12 @@ class PrintkRecord:
     One record.
 
     :param ts_nsec: Nanoseconds since boot.
+    :param caller: The thread or processor that printed it, as ``T412`` or ``C0``.
     """
 
     ts_nsec: int
     text: bytes
+    caller: Optional[str] = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,16 @@ class PrintkLog:
     missing: int
 
     def lines(self) -> Iterator[str]:
-        """The lines that ``dmesg`` prints."""
+        """
+        The lines that ``dmesg`` prints, with callers: records of several processors
+        can be mixed.
+        """
         for record in self.records:
             seconds, rest = divmod(record.ts_nsec, 1_000_000_000)
             text = record.text.decode("ascii", "replace")
+            caller = "" if record.caller is None else f"[{record.caller:>6}]"
             for line in text.split("\n"):
-                yield f"[{seconds:5d}.{rest // 1000:06d}] {line}"
+                yield f"[{seconds:5d}.{rest // 1000:06d}]{caller} {line}"
 
 
 class _Offsets:
@@ -153,6 +159,7 @@ class _Ring:
         self._info_size = offsets.size("printk_info")
         self._ts_nsec = offsets.offset("printk_info.ts_nsec")
         self._text_len = offsets.offset("printk_info.text_len")
+        self._caller_id = vmcoreinfo.offset("printk_info.caller_id")
 
     def _header(self, address: int, size: int = _LONG) -> int:
         value = self._read(address, size)
@@ -195,7 +202,16 @@ class _Ring:
         text = self._read_memory(self._text + start + _LONG, length)
         if text is None:
             raise FormatError("not in this dump")
-        return PrintkRecord(self._part(info + self._ts_nsec), text)
+        ts_nsec = self._part(info + self._ts_nsec)
+        return PrintkRecord(ts_nsec, text, self._caller(info))
+
+    def _caller(self, info: int) -> Optional[str]:
+        """``printk_caller_id()`` of a record."""
+        if self._caller_id is None:
+            return None
+        number = self._part(info + self._caller_id, 4)
+        processor = number & 1 << 31
+        return f"C{number ^ processor}" if processor else f"T{number}"
 
     def _part(self, address: int, size: int = _LONG) -> int:
         value = self._read(address, size)
