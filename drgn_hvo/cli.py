@@ -251,7 +251,8 @@ def _open_program(args: argparse.Namespace) -> Program:
     from drgn_hvo.kernel.target import open_target
 
     _quieten(args)
-    return open_target(args.target, args.symbols, args.vmcoreinfo)
+    args.prog = open_target(args.target, args.symbols, args.vmcoreinfo)
+    return args.prog
 
 
 def _open(args: argparse.Namespace) -> Hvo:
@@ -262,7 +263,10 @@ def _open(args: argparse.Namespace) -> Hvo:
 
 def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
-        return verb.run(Session(args.target, lambda: _open(args)), args)
+        status = verb.run(Session(args.target, lambda: _open(args)), args)
+        if verb.name != "show":
+            _warn_of_dump(args.prog)
+        return status
 
     return run
 
@@ -284,8 +288,10 @@ def _run_check(args: argparse.Namespace) -> int:
 def _run_extract(args: argparse.Namespace) -> int:
     from drgn_hvo.extract.command import extract_document, print_extract
 
+    prog = _open_program(args)
+    _warn_of_dump(prog)
     document = extract_document(
-        _open_program(args),
+        prog,
         args.target,
         args.output,
         symbols=args.symbols,
@@ -338,6 +344,25 @@ def _run_defects(args: argparse.Namespace) -> int:
     else:
         print_defects()
     return 0
+
+
+def _with_complaint(message: str, args: argparse.Namespace) -> str:
+    """An error of a command on a target, with what is wrong with that."""
+    prog: Optional[Program] = getattr(args, "prog", None)
+    if prog is None:
+        return message
+    from drgn_hvo.kernel.dump import with_complaint
+
+    return with_complaint(message, prog)
+
+
+def _warn_of_dump(prog: Program) -> None:
+    """Say what is wrong with a dump, where results do not begin with it."""
+    from drgn_hvo.kernel.dump import dump_of
+
+    dump = dump_of(prog)
+    for complaint in dump.complaints if dump else ():
+        print(f"drgn-hvo: warning: the dump is {complaint}", file=sys.stderr)
 
 
 def _fail(status: int, message: str) -> int:
@@ -411,7 +436,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Exception as e:
         known = failure(e)
         if known is not None:
-            return _fail(EXIT_USAGE, f"error: {known}")
+            return _fail(EXIT_USAGE, f"error: {_with_complaint(known, args)}")
         return _fail(EXIT_BUG, bug(e, "; --debug shows where"))
 
 

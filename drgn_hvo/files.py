@@ -48,12 +48,10 @@ def replace_file(path: Union[str, Path], *, force: bool) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        # Unlike mkstemp(), with the permissions that any new file gets.
-        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror}") from None
-    try:
-        with os.fdopen(descriptor, "w+b") as file:
+        # Unlike mkstemp(), with the permissions that any new file gets; and wherever
+        # a signal comes, the name is known.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(temporary, flags, 0o666), "w+b") as file:
             yield file
         temporary.replace(path)
     except OSError as e:

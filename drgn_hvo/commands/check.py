@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+from drgn import Program
 from drgn.helpers.common.format import print_table
 
 from drgn_hvo.audit.defects import DEFECTS
@@ -20,8 +21,15 @@ from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
 from drgn_hvo.audit.run import confirmed_audit
-from drgn_hvo.commands.document import Document, document, print_document
+from drgn_hvo.commands.document import (
+    Document,
+    document,
+    dump_document,
+    dump_problems,
+    print_document,
+)
 from drgn_hvo.errors import UsageError
+from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = (
@@ -99,6 +107,7 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
             audit.skipped[rule] = "ignored"
     result = document(target, hvo.kernel.release)
     result.update(
+        dump=dump_document(dump_of(hvo.kernel.prog)),
         status="findings" if audit.findings else "clean",
         complete=audit.complete,
         checked={key: audit.checked.get(key, 0) for key in _CHECKED},
@@ -129,10 +138,21 @@ _CHECKED = (
 )
 
 
-def error_document(target: str, message: str) -> Document:
-    """What ``check --format json`` prints for a target that cannot be audited."""
+def error_document(
+    target: str, message: str, prog: Optional[Program] = None
+) -> Document:
+    """
+    What ``check --format json`` prints for a target that cannot be audited.
+
+    :param prog: The program, if it was opened.
+    """
     result = document(target, None)
-    result.update(status="error", error=message, complete=False)
+    result.update(
+        dump=None if prog is None else dump_document(dump_of(prog)),
+        status="error",
+        error=message,
+        complete=False,
+    )
     return result
 
 
@@ -189,9 +209,12 @@ def print_result(doc: Document, output_format: str) -> None:
 
 
 def _print_check(doc: Document) -> None:
-    print(f"{doc['target']}: {_summary(doc)}")
     if doc["status"] == "error":
+        print(f"{doc['target']}: {_summary(doc)}")
         return
+    for problem in dump_problems(doc):
+        print(f"{doc['target']}: the dump is {problem}")
+    print(f"{doc['target']}: {_summary(doc)}")
     checked = doc["checked"]
     print(
         f"  {doc['release']}: {checked['folios']} huge pages, "

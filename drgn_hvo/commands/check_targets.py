@@ -28,12 +28,15 @@ from drgn_hvo.commands.check import (
 )
 from drgn_hvo.commands.document import Document
 from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
+from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.progress import progress
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ProcessPoolExecutor
+
+    from drgn import Program
 
 __all__ = ("CheckOptions", "check_targets")
 
@@ -57,6 +60,7 @@ _Result = tuple[int, Document]
 
 def _check(target: str, options: CheckOptions) -> _Result:
     """Audit one target: exit status and document, whatever happens."""
+    prog: Optional[Program] = None
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
         found = hvo(prog, dict(options.assume))
@@ -64,7 +68,7 @@ def _check(target: str, options: CheckOptions) -> _Result:
     except Exception as e:
         known = failure(e)
         if known is not None:
-            return EXIT_USAGE, error_document(target, known)
+            return EXIT_USAGE, error_document(target, with_complaint(known, prog), prog)
         if options.debug:
             raise
         return EXIT_BUG, error_document(target, bug(e))

@@ -11,14 +11,20 @@ prints; the text for people is made from that document alone.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 import sys
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from drgn_hvo import __version__
+
+if TYPE_CHECKING:
+    from drgn_hvo.kernel.dump import Dump
 
 __all__ = (
     "Document",
     "document",
+    "dump_document",
+    "dump_problems",
     "envelope",
     "human_size",
     "print_document",
@@ -36,6 +42,30 @@ def envelope() -> Document:
 def document(target: str, release: Optional[str]) -> Document:
     """The keys that a JSON document about a target begins with."""
     return {**envelope(), "target": target, "release": release}
+
+
+def dump_document(dump: Optional[Dump]) -> Optional[Document]:
+    """What a dump says of itself; ``None`` of what is no file."""
+    if dump is None:
+        return None
+    health = dump.health
+    return {
+        "format": health.format,
+        "size": health.size,
+        "mtime": dump.mtime,
+        "incomplete_flag": health.incomplete_flag,
+        "truncated": None if health.truncated is None else asdict(health.truncated),
+        "split": None if health.split is None else asdict(health.split),
+        "filtered": health.filtered,
+        "unwritten_pages": health.unwritten,
+        "problems": dump.complaints,
+    }
+
+
+def dump_problems(doc: Document) -> list[str]:
+    """What is wrong with the dump that a document is about, one line each."""
+    dump = doc.get("dump")
+    return dump["problems"] if dump else []
 
 
 def human_size(size: int) -> str:

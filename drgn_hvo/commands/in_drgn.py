@@ -71,6 +71,7 @@ def _parser() -> _Parser:
 
 def _run(prog: Program, args: argparse.Namespace) -> int:
     from drgn_hvo.commands.verbs import session_of
+    from drgn_hvo.kernel.dump import with_complaint
 
     verb: Verb = args.verb
     try:
@@ -82,7 +83,7 @@ def _run(prog: Program, args: argparse.Namespace) -> int:
     except Exception as e:
         known = failure(e)
         if known is not None:
-            raise CommandError(known) from None
+            raise CommandError(with_complaint(known, prog)) from None
         if args.debug:
             traceback.print_exc()
         raise CommandError(bug(e, "; --debug shows where")) from e

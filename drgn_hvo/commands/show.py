@@ -17,7 +17,14 @@ from drgn.helpers.common.format import CellFormat, escape_ascii_string, print_ta
 import numpy as np
 
 from drgn_hvo.audit.properties import kernel_properties
-from drgn_hvo.commands.document import Document, document, human_size
+from drgn_hvo.commands.document import (
+    Document,
+    document,
+    dump_document,
+    dump_problems,
+    human_size,
+)
+from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
 from drgn_hvo.memmap.pools import LIST_NAMES, HState
@@ -36,6 +43,7 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> Document:
     struct_page = kernel.struct_page
     result = document(target, kernel.release)
     result.update(
+        dump=dump_document(dump_of(kernel.prog)),
         arch=kernel.arch,
         page_size=kernel.geometry.page_size,
         types_from=kernel.types_from,
@@ -243,6 +251,8 @@ def _known(value: object) -> object:
 
 def print_show(doc: Document) -> None:
     """Print a document of :func:`show_document()` for people."""
+    for problem in dump_problems(doc):
+        print(f"Dump         {problem}")
     _print_kernel(doc)
     if doc["shared_tails"]:
         print("\nShared tail pages")

@@ -4,17 +4,23 @@
 kdump-compressed files
 ----------------------
 
+The format of makedumpfile (its ``diskdump_mod.h`` and ``IMPLEMENTATION``), which QEMU
+writes too, and the flattened form of it that goes through pipes.
+
 drgn reads these through libkdumpfile, which maps the file into memory: where a
 file is cut off or its page descriptors point elsewhere, that ends the process
-with SIGBUS. So the frame of the file (makedumpfile's ``diskdump_mod.h``) is
-checked before it is opened.
+with SIGBUS. So the frame of the file is checked before it is opened.
 """
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO, Optional
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
+import numpy.typing as npt
 
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.byteorder import BYTE_ORDERS, ByteOrder, type_prefix
@@ -24,18 +30,29 @@ __all__ = (
     "FLATTENED_HEADER",
     "FLATTENED_SIGNATURE",
     "KDUMP_SIGNATURE",
-    "check_kdump_file",
+    "KdumpFrame",
     "disk_dump_header",
     "kdump_sub_header",
     "page_descriptor",
     "parse_header",
+    "read_kdump_frame",
 )
 
 KDUMP_SIGNATURE = b"KDUMP   "
 FLATTENED_SIGNATURE = b"makedumpfile\0\0\0\0"
 
-# The flattened format ends with a record whose offset and size are -1.
-_FLATTENED_END = b"\xff" * 16
+# Where the records of the flattened format begin: behind its header, padded.
+_FLATTENED_START = 4096
+
+# Real files have a record for each 64 KiB or more of at most some terabytes.
+_MAX_RECORDS = 1 << 26
+
+# DUMP_DH_COMPRESSED_INCOMPLETE: makedumpfile could not write all, for want of space.
+_INCOMPLETE = 1 << 3
+
+_MAX_VMCOREINFO = 1 << 20
+
+_BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
 
 # Descriptors and bitmaps are looked at in pieces: a dump of a terabyte has
 # gigabytes of them.
@@ -106,100 +123,325 @@ FLATTENED_HEADER = _record("big", signature="S16", type="i8", version="i8")
 FLATTENED_DATA = _record("big", offset="i8", buf_size="i8")
 
 
-def check_kdump_file(f: BinaryIO) -> None:
+class _Plain:
+    """A file as it is."""
+
+    def __init__(self, f: BinaryIO) -> None:
+        self._file = f
+        self.size = f.seek(0, 2)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """What there is of some bytes."""
+        self._file.seek(offset)
+        return self._file.read(size)
+
+
+class _Flattened:
     """
-    Check that a file, if it is a kdump-compressed one, is whole.
+    The file that a flattened one describes.
 
     :raises FormatError: if it is cut off or damaged.
     """
-    signature = f.read(16)
+
+    def __init__(self, f: BinaryIO) -> None:
+        self._file = f
+        records = np.array(list(_flattened_records(f)), dtype=np.int64).reshape(-1, 3)
+        self._offsets, self._sizes, self._places = records.T
+        self.size = int((self._offsets + self._sizes).max(initial=0))
+
+    def read(self, offset: int, size: int) -> bytes:
+        """As of a file in which nothing but the records was written."""
+        end = min(offset + size, self.size)
+        data = bytearray(max(0, end - offset))
+        ends = self._offsets + self._sizes
+        # What is written again, as headers are at the end, comes later.
+        for i in np.flatnonzero((self._offsets < end) & (ends > offset)).tolist():
+            first, last = max(int(self._offsets[i]), offset), min(int(ends[i]), end)
+            self._file.seek(int(self._places[i]) + first - int(self._offsets[i]))
+            data[first - offset : last - offset] = self._file.read(last - first)
+        return bytes(data)
+
+
+def _flattened_records(f: BinaryIO) -> Iterator[tuple[int, int, int]]:
+    """Offset, size and place of each piece of a flattened file."""
     size = f.seek(0, 2)
+    place = _FLATTENED_START
+    for _ in range(_MAX_RECORDS):
+        f.seek(place)
+        record = f.read(FLATTENED_DATA.itemsize)
+        place += len(record)
+        if len(record) < FLATTENED_DATA.itemsize:
+            break
+        offset, length = np.frombuffer(record, dtype=FLATTENED_DATA)[0].tolist()
+        if (offset, length) == (-1, -1):
+            return
+        if offset < 0 or length <= 0 or offset + length >= 1 << 62:
+            raise FormatError(
+                f"this flattened dump is cut off or damaged: behind byte {place}, "
+                f"{length} bytes of offset {offset}"
+            )
+        if place + length > size:
+            raise FormatError(
+                f"this flattened dump is cut off: it has {size} bytes, a piece of it "
+                f"ends at {place + length}; copy it again"
+            )
+        yield offset, length, place
+        place += length
+    raise FormatError(
+        f"this flattened dump is cut off: its end mark is missing behind {place} "
+        "bytes; copy it again"
+    )
+
+
+@dataclass(frozen=True)
+class KdumpFrame:
+    """
+    What surrounds the pages of a kdump-compressed file.
+
+    :param header: A record of :func:`disk_dump_header()`.
+    :param sub_header: A record of :func:`kdump_sub_header()`; zeros for what the
+        version of the header does not have.
+    :param file: Reads it, and knows its size; of a flattened file, what it describes.
+    """
+
+    header: Any
+    sub_header: Any
+    byteorder: ByteOrder
+    file: Union[_Plain, _Flattened]
+
+    @property
+    def block(self) -> int:
+        """The size of a page in bytes."""
+        return int(self.header["block_size"])
+
+    @property
+    def machine(self) -> str:
+        """``utsname.machine``."""
+        return str(self.header["machine"].decode("ascii", "replace"))
+
+    @property
+    def has_utsname(self) -> bool:
+        """Whether the header has more of ``struct new_utsname``; QEMU's has not."""
+        return bool(self.header["sysname"])
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether makedumpfile could not write all of it."""
+        return bool(int(self.header["status"]) & _INCOMPLETE)
+
+    @property
+    def dump_level(self) -> Optional[int]:
+        """What was filtered, as for ``makedumpfile -d``; ``None`` if it is not said."""
+        level = int(self.sub_header["dump_level"])
+        return level if int(self.header["header_version"]) >= 1 else None
+
+    @property
+    def split(self) -> Optional[tuple[int, int]]:
+        """First PFN and end of a piece of ``makedumpfile --split``."""
+        if not int(self.sub_header["split"]):
+            return None
+        suffix = "_64" if int(self.header["header_version"]) >= 6 else ""
+        start, end = (
+            int(self.sub_header[f"{which}_pfn{suffix}"]) for which in ("start", "end")
+        )
+        return start, end
+
+    @property
+    def vmcoreinfo(self) -> Optional[bytes]:
+        """VMCOREINFO, if the file has any."""
+        offset = int(self.sub_header["offset_vmcoreinfo"])
+        size = int(self.sub_header["size_vmcoreinfo"])
+        if offset <= 0 or not 0 < size <= _MAX_VMCOREINFO:
+            return None
+        return self.file.read(offset, size)
+
+    @property
+    def second_bitmap(self) -> bytes:
+        """Which pages were dumped, a bit each."""
+        return self.file.read(self._bitmaps + self._bitmap_size, self._bitmap_size)
+
+    @property
+    def descriptors(self) -> int:
+        """Where the descriptors of pages begin."""
+        return self._bitmaps + int(self.header["bitmap_blocks"]) * self.block
+
+    @property
+    def _bitmaps(self) -> int:
+        return (1 + int(self.header["sub_hdr_size"])) * self.block
+
+    @property
+    def _bitmap_size(self) -> int:
+        """Of each of the two: which pages there are, and which were dumped."""
+        return int(self.header["bitmap_blocks"]) // 2 * self.block
+
+    def check(self) -> None:
+        """
+        Check that the tables lie in the file, and that pages do or the file is cut off
+        behind some of them: then :attr:`end` is more than its size.
+
+        :raises FormatError: if they do not: what is left cannot be read.
+        """
+        size = self.file.size
+        if int(self.header["sub_hdr_size"]) < 1 or self.descriptors > size:
+            raise FormatError(
+                f"this kdump file is cut off or damaged: it has {size} bytes, its "
+                f"tables alone {self.descriptors}; copy it again"
+            )
+        if self._data > size:
+            raise FormatError(
+                f"this kdump file is cut off: it has {size} bytes, its page "
+                f"descriptors end at {self._data}; copy it again"
+            )
+        pages = self._pages
+        if pages.oversized or pages.last_inside > pages.first_outside:
+            raise FormatError(
+                f"this kdump file is cut off or damaged: it has {size} bytes, a page "
+                f"ends at {pages.end}; copy it again"
+            )
+
+    @property
+    def end(self) -> int:
+        """How long the file has to be for all pages that it names, in bytes."""
+        return self._pages.end
+
+    @property
+    def unwritten(self) -> int:
+        """
+        How many pages it should have, but has not: their descriptors lead nowhere, as
+        where makedumpfile could not write all.
+        """
+        return self._pages.unwritten
+
+    @property
+    def _data(self) -> int:
+        """Where the pages begin."""
+        return self.descriptors + self._count * self._dtype.itemsize
+
+    @cached_property
+    def _dtype(self) -> np.dtype[np.void]:
+        return page_descriptor(self.byteorder)
+
+    @cached_property
+    def _count(self) -> int:
+        """How many descriptors there are: one for each page that was dumped."""
+        first, last = self.split or (0, 8 * self._bitmap_size)
+        second = self._bitmaps + self._bitmap_size
+        start, end = first // 8, min(-(-last // 8), self._bitmap_size)
+        count = 0
+        for at in range(start, end, _PIECE):
+            piece = self.file.read(second + at, min(_PIECE, end - at))
+            bits = np.unpackbits(
+                np.frombuffer(piece, dtype=np.uint8), bitorder="little"
+            )
+            count += int(bits[max(0, first - 8 * at) : max(0, last - 8 * at)].sum())
+        return count
+
+    @cached_property
+    def _pages(self) -> _Pages:
+        found = _Pages(0, False, 0, -1, self._count)
+        each = _PIECE // self._dtype.itemsize
+        for first in range(0, self._count, each):
+            piece = self.file.read(
+                self.descriptors + first * self._dtype.itemsize,
+                min(each, self._count - first) * self._dtype.itemsize,
+            )
+            found = found.with_more(
+                np.frombuffer(piece, dtype=self._dtype), first, self
+            )
+        return found
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """Where pages begin and, in this file, end."""
+        return self._data, self.file.size
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """
+    What descriptors say of pages.
+
+    :param end: Where the last one ends, in bytes.
+    :param oversized: Whether one is larger than a page.
+    :param unwritten: How many have no place.
+    :param last_inside: Which is the last one that lies in the file.
+    :param first_outside: Which is the first one that does not.
+    """
+
+    end: int
+    oversized: bool
+    unwritten: int
+    last_inside: int
+    first_outside: int
+
+    def with_more(
+        self, pages: npt.NDArray[np.void], first: int, frame: KdumpFrame
+    ) -> _Pages:
+        """
+        Take account of more pages.
+
+        :param first: How many came before.
+        """
+        start, size = frame.limits
+        offsets, sizes = pages["offset"], pages["size"].astype(np.uint64)
+        ends = offsets + sizes
+        # An offset near the end of numbers is outside, too.
+        outside = (offsets > size) | (ends > size)
+        # Pages are written in order, but that of zeros once, at the start.
+        (in_order,) = (~outside & (offsets > start)).nonzero()
+        (beyond,) = outside.nonzero()
+        return _Pages(
+            max(self.end, int(offsets.max(initial=0)), int(ends.max(initial=0))),
+            self.oversized or bool((sizes > frame.block).any()),
+            self.unwritten + int(((offsets == 0) & (sizes == 0)).sum()),
+            first + int(in_order[-1]) if len(in_order) else self.last_inside,
+            min(self.first_outside, first + int(beyond[0]))
+            if len(beyond)
+            else self.first_outside,
+        )
+
+
+def read_kdump_frame(f: BinaryIO) -> Optional[KdumpFrame]:
+    """
+    The frame of a kdump-compressed or flattened file.
+
+    :return: ``None`` if it is neither, or a flattened file of another format.
+    :raises FormatError: if it is cut off in its headers, or damaged.
+    """
+    f.seek(0)
+    signature = f.read(16)
+    file: Union[_Plain, _Flattened]
     if signature == FLATTENED_SIGNATURE:
-        f.seek(max(0, size - 16))
-        if f.read(16) != _FLATTENED_END:
-            raise FormatError("this flattened dump is cut off: its end mark is missing")
+        file = _Flattened(f)
+        if not file.read(0, 8).startswith(KDUMP_SIGNATURE):
+            return None
     elif signature.startswith(KDUMP_SIGNATURE):
-        _check_frame(f, size)
+        file = _Plain(f)
+    else:
+        return None
+    header, byteorder = _parse_header(file)
+    dtype = kdump_sub_header(byteorder)
+    data = file.read(int(header["block_size"]), dtype.itemsize)
+    sub_header = np.frombuffer(data.ljust(dtype.itemsize, b"\0"), dtype=dtype)[0]
+    return KdumpFrame(header, sub_header, byteorder, file)
 
 
 def parse_header(f: BinaryIO) -> tuple[Any, ByteOrder]:
     """
-    The main header of a file, and its byte order.
+    The main header of a kdump-compressed file, and its byte order.
 
     :raises FormatError: if it is cut off or damaged.
     """
-    f.seek(0)
-    data = f.read(4096)
+    return _parse_header(_Plain(f))
+
+
+def _parse_header(file: Union[_Plain, _Flattened]) -> tuple[Any, ByteOrder]:
     for byteorder in BYTE_ORDERS:
         dtype = disk_dump_header(byteorder)
+        data = file.read(0, dtype.itemsize)
         if len(data) < dtype.itemsize:
-            raise FormatError("this kdump file is cut off in its header")
-        header = np.frombuffer(data, dtype=dtype, count=1)[0]
-        if header["block_size"] in (4096, 8192, 16384, 32768, 65536):
+            raise FormatError("this kdump file is cut off in its header; copy it again")
+        header = np.frombuffer(data, dtype=dtype)[0]
+        if header["block_size"] in _BLOCK_SIZES:
             return header, byteorder
     raise FormatError("this kdump file is damaged: it has no sensible block size")
-
-
-def _check_frame(f: BinaryIO, size: int) -> None:
-    header, byteorder = parse_header(f)
-    block, sub_blocks, bitmap_blocks = (
-        int(header[name]) for name in ("block_size", "sub_hdr_size", "bitmap_blocks")
-    )
-    bitmaps = (1 + sub_blocks) * block
-    descriptors = bitmaps + bitmap_blocks * block
-    if sub_blocks < 1 or descriptors > size:
-        raise FormatError(
-            f"this kdump file is cut off or damaged: it has {size} bytes, its tables "
-            f"alone {descriptors}"
-        )
-    # The first half says which pages there are, the second which were dumped.
-    second = bitmaps + bitmap_blocks // 2 * block
-    count = _count_bits(f, second, descriptors - second)
-    dtype = page_descriptor(byteorder)
-    end = descriptors + count * dtype.itemsize
-    if end > size:
-        raise FormatError(
-            f"this kdump file is cut off: it has {size} bytes, its page descriptors "
-            f"end at {end}"
-        )
-    last = _check_descriptors(f, descriptors, count, dtype, block, size)
-    if last is not None:
-        raise FormatError(
-            f"this kdump file is cut off or damaged: it has {size} bytes, a page ends "
-            f"at {last}"
-        )
-
-
-def _count_bits(f: BinaryIO, start: int, length: int) -> int:
-    f.seek(start)
-    count = 0
-    while length > 0:
-        piece = f.read(min(_PIECE, length))
-        if not piece:
-            break
-        length -= len(piece)
-        count += int(np.unpackbits(np.frombuffer(piece, dtype=np.uint8)).sum())
-    return count
-
-
-def _check_descriptors(
-    f: BinaryIO,
-    start: int,
-    count: int,
-    dtype: np.dtype[np.void],
-    block: int,
-    size: int,
-) -> Optional[int]:
-    """The end of a page that is not in the file or too large, if there is one."""
-    f.seek(start)
-    while count > 0:
-        piece = f.read(min(_PIECE // dtype.itemsize, count) * dtype.itemsize)
-        pages = np.frombuffer(piece, dtype=dtype)
-        if not len(pages):
-            break
-        count -= len(pages)
-        ends = pages["offset"] + pages["size"]
-        bad = (pages["offset"] > size) | (ends > size) | (pages["size"] > block)
-        if bad.any():
-            return int(ends[bad][0])
-    return None

@@ -14,20 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 import importlib
-import os
-from typing import Any, BinaryIO, Optional
+from typing import Optional
 import zlib
 
 import numpy as np
 
 from drgn_hvo.errors import FormatError
-from drgn_hvo.formats.byteorder import ByteOrder
-from drgn_hvo.formats.kdump import (
-    KDUMP_SIGNATURE,
-    kdump_sub_header,
-    page_descriptor,
-    parse_header,
-)
+from drgn_hvo.formats.kdump import KdumpFrame, page_descriptor
 
 __all__ = ("KdumpReader",)
 
@@ -39,8 +32,6 @@ _PIECE = 512
 
 # How many bits are set in a byte.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1)
-
-_VMCOREINFO_LIMIT = 1 << 20
 
 
 def _zstd(data: bytes) -> bytes:
@@ -64,52 +55,26 @@ _COMPRESSIONS: dict[int, tuple[str, Optional[Callable[[bytes], bytes]]]] = {
 
 class KdumpReader:
     """
-    A kdump-compressed file.
+    The pages of a kdump-compressed or flattened file.
 
-    :param f: Must stay open, and be a real file.
-    :raises FormatError: if it is no such file, or is damaged.
+    :param frame: Of it, checked; its file must stay open.
     """
 
-    def __init__(self, f: BinaryIO) -> None:
-        self._file = f
-        f.seek(0)
-        if f.read(len(KDUMP_SIGNATURE)) != KDUMP_SIGNATURE:
-            raise FormatError("not a kdump-compressed file")
-        header, byteorder = parse_header(f)
-        #: Of the machine.
-        self.byteorder: ByteOrder = byteorder
-        #: As ``uname -m`` says it, empty if the file does not tell.
-        self.machine: str = bytes(header["machine"]).decode("ascii", "replace")
-        self.page_size = int(header["block_size"])
-        self._descriptor = page_descriptor(byteorder)
-        bitmaps = (1 + int(header["sub_hdr_size"])) * self.page_size
-        half = int(header["bitmap_blocks"]) // 2 * self.page_size
-        self._descriptors = bitmaps + 2 * half
-        self._bitmap = np.frombuffer(self._pread(half, bitmaps + half), dtype=np.uint8)
+    def __init__(self, frame: KdumpFrame) -> None:
+        self._file = frame.file
+        self.page_size = frame.block
+        self._descriptor = page_descriptor(frame.byteorder)
+        self._descriptors = frame.descriptors
+        self._bitmap = np.frombuffer(frame.second_bitmap, dtype=np.uint8)
         counts = _BITS[self._bitmap].reshape(-1, _PIECE).sum(axis=1, dtype=np.int64)
         self._before = np.concatenate(([0], np.cumsum(counts)))
-        self._sub_header = self._read_sub_header()
         self._page = lru_cache(_KEPT_PAGES)(self._read_page)
 
     def _pread(self, size: int, offset: int) -> bytes:
-        data = os.pread(self._file.fileno(), size, offset)
+        data = self._file.read(offset, size)
         if len(data) < size:
             raise FormatError("this kdump file is cut off")
         return data
-
-    def _read_sub_header(self) -> Any:
-        dtype = kdump_sub_header(self.byteorder)
-        data = self._pread(dtype.itemsize, self.page_size)
-        return np.frombuffer(data, dtype=dtype, count=1)[0]
-
-    @property
-    def vmcoreinfo(self) -> Optional[bytes]:
-        """VMCOREINFO, if the file has any."""
-        offset = int(self._sub_header["offset_vmcoreinfo"])
-        size = int(self._sub_header["size_vmcoreinfo"])
-        if offset <= 0 or not 0 < size <= _VMCOREINFO_LIMIT:
-            return None
-        return self._pread(size, offset)
 
     @property
     def first(self) -> int:
@@ -164,6 +129,9 @@ class KdumpReader:
         data = self._pread(size, self._descriptors + index * size)
         descriptor = np.frombuffer(data, dtype=self._descriptor, count=1)[0]
         stored = int(descriptor["size"])
+        if not stored:
+            # makedumpfile could not write it.
+            return None
         if stored > self.page_size:
             raise FormatError(f"page {pfn:#x} of this kdump file is damaged")
         page = self._pread(stored, int(descriptor["offset"]))

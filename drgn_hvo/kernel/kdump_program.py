@@ -5,8 +5,8 @@ kdump files that drgn cannot read
 ---------------------------------
 
 drgn reads kdump-compressed files through libkdumpfile, which knows neither LoongArch
-nor, in an s390x dump, what to do without the lowest page. A program can read the
-physical memory of such a file all the same.
+nor, in an s390x dump, what to do without the lowest page, and ends the process where a
+file is cut off. A program can read the physical memory of such a file all the same.
 """
 
 from __future__ import annotations
@@ -16,22 +16,32 @@ from typing import Optional
 from drgn import Architecture, FaultError, Platform, PlatformFlags, Program
 
 from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.kdump import KdumpFrame, read_kdump_frame
 from drgn_hvo.formats.kdump_reader import KdumpReader
 
-__all__ = ("program_of_kdump",)
+__all__ = ("kdump_platform", "program_of_kdump")
 
-#: Where ``uname -m`` is not drgn's name of the architecture in lower case.
-_MACHINES = {"ppc64le": "ppc64"}
+# UTS_MACHINE of kernels, and ELF_MACHINE_UNAME of QEMU, in lower case.
+_MACHINES = {
+    "x86_64": Architecture.X86_64,
+    "aarch64": Architecture.AARCH64,
+    "ppc64": Architecture.PPC64,
+    "ppc64le": Architecture.PPC64,
+    "riscv64": Architecture.RISCV64,
+    "s390x": Architecture.S390X,
+    "loongarch64": Architecture.LOONGARCH64,
+}
 
 
-def _platform(reader: KdumpReader) -> Optional[Platform]:
-    name = _MACHINES.get(reader.machine, reader.machine).upper()
-    if name not in Architecture.__members__:
+def kdump_platform(frame: KdumpFrame) -> Optional[Platform]:
+    """The platform that a file names, if it does."""
+    architecture = _MACHINES.get(frame.machine.lower())
+    if architecture is None:
         return None
     flags = PlatformFlags.IS_64_BIT
-    if reader.byteorder == "little":
+    if frame.byteorder == "little":
         flags |= PlatformFlags.IS_LITTLE_ENDIAN
-    return Platform(Architecture[name], flags)
+    return Platform(architecture, flags)
 
 
 def program_of_kdump(path: str, vmcoreinfo: Optional[bytes]) -> Optional[Program]:
@@ -43,16 +53,19 @@ def program_of_kdump(path: str, vmcoreinfo: Optional[bytes]) -> Optional[Program
         kernel it is.
     """
     # For as long as the program.
-    file = open(path, "rb", buffering=0)  # noqa: SIM115
+    file = open(path, "rb")  # noqa: SIM115
     try:
-        reader = KdumpReader(file)
-        platform = _platform(reader)
-        note = reader.vmcoreinfo if vmcoreinfo is None else vmcoreinfo
+        frame = read_kdump_frame(file)
+        platform = None if frame is None else kdump_platform(frame)
+        note = vmcoreinfo
+        if note is None and frame is not None:
+            note = frame.vmcoreinfo
     except FormatError:
-        platform = note = None
-    if platform is None or note is None:
+        frame = platform = note = None
+    if frame is None or platform is None or note is None:
         file.close()
         return None
+    reader = KdumpReader(frame)
 
     def read(address: int, count: int, _offset: int, _physical: bool) -> bytes:
         try:

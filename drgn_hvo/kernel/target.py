@@ -10,22 +10,29 @@ Opening what the user names, and saying in one line why it cannot be opened.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 import errno
 import os
 from pathlib import Path
+import stat
 from typing import Optional
 
 from drgn import (
     BadDataError,
     FaultError,
     MissingDebugInfoError,
+    Platform,
     Program,
     ProgramFlags,
 )
 
 from drgn_hvo.errors import FormatError, TargetError
-from drgn_hvo.formats.kdump import check_kdump_file
+from drgn_hvo.formats.elf_core import ElfFrame, read_elf_frame
+from drgn_hvo.formats.kdump import read_kdump_frame
+from drgn_hvo.formats.unreadable import explain_unreadable
+from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.kernel.finders import has_debuginfo, install
+from drgn_hvo.kernel.kdump_program import kdump_platform
 
 __all__ = ("load_symbols", "open_target")
 
@@ -39,12 +46,8 @@ _DRGN_ERRORS = (BadDataError, FaultError, NotImplementedError)
 # What drgn's words mean to a user.
 _EXPLANATIONS = {
     # An empty utsname, see "KDUMP_ATTR_ARCH_NAME: Key has no value".
-    "ARCH_NAME": (
-        "this kdump file does not name its architecture, as those that QEMU writes do "
-        "not; convert it with 'makedumpfile -c -d 1 FILE NEW', or dump the guest as "
-        "ELF (dump-guest-memory without -z, -l or -s)"
-    ),
-    "kdump_vmcoreinfo_raw": "this kdump file has no VMCOREINFO",
+    "ARCH_NAME": "this kdump file does not name its architecture",
+    "kdump_vmcoreinfo_raw": "this kdump file has no VMCOREINFO; give --vmcoreinfo",
 }
 
 
@@ -63,7 +66,7 @@ def open_target(
     """
     note = _read_vmcoreinfo(vmcoreinfo)
     try:
-        prog = _opened(target, note)
+        prog = _program(target, note)
     except (FormatError, TargetError) as e:
         raise TargetError(f"{target}: {e}") from None
     except OSError as e:
@@ -105,26 +108,115 @@ def _read_vmcoreinfo(path: Optional[str]) -> Optional[bytes]:
         raise TargetError(f"{path}: {e.strerror}") from None
 
 
-def _opened(target: str, note: Optional[bytes]) -> Program:
-    prog = Program(vmcoreinfo=note)
+def _program(target: str, note: Optional[bytes]) -> Program:
     if target == "live":
+        prog = Program(vmcoreinfo=note)
         prog.set_kernel()
-    elif target.startswith(_QEMU):
+        return prog
+    if target.startswith(_QEMU):
+        prog = Program(vmcoreinfo=note)
         prog.set_qemu_qmp(_connect_qmp(target[len(_QEMU) :]))
-    else:
-        with open(target, "rb") as f:
-            check_kdump_file(f)
-        try:
-            prog.set_core_dump(target)
-        except Exception as e:
-            from drgn_hvo.kernel.kdump_program import program_of_kdump
+        return prog
+    return _program_of_core(target, note)
 
-            # libkdumpfile's errors reach us as plain Exception.
-            without = program_of_kdump(target, note) if type(e) is Exception else None
-            if without is None:
-                raise
-            return without
+
+def _program_of_core(target: str, note: Optional[bytes]) -> Program:
+    core = _look_at(target)
+    if core.is_cut:
+        # libkdumpfile maps the file, and would end this process.
+        prog = _without_libkdumpfile(target, note)
+        if prog is None:
+            raise FormatError(
+                "this kdump file is cut off, and does not say of what kernel; copy it "
+                "again"
+            )
+        return prog
+    if note is None and core.elf is not None and not core.has_note:
+        note = _vmcoreinfo_in(target, core.elf)
+    prog = Program(core.platform, vmcoreinfo=note)
+    try:
+        prog.set_core_dump(target)
+    except Exception as e:
+        # libkdumpfile's errors reach us as plain Exception.
+        without = _without_libkdumpfile(target, note) if type(e) is Exception else None
+        if without is None:
+            raise
+        return without
     return prog
+
+
+def _without_libkdumpfile(target: str, note: Optional[bytes]) -> Optional[Program]:
+    from drgn_hvo.kernel.kdump_program import program_of_kdump
+
+    prog = program_of_kdump(target, note)
+    if prog is not None:
+        dump_of(prog, target)
+    return prog
+
+
+@dataclass(frozen=True)
+class _Core:
+    """
+    What a look at a file says of how to open it.
+
+    :param platform: Where drgn cannot tell it.
+    :param elf: Of an ELF core of a machine.
+    :param has_note: Whether drgn will find VMCOREINFO.
+    :param is_cut: Whether it is a kdump file that lacks pages at its end.
+    """
+
+    platform: Optional[Platform] = None
+    elf: Optional[ElfFrame] = None
+    has_note: bool = True
+    is_cut: bool = False
+
+
+def _look_at(target: str) -> _Core:
+    """
+    :raises FormatError: if it is no core that can be opened; the text says what it is.
+    """
+    mode = os.stat(target).st_mode
+    if stat.S_ISDIR(mode):
+        raise FormatError("a directory, no core")
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise FormatError("no regular file: a core is read here and there, not once")
+    with open(target, "rb") as f:
+        kdump = read_kdump_frame(f)
+        if kdump is not None:
+            kdump.check()
+            return _Core(
+                None if kdump.has_utsname else kdump_platform(kdump),
+                is_cut=kdump.end > kdump.file.size,
+            )
+        elf = read_elf_frame(f)
+        if elf is None:
+            reason = explain_unreadable(f, target)
+            if reason is not None:
+                raise FormatError(reason)
+            return _Core()
+        if not elf.is_core:
+            raise FormatError("an ELF file, but no core; debuginfo is given with -s")
+        return _Core(elf=elf, has_note=elf.has_note(f, b"VMCOREINFO"))
+
+
+def _vmcoreinfo_in(target: str, elf: ElfFrame) -> Optional[bytes]:
+    """
+    VMCOREINFO in the memory of a core that has no note of it.
+
+    :return: ``None`` if none is found: drgn then says what it misses.
+    :raises FormatError: if several are.
+    """
+    from drgn_hvo.formats.vmcoreinfo_search import find_vmcoreinfo
+
+    with open(target, "rb") as f:
+        found = find_vmcoreinfo(f, elf)
+    if len(found) > 1:
+        places = " and ".join(f"{text.address:#x}" for text in found[:3])
+        raise FormatError(
+            f"no VMCOREINFO note, and {len(found)} texts in memory that can be it, at "
+            f"physical addresses {places}; give the right one with --vmcoreinfo"
+        )
+    return found[0].data if found else None
 
 
 def _why_not_live(e: OSError) -> str:

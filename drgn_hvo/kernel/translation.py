@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         LinearRange,
     )
     from drgn_hvo.formats.byteorder import ByteOrder
-    from drgn_hvo.formats.elf_segments import Segment
+    from drgn_hvo.formats.elf_core import Segment
     from drgn_hvo.formats.page_table_formats import PageTableFormat
     from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 
@@ -468,12 +468,15 @@ class _Unread(NamedTuple):
 
 
 def _unread_elf(file: BinaryIO) -> Optional[_Unread]:
-    from drgn_hvo.formats.elf_segments import read_segments
+    from drgn_hvo.formats.elf_core import read_elf_frame
 
-    segments = read_segments(file)
-    if segments is None or len(segments) != 1 or segments[0].paddr:
+    try:
+        elf = read_elf_frame(file)
+    except FormatError:
         return None
-    (segment,) = segments
+    if elf is None or len(elf.loads) != 1 or elf.loads[0].paddr:
+        return None
+    (segment,) = elf.loads
 
     def read(address: int, count: int) -> bytes:
         data = os.pread(file.fileno(), count, segment.offset + address)
@@ -485,12 +488,16 @@ def _unread_elf(file: BinaryIO) -> Optional[_Unread]:
 
 
 def _unread_kdump(file: BinaryIO) -> Optional[_Unread]:
+    from drgn_hvo.formats.kdump import read_kdump_frame
     from drgn_hvo.formats.kdump_reader import KdumpReader
 
     try:
-        reader = KdumpReader(file)
+        frame = read_kdump_frame(file)
     except FormatError:
         return None
+    if frame is None:
+        return None
+    reader = KdumpReader(frame)
 
     def read(address: int, count: int) -> bytes:
         try:
@@ -517,13 +524,14 @@ def _file_segments(prog: Program) -> list[Segment]:
     path = prog.core_dump_path
     if path is None:
         return []
-    from drgn_hvo.formats.elf_segments import read_segments
+    from drgn_hvo.formats.elf_core import read_elf_frame
 
     try:
         with open(path, "rb") as f:
-            return read_segments(f) or []
-    except OSError:
+            elf = read_elf_frame(f)
+    except (FormatError, OSError):
         return []
+    return [] if elf is None else elf.loads
 
 
 def _gaps(start: int, segments: Iterable[Segment]) -> Iterator[_Range]:
