@@ -400,9 +400,12 @@ def _run(argv: Optional[Sequence[str]]) -> int:
         return e.code if isinstance(e.code, int) else EXIT_USAGE
     try:
         status: int = args.run(args)
-    except (HvoError, OSError):
+    except OSError:
         raise
-    except Exception:
+    except Exception as e:
+        known = failure(e)
+        if known is not None:
+            raise HvoError(_with_complaint(known, args)) from None
         if args.debug:
             traceback.print_exc()
         raise
@@ -436,7 +439,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except Exception as e:
         known = failure(e)
         if known is not None:
-            return _fail(EXIT_USAGE, f"error: {_with_complaint(known, args)}")
+            return _fail(EXIT_USAGE, f"error: {known}")
         return _fail(EXIT_BUG, bug(e, "; --debug shows where"))
 
 
