@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import BinaryIO, Optional
 
-from drgn_hvo.formats.elf_core import ElfFrame, read_elf_frame
+from drgn_hvo.formats.elf_segments import ElfFrame, read_elf_frame
 from drgn_hvo.formats.kdump import FLATTENED_SIGNATURE, KdumpFrame, read_kdump_frame
 
 __all__ = ("DumpHealth", "Piece", "Truncated", "read_dump_health")

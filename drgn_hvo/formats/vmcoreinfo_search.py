@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from drgn_hvo.errors import FormatError
-from drgn_hvo.formats.elf_core import ElfFrame
+from drgn_hvo.formats.elf_segments import ElfFrame
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 
 __all__ = ("FoundVmcoreinfo", "find_vmcoreinfo")

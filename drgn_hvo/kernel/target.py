@@ -27,7 +27,7 @@ from drgn import (
 )
 
 from drgn_hvo.errors import FormatError, TargetError
-from drgn_hvo.formats.elf_core import ElfFrame, read_elf_frame
+from drgn_hvo.formats.elf_segments import ElfFrame, read_elf_frame
 from drgn_hvo.formats.kdump import read_kdump_frame
 from drgn_hvo.formats.unreadable import explain_unreadable
 from drgn_hvo.kernel.dump import dump_of

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         LinearRange,
     )
     from drgn_hvo.formats.byteorder import ByteOrder
-    from drgn_hvo.formats.elf_core import Segment
+    from drgn_hvo.formats.elf_segments import Segment
     from drgn_hvo.formats.page_table_formats import PageTableFormat
     from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 
@@ -468,7 +468,7 @@ class _Unread(NamedTuple):
 
 
 def _unread_elf(file: BinaryIO) -> Optional[_Unread]:
-    from drgn_hvo.formats.elf_core import read_elf_frame
+    from drgn_hvo.formats.elf_segments import read_elf_frame
 
     try:
         elf = read_elf_frame(file)
@@ -524,7 +524,7 @@ def _file_segments(prog: Program) -> list[Segment]:
     path = prog.core_dump_path
     if path is None:
         return []
-    from drgn_hvo.formats.elf_core import read_elf_frame
+    from drgn_hvo.formats.elf_segments import read_elf_frame
 
     try:
         with open(path, "rb") as f:
