@@ -56,6 +56,7 @@ class Hvo(CorelensModule):
         """Print the report."""
         # What a report does not run must not cost it the import of NumPy.
         from drgn_hvo.commands.check import CheckScope, check_document, print_result
+        from drgn_hvo.commands.document import with_dump
         from drgn_hvo.commands.show import print_show, show_document
         from drgn_hvo.errors import HvoError
         from drgn_hvo.memmap.hvo import hvo
@@ -63,7 +64,8 @@ class Hvo(CorelensModule):
         try:
             found = hvo(prog)
             target = str(prog.core_dump_path or "the running kernel")
-            print_show(show_document(found, target, folios=args.folios))
+            shown = show_document(found, target, folios=args.folios)
+            print_show(with_dump(shown, prog))
             print()
             scope = CheckScope(deep=args.deep)
             print_result(check_document(found, target, scope), "text")

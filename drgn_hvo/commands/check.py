@@ -13,7 +13,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import Program
 from drgn.helpers.common.format import print_table
 
 from drgn_hvo.audit.defects import DEFECTS
@@ -24,12 +23,10 @@ from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.commands.document import (
     Document,
     document,
-    dump_document,
     dump_problems,
     print_document,
 )
 from drgn_hvo.errors import UsageError
-from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = (
@@ -107,7 +104,6 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
             audit.skipped[rule] = "ignored"
     result = document(target, hvo.kernel.release)
     result.update(
-        dump=dump_document(dump_of(hvo.kernel.prog)),
         status="findings" if audit.findings else "clean",
         complete=audit.complete,
         checked={key: audit.checked.get(key, 0) for key in _CHECKED},
@@ -138,21 +134,10 @@ _CHECKED = (
 )
 
 
-def error_document(
-    target: str, message: str, prog: Optional[Program] = None
-) -> Document:
-    """
-    What ``check --format json`` prints for a target that cannot be audited.
-
-    :param prog: The program, if it was opened.
-    """
+def error_document(target: str, message: str) -> Document:
+    """What ``check --format json`` prints for a target that cannot be audited."""
     result = document(target, None)
-    result.update(
-        dump=None if prog is None else dump_document(dump_of(prog)),
-        status="error",
-        error=message,
-        complete=False,
-    )
+    result.update(status="error", error=message, complete=False)
     return result
 
 

@@ -26,7 +26,7 @@ from drgn_hvo.commands.check import (
     print_ktap,
     print_result,
 )
-from drgn_hvo.commands.document import Document
+from drgn_hvo.commands.document import Document, with_dump
 from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
 from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
@@ -64,11 +64,12 @@ def _check(target: str, options: CheckOptions) -> _Result:
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
         found = hvo(prog, dict(options.assume))
-        document = check_document(found, target, options.scope)
+        document = with_dump(check_document(found, target, options.scope), prog)
     except Exception as e:
         known = failure(e)
         if known is not None:
-            return EXIT_USAGE, error_document(target, with_complaint(known, prog), prog)
+            document = error_document(target, with_complaint(known, prog))
+            return EXIT_USAGE, document if prog is None else with_dump(document, prog)
         if options.debug:
             raise
         return EXIT_BUG, error_document(target, bug(e))

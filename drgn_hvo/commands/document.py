@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any, Optional
 from drgn_hvo import __version__
 
 if TYPE_CHECKING:
+    from drgn import Program
+
     from drgn_hvo.kernel.dump import Dump
 
 __all__ = (
     "Document",
     "document",
-    "dump_document",
     "dump_problems",
     "envelope",
     "human_size",
     "print_document",
     "print_json",
+    "with_dump",
 )
 
 Document = dict[str, Any]
@@ -44,10 +46,16 @@ def document(target: str, release: Optional[str]) -> Document:
     return {**envelope(), "target": target, "release": release}
 
 
-def dump_document(dump: Optional[Dump]) -> Optional[Document]:
-    """What a dump says of itself; ``None`` of what is no file."""
-    if dump is None:
-        return None
+def with_dump(doc: Document, prog: Program) -> Document:
+    """A document of a kernel, with what the dump that it lies in says of itself."""
+    from drgn_hvo.kernel.dump import dump_of
+
+    dump = dump_of(prog)
+    head = dict(list(doc.items())[:4])
+    return {**head, "dump": None if dump is None else _dump_document(dump), **doc}
+
+
+def _dump_document(dump: Dump) -> Document:
     health = dump.health
     return {
         "format": health.format,

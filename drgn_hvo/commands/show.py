@@ -20,11 +20,9 @@ from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.commands.document import (
     Document,
     document,
-    dump_document,
     dump_problems,
     human_size,
 )
-from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
 from drgn_hvo.memmap.pools import LIST_NAMES, HState
@@ -43,7 +41,6 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> Document:
     struct_page = kernel.struct_page
     result = document(target, kernel.release)
     result.update(
-        dump=dump_document(dump_of(kernel.prog)),
         arch=kernel.arch,
         page_size=kernel.geometry.page_size,
         types_from=kernel.types_from,

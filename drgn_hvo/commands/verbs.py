@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Optional
 
 from drgn import Program, ProgramFlags
 
-from drgn_hvo.commands.document import print_document
+from drgn_hvo.commands.document import print_document, with_dump
 from drgn_hvo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -158,7 +158,9 @@ def _run_show(session: Session, args: argparse.Namespace) -> int:
     if args.drgn:
         print(show_code(session.open(), folios=args.folios), end="")
         return 0
-    document = show_document(session.open(), session.target, folios=args.folios)
+    found = session.open()
+    document = show_document(found, session.target, folios=args.folios)
+    document = with_dump(document, found.kernel.prog)
     print_document(document, print_show, as_json=args.format == "json")
     return 0
 
@@ -211,7 +213,9 @@ def _run_check(session: Session, args: argparse.Namespace) -> int:
     )
 
     scope = check_scope(args)
-    document = check_document(session.open(), session.target, scope)
+    found = session.open()
+    document = check_document(found, session.target, scope)
+    document = with_dump(document, found.kernel.prog)
     if args.format == "ktap":
         print_ktap([document], strict=scope.strict)
     else:
