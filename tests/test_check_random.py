@@ -20,11 +20,13 @@ import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.errors import HvoError
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.memmap.hvo import Hvo, hvo
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
+from tests.random_machines import machines
 from tests.synth_support import ALL, describe
-from tests.test_synth_properties import machines
 
 # One case takes milliseconds; this is for a machine that does other things too.
 _TOO_LONG = 20.0
@@ -44,12 +46,25 @@ def test_nothing_in_a_random_healthy_machine(name, data):
     assert doc["complete"] is True
 
 
-def outcome(machine, **options):
-    """The document, or the one-line error."""
+def opened(machine):
+    """A program of a healthy machine that knows its symbols and types already."""
+    prog = program(machine)
+    sources = install(prog)
+    sources.kallsyms()
+    sources.types()
+    return prog
+
+
+def outcome(prog, **options):
+    """
+    The document, or the one-line error, of memory as it is now; symbols and types stay,
+    which test_damage.py damages.
+    """
     started = time.monotonic()
     result: Any
     try:
-        result = check_document(hvo(program(machine)), "core", CheckScope(**options))
+        bound = Hvo(Kernel(prog, {}))
+        result = check_document(bound, "core", CheckScope(**options))
     except HvoError as e:
         result = e
     assert not isinstance(result, HvoError) or re.fullmatch(".+", str(result))
@@ -98,12 +113,13 @@ def test_random_damage(pytestconfig):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for k, name in enumerate(ALL):
         machine = build_machine(describe(name))
+        prog = opened(machine)
         damage = Damage(machine, random.Random(k))
         for _ in range(-(-cases // len(ALL))):
             damage.do(damage.rng.choice((1, 1, 3, 20, 200)))
-            outcome(machine, deep=damage.rng.random() < 0.2)
+            outcome(prog, deep=damage.rng.random() < 0.2)
             damage.undo()
-        assert outcome(machine)["findings"] == []
+        assert outcome(prog)["findings"] == []
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 1 << 20  # KiB
 
@@ -115,8 +131,9 @@ SHARED = [name for name in ALL if build_machine(describe(name)).vmemmap.tails]
 def test_no_bit_of_a_shared_tail_changes_unnoticed(name):
     """Bits of last_cpupid and KASAN in flags apart, and lru.prev of boot tails."""
     machine = build_machine(describe(name))
+    prog = opened(machine)
     rng = random.Random(name)
-    bound = hvo(program(machine))
+    bound = hvo(prog)
     layout, count = bound.mmzone.flags_layout, bound.kernel.constant("__NR_PAGEFLAGS")
     assert layout
     assert count
@@ -129,7 +146,7 @@ def test_no_bit_of_a_shared_tail_changes_unnoticed(name):
             address = (tail.pfn << 12) + entry * 64 + bit // 8
             old = machine.image.read(address, 1)
             machine.image.write(address, bytes([old[0] ^ 1 << bit % 8]))
-            doc = outcome(machine)
+            doc = outcome(prog)
             (finding,) = doc["findings"]
             assert finding["rule"].startswith("shared-tail-")
             at = int(finding["physical_address"], 0)
@@ -144,6 +161,7 @@ OPTIMIZED = [name for name in ALL if build_machine(describe(name)).vmemmap.heads
 def test_no_entry_of_an_optimized_folio_changes_unnoticed(name):
     """Presence, the writable bit and the frame."""
     machine = build_machine(describe(name))
+    prog = opened(machine)
     rng = random.Random(name)
     head = machine.vmemmap.heads[0].placed.heads()[0]
     for _ in range(30):
@@ -152,6 +170,6 @@ def test_no_entry_of_an_optimized_folio_changes_unnoticed(name):
         old = machine.image.read(entry, 8)
         new = int.from_bytes(old, "little") ^ 1 << bit
         machine.image.write(entry, new.to_bytes(8, "little"))
-        doc = outcome(machine)
+        doc = outcome(prog)
         assert doc["findings"] or not doc["complete"]
         machine.image.write(entry, old)

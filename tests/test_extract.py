@@ -8,6 +8,7 @@ Whatever the commands say of a target, they must say of an extract of it, whole 
 small; and it must stay an ordinary core for drgn and the tools of others.
 """
 
+from functools import cache
 import json
 from pathlib import Path
 import re
@@ -92,6 +93,16 @@ def only_known_names(monkeypatch):
     assert types <= TYPES | {"size_t", "ptrdiff_t"}
 
 
+@cache
+def answers_of_core(name):
+    return answers(opened(core_path(name)))
+
+
+@cache
+def answers_of_machine(name):
+    return answers(program(build_machine(describe(name))))
+
+
 @pytest.mark.parametrize("small", [False, True])
 @pytest.mark.parametrize("name", CORES)
 def test_real_cores(name, small, tmp_path):
@@ -100,7 +111,7 @@ def test_real_cores(name, small, tmp_path):
     assert (tmp_path / "core").stat().st_size == document["output_bytes"]
     assert document["output_bytes"] <= (1 if small else 4) * MEGABYTE
     assert document["left_out"] == []
-    assert answers(copy) == answers(opened(core_path(name)))
+    assert answers(copy) == answers_of_core(name)
 
 
 @pytest.mark.usefixtures("only_known_names")
@@ -110,7 +121,7 @@ def test_generations(name, small, tmp_path):
     machine = build_machine(describe(name))
     copy, document = extract(program(machine), tmp_path / "core", small=small)
     assert document["left_out"] == []
-    assert answers(copy) == answers(program(machine))
+    assert answers(copy) == answers_of_machine(name)
 
 
 @pytest.mark.usefixtures("only_known_names")

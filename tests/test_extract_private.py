@@ -10,6 +10,7 @@ other sources than those that the command uses: the generator's plan, or which p
 makedumpfile excluded.
 """
 
+from functools import cache
 import signal
 import subprocess
 import sys
@@ -153,16 +154,23 @@ def stacks(prog):
             yield follow_phys(init_mm, stack).value_() >> 12
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", ["6.1-2node", "7.2-kdump"])
-def test_real_cores(name, options, tmp_path):
+@cache
+def private_frames(name):
+    """A real core, and frames of it that are private, in the dump or not."""
     base = opened(core_path(name))
     hvo = bound(base)
     pages = hvo.vmemmap.read_slices(0, hvo.vmemmap.end_pfn // 64)
     words = np.where(pages.present[:, None], pages.data.view("<u8"), 0)
     marked = [set(excluded(base, words)), set(slab(base, words)), set(stacks(base))]
     assert all(len(frames) > 100 for frames in marked)
-    filled = Filled(base, set().union(*marked))
+    return base, set().union(*marked)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", ["6.1-2node", "7.2-kdump"])
+def test_real_cores(name, options, tmp_path):
+    base, private = private_frames(name)
+    filled = Filled(base, private)
     _, document = extract(filled.prog, tmp_path / "core", **options)
     assert document["left_out"] == []
     assert marks(tmp_path / "core") == []

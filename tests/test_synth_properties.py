@@ -10,11 +10,10 @@ Whatever is described is what the reader reports.
 import io
 from typing import Any
 
-from hypothesis import HealthCheck, assume, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 import numpy as np
 import pytest
 
-from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.btf import Btf, BtfKind
 from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables, KernelSymbol
 from drgn_hvo.formats.kallsyms_writer import kallsyms_tables
@@ -22,107 +21,10 @@ from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.kdump import FlattenedFile
-from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
-from drgn_hvo.synth.described.generations import generation
 from drgn_hvo.synth.machine.btf_writer import write_btf
 from drgn_hvo.synth.machine.ctype import ULONG, array, pointer, struct, union
-from drgn_hvo.synth.machine.machine import build_machine
+from tests.random_machines import SECTION, machines
 from tests.synth_support import ALL, expected_folios, expected_heads
-
-SECTION = 0x8000
-
-
-@st.composite
-def nodes(draw):
-    """One to three nodes behind each other, with holes, each with two zones."""
-    made: list[Node] = []
-    at = 0
-    for nid in draw(st.permutations(range(draw(st.integers(1, 3))))):
-        at += draw(st.integers(0, 2)) * SECTION if made else 0
-        size = draw(st.integers(0x4000, 0xA000)) & ~0x1FF
-        hole = draw(st.integers(at + 0x3000, at + size))
-        end = min(at + size, hole + draw(st.integers(0, 0x800)))
-        ranges = [r for r in ((at, hole), (end, at + size)) if r[0] < r[1]]
-        first = max(at, 1)
-        middle = draw(st.integers(first + 0x2000, at + size - 1))
-        names = draw(
-            st.sampled_from(
-                [("DMA32", "Normal"), ("Normal", "Movable"), ("DMA", "DMA32")]
-            )
-        )
-        zones = {names[0]: (first, middle), names[1]: (middle, at + size)}
-        made.append(Node(nid, tuple(ranges), zones))
-        at = -(-(at + size) // SECTION) * SECTION
-    return tuple(made)
-
-
-@st.composite
-def descriptions(draw, name):
-    """Small machines of a generation; some have no room for what they ask."""
-    entry = generation(name)
-    machine = draw(nodes())
-
-    def place():
-        node = draw(st.sampled_from(machine))
-        zone = draw(st.sampled_from(sorted(node.zones)))
-        return {"node": node.id, "zone": zone}
-
-    orders = draw(st.sampled_from([(9,), (9, 7), (8, 9), (4, 9)]))
-    huge = []
-    for _ in range(draw(st.integers(1, 5))):
-        order = draw(st.sampled_from(orders))
-        can = entry.can_optimize and order >= entry.min_order
-        origin = draw(st.sampled_from(["runtime", "boot", "restored", "demoted"]))
-        if origin == "demoted" and order == max(orders):
-            origin = "runtime"
-        where = draw(st.sampled_from(["free", "active", "none"]))
-        if order == entry.min_order and where == "none":
-            # The reader finds folios on no list by frames that repeat; of two
-            # slices, only one maps the shared frame. No kernel has such huge pages.
-            where = "free"
-        huge.append(
-            HugePages(
-                **place(),
-                order=order,
-                count=draw(st.integers(1, 3)),
-                list=where,
-                optimized=can and origin != "restored" and draw(st.integers(0, 3)) < 3,
-                origin=origin,
-                surplus=draw(st.booleans()),
-            )
-        )
-    pages = [
-        Pages(
-            **place(),
-            kind=kind,
-            order=draw(st.integers(1, 5)) if kind != "thp" else 9,
-            count=2,
-        )
-        for kind in draw(
-            st.lists(st.sampled_from(["slab", "thp", "compound", "buddy"]), max_size=4)
-        )
-    ]
-    return Description(
-        generation=name,
-        nodes=machine,
-        huge_pages=tuple(huge),
-        pages=tuple(pages),
-        hstates=orders,
-        paging_levels=draw(st.sampled_from([4, 5])),
-        kernel_offset=draw(st.integers(0, 400)) << 21,
-        physical_start=draw(st.integers(1, 16)) << 21,
-        page_offset_shift=draw(st.integers(0, 1000)) << 30,
-        vmemmap_shift=draw(st.integers(0, 100)) << 30,
-        seed=draw(st.integers(0, 1 << 32)),
-    )
-
-
-@st.composite
-def machines(draw, name):
-    try:
-        return build_machine(draw(descriptions(name)))
-    except UsageError:
-        assume(False)
 
 
 @pytest.mark.parametrize("name", ALL)
