@@ -151,6 +151,30 @@ def test_truncated(kept):
     assert words == list(TAIL[: len(words)])
 
 
+def test_spaces_that_got_lost():
+    """As web pages and mails show logs."""
+    lines = bad_page_state(0x4B40, TAIL, "nonzero mapcount", order=9)
+    report = only([" ".join(line.split()) for line in lines])
+    assert (report["comm"], report["pfn"]) == ("init", 0x4B40)
+    report = only([" ".join(line.split()) for line in bad_page_map(0x45A2, TAIL)])
+    assert (report["comm"], report["pfn"]) == ("memhog", 0x45A2)
+
+
+def test_lines_that_became_one():
+    lines = list(bad_page_state(0x4B40, TAIL, "nonzero mapcount", order=9))
+    first = next(i for i, line in enumerate(lines) if line.startswith("raw: "))
+    lines[first : first + 4] = [" ".join(lines[first : first + 4])]
+    dump = only(lines)["dump"]
+    assert [int(word, 16) for word in dump["words"]] == list(TAIL)
+    assert [int(word, 16) for word in dump["head_words"]] == list(TAIL)
+
+
+def test_struct_page_without_memcg():
+    report = only(bad_page_state(0x4B45, TAIL[:7], "nonzero mapcount"))
+    assert len(report["dump"]["words"]) == 7
+    assert report["verdict"] == "still-in-use"
+
+
 def test_vm_bug_on():
     condition = "VM_BUG_ON_FOLIO(!folio_test_locked(folio))"
     lines = [
@@ -371,7 +395,7 @@ def test_mask_taken_for_a_pointer(address, order):
     (oops,) = explain(lines)["oopses"]
     assert oops["verdict"] == "mask-used"
     assert "not rebuilt" in oops["explanation"]
-    assert order
+    assert f"of order {order}" in oops["explanation"]
 
 
 @pytest.mark.parametrize(

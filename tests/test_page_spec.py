@@ -97,6 +97,7 @@ def test_two_readings(text):
         "pfn:",
         "pfn:-1",
         "pfn:0x",
+        "pfn:1234567890abcdef0",
         "pfn:12345678901234567890a",
         "4b00",
         "ff9e5eb5c0072100",

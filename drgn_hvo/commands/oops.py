@@ -32,6 +32,8 @@ from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, Fault
 from drgn_hvo.formats.oops_log import Log, Report, find_reports
 from drgn_hvo.formats.page_checks import check_of
 from drgn_hvo.formats.printed_page import PrintedPage
+from drgn_hvo.formats.tail_words import Geometry
+from drgn_hvo.formats.telling_words import telling_address
 from drgn_hvo.kernel.arrays import column
 from drgn_hvo.kernel.pagetables import Entry, find_entry
 from drgn_hvo.kernel.printk import kernel_log
@@ -230,13 +232,20 @@ def _explain_fault(
         "tail": None,
         "verdict": verdict.name,
         "signature": verdict.signature,
-        "explanation": verdict.text,
+        "explanation": _with_address(hvo, fault.address, verdict.text),
         "defect": verdict.defect if hvo is None else _defect_of(hvo, facts, verdict),
         "page": None,
     }
     if hvo is not None and facts.in_vmemmap and facts.not_this_boot is None:
         result.update(_struct_page(hvo, facts))
     return result
+
+
+def _with_address(hvo: Optional[Hvo], address: Optional[int], text: str) -> str:
+    """An explanation, and what the address is if that can be told from itself."""
+    geometry = Geometry(4096, 64) if hvo is None else hvo.kernel.geometry
+    telling = None if address is None else telling_address(geometry, address)
+    return text if telling is None else f"{text}. The address is {telling.text}"
 
 
 def _struct_page(hvo: Hvo, facts: Facts) -> Document:
@@ -313,7 +322,7 @@ def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> Document
         "changed": [] if compared is None else list(compared.members),
         "pointers": _pointers(hvo if other is None else None, report.crash),
         "verdict": verdict.name,
-        "explanation": verdict.text,
+        "explanation": _with_address(hvo, report.address, verdict.text),
         "defect": verdict.defect,
         "oops": None,
         "page": None,
@@ -460,7 +469,8 @@ def _page_specs(hvo: Hvo, found: Document) -> list[PageSpec]:
     specs: list[PageSpec] = []
     for one in wanted:
         # Beyond the end of vmemmap there is no page to explain.
-        if one["not_this_boot"] is not None or not _is_page(hvo, one["pfn"]):
+        is_other = one["not_this_boot"] or one.get("against_dump") == "other-page"
+        if is_other or not _is_page(hvo, one["pfn"]):
             continue
         if one.get("oops") is not None:
             one["page"] = found["oopses"][one["oops"]]["page"]

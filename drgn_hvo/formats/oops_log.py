@@ -227,7 +227,9 @@ FORMS = (
     ),
     Form(
         "bad-page-state",
-        re.compile(r"BUG: Bad page state in process (.{0,64})  pfn:([0-9a-f]{5,16})\b"),
+        re.compile(
+            r"BUG: Bad page state in process (.{0,64}?) {1,4}pfn:([0-9a-f]{5,16})\b"
+        ),
         _take_bad_state,
         True,
         "bad_page() in mm/page_alloc.c",
@@ -235,7 +237,7 @@ FORMS = (
     Form(
         "bad-page-map",
         re.compile(
-            r"BUG: Bad page map in process (.{0,64})  (pgd|p4d|pud|pmd|pte):"
+            r"BUG: Bad page map in process (.{0,64}?) {1,4}(pgd|p4d|pud|pmd|pte):"
             r"([0-9a-f]{8,16})(?![0-9a-f])"
         ),
         _take_bad_map,

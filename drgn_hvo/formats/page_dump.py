@@ -123,14 +123,15 @@ class PageDumpReading:
             self._take_page(page)
         elif poisoned:
             self._set(address=_pointer(poisoned[1]), is_poisoned=True)
-        head, flags, words = (p.search(text) for p in (_HEAD, _FLAGS, _WORDS))
+        head, flags = _HEAD.search(text), _FLAGS.search(text)
         if head:
             counts = tuple((name, int(n)) for name, n in _COUNT.findall(head[3]))
             self._set(order=int(head[2]), counts=counts)
         if flags:
             self._take_flags(flags)
-        if words:
-            self._take_words(words[1], words[2].split())
+        # In a mail, several lines can have become one.
+        for name, row in _WORDS.findall(text):
+            self._take_words(name, row.split())
         self._take_others(text)
 
     def _take_page(self, page: re.Match[str]) -> None:

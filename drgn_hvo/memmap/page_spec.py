@@ -102,7 +102,9 @@ def _parse_pfn(text: str, number: str, *, is_named: bool) -> PageSpec:
     # five digits.
     if is_padded and is_named and len(number) == _PRINTED_DIGITS:
         return PageSpec(text, "pfn", int(number, 16), read_as=_AS_PRINTED)
-    if is_padded or (is_named and len(number) >= _PRINTED_DIGITS):
+    # No address, and no PFN, has more than 16 hexadecimal digits.
+    is_printable = is_named and _PRINTED_DIGITS <= len(number) <= 16
+    if is_padded or is_printable:
         raise _ambiguous(text, int(number), int(number, 16))
     return PageSpec(text, "pfn", int(number))
 
