@@ -26,7 +26,8 @@ from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.bound import kernel
 from drgn_hvo.kernel.printk import kernel_log
 from drgn_hvo.kernel.target import open_target
-from tests.cores import CORES, core_path
+from tests.cores import CORES, core_path, open_core
+from tests.overlay import Overlay, vmcoreinfo_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -259,6 +260,18 @@ def test_as_drgn_reads_it(name):
     ]
     assert all(ours_[:-8] == drgns_[8:] for ours_, drgns_ in different)
     assert len(different) <= 1
+
+
+@pytest.mark.parametrize("name", ["6.1-2node", "7.2-2node"])
+def test_layout_by_types(name):
+    """Without what VMCOREINFO says of printk."""
+    base = open_core(name)
+    lines = vmcoreinfo_text(base).splitlines(keepends=True)
+    note = "".join(line for line in lines if "pr" not in line.partition("=")[0])
+    bound = kernel(Overlay(base, note.encode()).prog)
+    assert bound.vmcoreinfo.address("prb") is None
+    whole = kernel_log(kernel(open_target(str(core_path(name)))))
+    assert kernel_log(bound) == whole
 
 
 # The command line

@@ -15,14 +15,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Optional
+from typing import Literal, Optional, Protocol
 
 from drgn_hvo.errors import FormatError, UnavailableError
 
-if TYPE_CHECKING:
-    from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+__all__ = (
+    "PrintkLayout",
+    "PrintkLog",
+    "PrintkRecord",
+    "ReadMemory",
+    "read_printk_log",
+)
 
-__all__ = ("PrintkLog", "PrintkRecord", "ReadMemory", "read_printk_log")
+
+class PrintkLayout(Protocol):
+    """
+    Where the ring buffer is and what it looks like, by the names of VMCOREINFO; each
+    is ``None`` if it is not known. A :class:`~drgn_hvo.formats.vmcoreinfo.Vmcoreinfo`
+    is one.
+    """
+
+    def address(self, name: str) -> Optional[int]:
+        """Where a variable lies."""
+
+    def size(self, name: str) -> Optional[int]:
+        """The size of a structure in bytes."""
+
+    def offset(self, name: str) -> Optional[int]:
+        """``structure.member``, in bytes."""
+
 
 #: Gives so many bytes of memory at a virtual address, ``None`` if they are not in the
 #: dump.
@@ -88,16 +109,16 @@ class PrintkLog:
 
 
 class _Offsets:
-    """Sizes and offsets, by the names of VMCOREINFO."""
+    """Sizes and offsets that must be known."""
 
-    def __init__(self, vmcoreinfo: Vmcoreinfo) -> None:
-        self._vmcoreinfo = vmcoreinfo
+    def __init__(self, layout: PrintkLayout) -> None:
+        self._layout = layout
 
     def size(self, name: str) -> int:
-        return self._known(f"SIZE({name})", self._vmcoreinfo.size(name))
+        return self._known(f"SIZE({name})", self._layout.size(name))
 
     def offset(self, name: str) -> int:
-        return self._known(f"OFFSET({name})", self._vmcoreinfo.offset(name))
+        return self._known(f"OFFSET({name})", self._layout.offset(name))
 
     def _known(self, key: str, value: Optional[int]) -> int:
         if value is None:
@@ -114,13 +135,13 @@ class _Ring:
     def __init__(
         self,
         read: ReadMemory,
-        vmcoreinfo: Vmcoreinfo,
+        layout: PrintkLayout,
         byte_order: Literal["little", "big"],
     ) -> None:
         self._read_memory = read
         self._byte_order = byte_order
-        offsets = _Offsets(vmcoreinfo)
-        variable = vmcoreinfo.address("prb")
+        offsets = _Offsets(layout)
+        variable = layout.address("prb")
         if variable is None:
             raise UnavailableError(
                 "the log cannot be read: VMCOREINFO lacks SYMBOL(prb), which says "
@@ -159,7 +180,7 @@ class _Ring:
         self._info_size = offsets.size("printk_info")
         self._ts_nsec = offsets.offset("printk_info.ts_nsec")
         self._text_len = offsets.offset("printk_info.text_len")
-        self._caller_id = vmcoreinfo.offset("printk_info.caller_id")
+        self._caller_id = layout.offset("printk_info.caller_id")
 
     def _header(self, address: int, size: int = _LONG) -> int:
         value = self._read(address, size)
@@ -243,16 +264,16 @@ class _Ring:
 
 def read_printk_log(
     read: ReadMemory,
-    vmcoreinfo: Vmcoreinfo,
+    layout: PrintkLayout,
     byte_order: Literal["little", "big"],
 ) -> PrintkLog:
     """
     Read the log.
 
-    :raises UnavailableError: if VMCOREINFO does not say where it is.
+    :raises UnavailableError: if it is not known where it is.
     :raises FormatError: if it is damaged or not in the dump.
     """
-    ring = _Ring(read, vmcoreinfo, byte_order)
+    ring = _Ring(read, layout, byte_order)
     count = min(ring.count, _MAX_RECORDS)
     missing = ring.count - count
     records: list[PrintkRecord] = []

@@ -9,13 +9,43 @@ from __future__ import annotations
 
 from typing import Optional
 
-from drgn import FaultError, PlatformFlags
+from drgn import FaultError, PlatformFlags, Program, offsetof, sizeof
 
-from drgn_hvo.errors import FormatError, NotInDumpError
-from drgn_hvo.formats.printk_log import PrintkLog, read_printk_log
+from drgn_hvo.errors import FormatError, NotInDumpError, UnavailableError
+from drgn_hvo.formats.printk_log import PrintkLayout, PrintkLog, read_printk_log
 from drgn_hvo.kernel.bound import Kernel
 
 __all__ = ("kernel_log",)
+
+
+class _TypedLayout:
+    """The layout of the ring buffer by types, for a VMCOREINFO that lacks it."""
+
+    def __init__(self, prog: Program) -> None:
+        self._prog = prog
+
+    def address(self, name: str) -> Optional[int]:
+        return self._prog[name].address_
+
+    def size(self, name: str) -> Optional[int]:
+        return sizeof(self._prog.type(f"struct {name}"))
+
+    def offset(self, name: str) -> Optional[int]:
+        type_name, _, member = name.partition(".")
+        # The only one that is no structure by its tag.
+        prefix = "" if type_name.endswith("_t") else "struct "
+        return offsetof(self._prog.type(prefix + type_name), member)
+
+
+def _layout(kernel: Kernel) -> PrintkLayout:
+    if kernel.vmcoreinfo.address("prb") is None and kernel.has_types:
+        typed = _TypedLayout(kernel.prog)
+        try:
+            typed.address("prb")
+        except (LookupError, UnavailableError):
+            return kernel.vmcoreinfo
+        return typed
+    return kernel.vmcoreinfo
 
 
 def kernel_log(kernel: Kernel) -> PrintkLog:
@@ -23,7 +53,7 @@ def kernel_log(kernel: Kernel) -> PrintkLog:
     What this kernel printed and still has in memory.
 
     :raises NotInDumpError: if the dump does not hold it.
-    :raises UnavailableError: if VMCOREINFO does not say where it is.
+    :raises UnavailableError: if neither VMCOREINFO nor types say where it is.
     """
 
     def read(address: int, size: int) -> Optional[bytes]:
@@ -35,7 +65,10 @@ def kernel_log(kernel: Kernel) -> PrintkLog:
     platform = kernel.prog.platform
     little = platform is None or platform.flags & PlatformFlags.IS_LITTLE_ENDIAN
     try:
-        return read_printk_log(read, kernel.vmcoreinfo, "little" if little else "big")
+        layout = _layout(kernel)
+        return read_printk_log(read, layout, "little" if little else "big")
+    except LookupError as e:
+        raise UnavailableError(f"the log cannot be read: {e}") from None
     except FormatError as e:
         if kernel.sources.extract_kind is not None:
             raise NotInDumpError(
