@@ -325,8 +325,9 @@ def test_reference_counts_of_boot_tails():
 def test_where_drgn_is_wrong(name):
     prog = open_core(name)
     install(prog)
-    folio = next(f for f in for_each_hugetlb_folio(prog) if compound_order(f) == 9)
-    tail = drgn.cast("struct page *", folio) + 100
+    pages = (drgn.cast("struct page *", f) for f in for_each_hugetlb_folio(prog))
+    folio = next(page for page in pages if compound_order(page) == 9)
+    tail = folio + 100
     assert compound_head(tail).value_() == folio.value_()
     assert mm.compound_head(tail).value_() == 0xFFFFFFFFFFFF8000
     # With fake heads, it takes every head for one of those.

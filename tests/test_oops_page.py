@@ -8,6 +8,7 @@ Addresses and frames are those of the ground truth or of the description of a sy
 core.
 """
 
+from functools import cache
 import json
 import os
 from pathlib import Path
@@ -43,11 +44,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # Verdicts
 
 
+@cache
+def page_schema():
+    """Checked once; jsonschema.validate() checks the schema itself each time."""
+    schema = load_schema("page")
+    found = jsonschema.validators.validator_for(schema)
+    found.check_schema(schema)
+    return found(schema)
+
+
 def explain(bound, *oopses, **changes):
     release = changes.pop("release", bound.kernel.release)
     log = "".join(text(a, c, release=release, **changes) for a, c in oopses)
     document = oops_document(bound, "core", parse(log))
-    jsonschema.validate(document, load_schema("page"))
+    page_schema().validate(document)
     print_oopses(document)
     return document
 
@@ -92,10 +102,16 @@ class Synthetic:
         return {tail.pfn for tail in self.machine.vmemmap.tails}
 
 
+@cache
+def healthy(name):
+    """One that nobody changes."""
+    return Synthetic(name)
+
+
 @pytest.mark.parametrize("name", SHARED)
 @pytest.mark.parametrize("slice_", [1, 2, 7])
 def test_write_to_a_shared_tail(name, slice_):
-    core = Synthetic(name)
+    core = healthy(name)
     head = core.optimized()
     pfn = head + 64 * slice_ + 5
     entry = core.entry(head, slice_)
@@ -115,7 +131,7 @@ def test_write_to_a_shared_tail(name, slice_):
 @pytest.mark.parametrize("name", FAKE)
 @pytest.mark.parametrize("slice_", [1, 7])
 def test_write_to_a_copy_of_the_head(name, slice_):
-    core = Synthetic(name)
+    core = healthy(name)
     head = core.optimized()
     pfn = head + 64 * slice_ + 1
     oops = explain_one(core.bound, core.address(pfn, 52), 3)
@@ -131,14 +147,14 @@ def test_write_to_a_copy_of_the_head(name, slice_):
 @pytest.mark.parametrize("name", [*SHARED, *FAKE])
 def test_head_is_writable(name):
     """The first slice of an optimized folio: no write to it can have been refused."""
-    core = Synthetic(name)
+    core = healthy(name)
     oops = explain_one(core.bound, core.address(core.optimized() + 3), 3)
     assert (oops["verdict"], oops["signature"]) == ("writable-now", None)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_page_without_hvo(name):
-    core = Synthetic(name)
+    core = healthy(name)
     (head,) = core.folios(node=1, zone="DMA32", optimized=False)
     oops = explain_one(core.bound, core.address(head + 200), 3)
     assert (oops["verdict"], oops["signature"]) == ("writable-now", None)
@@ -147,7 +163,7 @@ def test_page_without_hvo(name):
 @pytest.mark.parametrize("name", SHARED)
 def test_restored_since(name):
     """Shared tail pages are never freed: the entry in the oops still names one."""
-    core = Synthetic(name)
+    core = healthy(name)
     (head,) = core.folios(origin="restored")
     tail = next(t for t in core.machine.vmemmap.tails if t.nid == 0 and t.order == 9)
     entry = tail.pfn << 12 | 0x8000000000000121
@@ -190,7 +206,7 @@ def test_shared_tail_that_is_writable():
 )
 def test_other_faults(name, code, verdict, signature):
     """At the very address where a write would be illegal."""
-    core = Synthetic(name)
+    core = healthy(name)
     oops = explain_one(core.bound, core.address(core.folios()[0] + 70), code)
     assert (oops["verdict"], oops["signature"]) == (verdict, signature)
 
@@ -202,7 +218,7 @@ def test_other_faults(name, code, verdict, signature):
      (3, "unmapped-since", None)],
 )  # fmt: skip
 def test_no_struct_page(name, code, verdict, signature):
-    core = Synthetic(name)
+    core = healthy(name)
     # Node 0 of the description ends where node 1 begins; all memory at 512 MiB.
     pfn = 0x1000000
     document = explain(core.bound, (core.address(pfn), code))
@@ -216,7 +232,7 @@ def test_no_struct_page(name, code, verdict, signature):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("code", [0, 2, 3, 0x10])
 def test_not_in_vmemmap(name, code):
-    core = Synthetic(name)
+    core = healthy(name)
     space = core.machine.plan.space
     for address in (8, space.page_offset + 4096, space.vmemmap - 8, (1 << 64) - 8):
         oops = explain_one(core.bound, address, code)
@@ -227,7 +243,7 @@ def test_not_in_vmemmap(name, code):
 
 @pytest.mark.parametrize("name", SHARED)
 def test_entry_of_another_frame(name):
-    core = Synthetic(name)
+    core = healthy(name)
     head = core.optimized()
     entry = 0x3FFF << 12 | 0x8000000000000121
     oops = explain_one(
@@ -289,7 +305,7 @@ def test_entry_of_a_large_page():
 @pytest.mark.parametrize("name", ALL)
 def test_words_are_those_of_the_types(name):
     """Every byte, against the offsets that drgn finds by name."""
-    core = Synthetic(name)
+    core = healthy(name)
     page = core.prog.type("struct page")
     head = core.folios()[0]
     oopses = [(core.address(head + 1, byte), 2) for byte in range(core.size)]
