@@ -172,9 +172,9 @@ FORMATS = (
     ),
     Mutant(
         "formats-kdump-page-larger-than-block",
-        "formats/kdump.py::_check_descriptors",
-        '| (pages["size"] > block)',
-        "",
+        "formats/kdump.py",
+        "self.oversized or bool((sizes > frame.block).any())",
+        "self.oversized",
         "a descriptor of more than a block is damage; readers trust it",
         ("test_command_words.py::test_a_page_larger_than_a_block_is_damage",),
     ),

@@ -236,7 +236,7 @@ MEMMAP = (
     Mutant(
         "memmap-page-spec-two-readings",
         "memmap/page_spec.py::_parse_pfn",
-        "if is_padded or (is_named and len(number) >= _PRINTED_DIGITS):",
+        "if is_padded or is_printable:",
         "if is_padded:",
         "a PFN that can be read in two ways would be guessed",
         ("test_page_spec.py::test_two_readings",),
