@@ -11,8 +11,6 @@ that the description or the truth gives.
 import json
 from pathlib import Path
 import struct
-import subprocess
-import sys
 
 import jsonschema
 import pytest
@@ -25,6 +23,7 @@ from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
+from tests.command_support import check_refused, run
 from tests.cores import core_path, truth
 from tests.log_support import (
     arm64_fault,
@@ -245,13 +244,6 @@ def test_riscv64():
 # The command line
 
 
-def run(*args):
-    command = [sys.executable, "-m", "drgn_hvo.cli", *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def test_command():
     core = SAMPLES / "debian-7.1-boot-oops.kdump"
     log = core.with_suffix(".txt")
@@ -261,3 +253,22 @@ def test_command():
     document = json.loads(run("page", core, "--oops", log, "--json").stdout)
     jsonschema.validate(document, load_schema("page"))
     assert document["pages"][0]["head_pfn"] == document["oopses"][0]["head_pfn"]
+
+
+def test_notations():
+    """L1 and L2: as the kernel and crash print them, and never another page."""
+    sample = SAMPLES / "debian-7.2.kdump"
+    shown = run("page", sample, "pfn:04600")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("PFN          17920 (0x4600)")
+    assert "hexadecimal" in shown.stdout.splitlines()[0]
+    check_refused(run("page", sample, "pfn:10840"), "10840", "67648", "pfn:0x10840")
+    check_refused(run("map", sample, "pfn:10840"), "10840", "67648")
+    pages = json.loads(run("page", sample, "pfn:04600", "17920", "--json").stdout)
+    first, second = pages["pages"]
+    assert first["read_as"] is not None
+    assert second["read_as"] is None
+    address = first["page"][2:]
+    by_address = json.loads(run("page", sample, f"page:{address}", "--json").stdout)
+    assert by_address["pages"][0]["pfn"] == 0x4600
+    check_refused(run("page", sample, "page:000000003a1b2c3d"), "hash")

@@ -11,8 +11,6 @@ drgn's helper reads.
 
 import json
 from pathlib import Path
-import subprocess
-import sys
 
 from drgn.helpers.linux.printk import get_printk_records
 from hypothesis import given, settings, strategies as st
@@ -26,6 +24,7 @@ from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.bound import kernel
 from drgn_hvo.kernel.printk import kernel_log
 from drgn_hvo.kernel.target import open_target
+from tests.command_support import check_refused, run
 from tests.cores import CORES, core_path, open_core
 from tests.overlay import Overlay, vmcoreinfo_text
 
@@ -277,13 +276,6 @@ def test_layout_by_types(name):
 # The command line
 
 
-def run(*args):
-    command = [sys.executable, "-m", "drgn_hvo.cli", *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False
-    )
-
-
 def test_log_of_the_core():
     """L3 and L5: a core whose log has many reports of the defect that check names."""
     core = core_path("6.12-mix")
@@ -336,7 +328,4 @@ def test_healthy_log():
 )
 def test_core_without_a_log(name, words):
     sample = ROOT / "sample_vmcores" / f"{name}.kdump"
-    result = run("page", sample, "--oops", "@core")
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
+    check_refused(run("page", sample, "--oops", "@core"), words)

@@ -51,6 +51,7 @@ def test_sizes_and_completeness():
     named = set(re.findall(r"^\| `([^`]+)`", readme, re.MULTILINE))
     assert named == {*TABLE, *REAL}
     for name, real in REAL.items():
+        assert "log" not in real or (SAMPLES / real["log"]).is_file()
         row = f"| `{name}` | {real['package']} | {real['version']} | `{real['boot']}` |"
         assert row in readme
 
