@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+import re
 from typing import Optional
 
 from drgn_hvo.audit.page_faults import TELLING_TEXTS
@@ -39,11 +40,18 @@ class PageReport:
 
     :param page: The page that was dumped.
     :param telling: What the address of a general protection fault is.
+    :param tails: How this kernel lays tails out: ``plain``, ``fake-head`` or
+        ``shared``; ``None`` if that is not known.
     """
 
     report: Report
     page: Optional[PrintedPage]
     telling: Optional[TellingWord]
+    tails: Optional[str] = None
+
+    def may_have(self, tails: str) -> bool:
+        """Whether this kernel can have tails laid out so."""
+        return self.tails in (None, tails)
 
     @property
     def is_of_tails(self) -> bool:
@@ -56,17 +64,37 @@ class PageReport:
         return self.telling is not None and self.telling.name == name
 
 
-def page_report(report: Report, geometry: Optional[Geometry]) -> PageReport:
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})\b")
+
+
+def _tails_of(release: Optional[str]) -> Optional[str]:
+    """
+    How a release lays tails out. Since Linux kernel commit 622026e87c40 ("mm/hugetlb:
+    remove fake head pages") (in v7.1) they are shared; stable kernels take parts of
+    that, but none has taken this.
+    """
+    version = None if release is None else _RELEASE.match(release)
+    if version is None:
+        return None
+    return "shared" if (int(version[1]), int(version[2])) >= (7, 1) else "fake-head"
+
+
+def page_report(
+    report: Report, geometry: Optional[Geometry] = None, tails: Optional[str] = None
+) -> PageReport:
     """
     :param geometry: Of the kernel, if it is at hand.
+    :param tails: How it lays tails out; else its release says.
     """
+    if tails is None:
+        tails = _tails_of(report.crash.release)
     page = None
     if report.dump is not None:
         page = printed_page(report.dump, report.pfn, geometry)
     telling = None
     if report.address is not None:
         telling = telling_address(geometry or Geometry(4096, 64), report.address)
-    return PageReport(report, page, telling)
+    return PageReport(report, page, telling, tails)
 
 
 @dataclass(frozen=True)
@@ -83,8 +111,10 @@ class PageVerdict:
     defect: Optional[str] = None
 
 
-def _page(holds: Callable[[PrintedPage], bool]) -> Callable[[PageReport], bool]:
-    return lambda r: r.page is not None and holds(r.page)
+def _page(
+    tails: str, holds: Callable[[PrintedPage], bool]
+) -> Callable[[PageReport], bool]:
+    return lambda r: r.page is not None and r.may_have(tails) and holds(r.page)
 
 
 def _form(*names: str) -> Callable[[PageReport], bool]:
@@ -105,14 +135,20 @@ _RESTORED = (
 PAGE_VERDICTS = (
     PageVerdict(
         "copy-of-head",
-        _page(lambda p: p.is_unaligned_head),
+        _page("fake-head", lambda p: p.is_unaligned_head),
         "the page looks as the head of a huge page, but lies where none of its order "
         f"can begin: {_RESTORED}",
         "restored-fake-heads",
     ),
     PageVerdict(
         "boot-tail-overwritten",
-        _page(lambda p: p.has_empty_lru and p.refcount == 1 and not p.has_tail_mapping),
+        lambda r: (
+            r.is_of_tails
+            and r.may_have("shared")
+            and r.page is not None
+            and r.page.has_empty_lru
+            and r.page.refcount == 1
+        ),
         "the struct page is as memmap_init() leaves one, though it is a tail of a huge "
         "page: a shared tail page that was made at boot was overwritten, and all tails "
         "on it look as pages of their own",
@@ -120,7 +156,7 @@ PAGE_VERDICTS = (
     ),
     PageVerdict(
         "copy-of-first-tail",
-        _page(lambda p: p.is_copied_tail),
+        _page("fake-head", lambda p: p.is_copied_tail),
         "the tail holds what only the first tails of a huge page do, and is none of "
         f"these: {_RESTORED}",
         "restored-fake-heads",
@@ -129,6 +165,7 @@ PAGE_VERDICTS = (
         "boot-tail-refcount",
         lambda r: (
             r.report.reason == "nonzero _refcount"
+            and r.may_have("shared")
             and r.page is not None
             and r.page.refcount == 1
             and r.page.has_lru_of_another

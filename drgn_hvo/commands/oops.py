@@ -297,11 +297,15 @@ def _tail(hvo: Hvo, tail: SharedTail) -> Document:
 
 def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> Document:
     """One report that is no page fault."""
-    known = page_report(report, None if hvo is None else hvo.kernel.geometry)
-    verdict = page_verdict_of(known)
     other = None
     if hvo is not None and not same_boot:
         other = not_this_boot(hvo, report.crash)
+    if hvo is None or other is not None:
+        known = page_report(report)
+    else:
+        kind = hvo.layout.tails.kind
+        known = page_report(report, hvo.kernel.geometry, kind)
+    verdict = page_verdict_of(known)
     compared = None
     if hvo is not None and other is None and known.page is not None:
         compared = compare_words(hvo, known.page)

@@ -31,9 +31,6 @@ _LRU_OFFSET = 8
 # _mapcount and _refcount, of 32 bits each.
 _COUNTS = 6
 
-# Of a head and the tails that hold fields of the folio.
-_FOLIO_PAGES = 4
-
 
 @dataclass(frozen=True)
 class PrintedPage:
@@ -136,17 +133,19 @@ class PrintedPage:
         Whether it holds a folio's fields where its place in vmemmap, but not in the
         folio, is that of one of the first tails.
 
-        The first tails of a folio are not asked for TAIL_MAPPING when it is freed,
-        see ``free_tail_page_prepare()``; so one that fails this test is not of them.
+        The first three tails of a folio are not asked for TAIL_MAPPING when it is
+        freed, see ``free_tail_page_prepare()``; so one that fails this test is not of
+        them.
         """
         index = self.index_in_slice
-        if index is None or not 0 < index < _FOLIO_PAGES:
-            return False
-        if self.has_tail_mapping is False and (
-            self.dump.because == "corrupted mapping in tail page"
-        ):
-            return True
-        return index == 1 and self._has_order_as_flags
+        if index == 1:
+            return self._has_order_as_flags
+        return (
+            index in (2, 3)
+            and self.has_tail_mapping is False
+            and self.refcount == 0
+            and self.dump.because == "corrupted mapping in tail page"
+        )
 
     @property
     def _has_order_as_flags(self) -> bool:
