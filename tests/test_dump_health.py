@@ -241,6 +241,8 @@ def test_json_and_text_begin_with_it(cores, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("Dump         incomplete: ")
     main(["check", str(path)])
     assert "the dump is incomplete" in capsys.readouterr().out.splitlines()[0]
+    main(["check", "--format", "ktap", str(path)])
+    assert "\n# the dump is incomplete" in capsys.readouterr().out
     main(["page", str(path), "pfn:4608"])
     assert "warning: the dump is incomplete" in capsys.readouterr().err
 

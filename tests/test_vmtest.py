@@ -100,6 +100,26 @@ def test_over_qmp(guest):
     assert 0 < seen.checked["checked"]["optimized_folios"] < two_mib["nr"]
 
 
+@pytest.mark.parametrize("form", ["kdump-zlib", "kdump-lzo", "kdump-snappy"])
+def test_kdump_files_of_qemu(guest, tmp_path, form):
+    """What ``virsh dump --memory-only --format`` writes: it names just the machine."""
+    core = tmp_path / "core"
+    try:
+        guest.qmp.execute(
+            "dump-guest-memory",
+            timeout=300,
+            paging=False,
+            protocol=f"file:{core}",
+            format=form,
+        )
+    except GuestError as e:
+        pytest.skip(str(e))
+    seen = inspect(str(core))
+    assert compare(guest_pools(guest), seen.shown) == []
+    assert seen.checked["findings"] == []
+    assert seen.checked["complete"]
+
+
 def test_extract_of_a_running_guest(guest, tmp_path, capsys):
     """Over QMP and from inside: what is kept counts and checks as the guest does."""
     pools = guest_pools(guest)

@@ -287,6 +287,8 @@ def print_ktap(docs: Sequence[Document], *, strict: bool) -> None:
             print(f"# {doc['error']}")
             print(f"not ok {number} {_ktap_name(doc['target'])}")
             continue
+        for problem in dump_problems(doc):
+            print(f"# the dump is {problem}")
         print("  KTAP version 1")
         print(f"  1..{len(doc['rules'])}")
         failed = [
