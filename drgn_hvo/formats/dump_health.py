@@ -14,9 +14,16 @@ from dataclasses import dataclass
 from typing import BinaryIO, Optional
 
 from drgn_hvo.formats.elf_segments import ElfFrame, read_elf_frame
-from drgn_hvo.formats.kdump import FLATTENED_SIGNATURE, KdumpFrame, read_kdump_frame
+from drgn_hvo.formats.kdump import KdumpFrame, read_kdump_frame
 
-__all__ = ("DumpHealth", "Piece", "Truncated", "read_dump_health")
+__all__ = (
+    "DumpHealth",
+    "Piece",
+    "Truncated",
+    "elf_health",
+    "kdump_health",
+    "read_dump_health",
+)
 
 
 @dataclass(frozen=True)
@@ -102,35 +109,34 @@ def read_dump_health(f: BinaryIO) -> Optional[DumpHealth]:
     Look at the headers of a dump.
 
     :return: ``None`` if its format is not known.
-    :raises FormatError: if it is damaged, or cut off so that it cannot be opened: drgn
-        reads kdump-compressed files through libkdumpfile, which takes all of their
-        tables for granted.
+    :raises FormatError: if it is damaged, or cut off so that it cannot be opened.
     """
     elf = read_elf_frame(f)
     if elf is not None:
-        return _of_elf(elf)
+        return elf_health(elf)
     kdump = read_kdump_frame(f)
     if kdump is None:
         return None
     kdump.check()
-    f.seek(0)
-    flattened = f.read(len(FLATTENED_SIGNATURE)) == FLATTENED_SIGNATURE
-    return _of_kdump(kdump, "flattened" if flattened else "kdump", f.seek(0, 2))
+    return kdump_health(kdump)
 
 
-def _of_elf(elf: ElfFrame) -> DumpHealth:
+def elf_health(elf: ElfFrame) -> DumpHealth:
+    """What the headers of an ELF file say."""
     cut = Truncated(elf.end, elf.size) if elf.end > elf.size else None
     return DumpHealth(
         "elf", elf.size, elf.is_incomplete, cut, zero_filled=tuple(elf.zero_filled)
     )
 
 
-def _of_kdump(kdump: KdumpFrame, name: str, size: int) -> DumpHealth:
+def kdump_health(kdump: KdumpFrame) -> DumpHealth:
+    """What the tables of a kdump-compressed file say, which were checked."""
+    file = kdump.file
     return DumpHealth(
-        name,
-        size,
+        "flattened" if file.is_flattened else "kdump",
+        file.stored_size,
         kdump.is_incomplete,
-        Truncated(kdump.end, kdump.file.size) if kdump.end > kdump.file.size else None,
+        Truncated(kdump.end, file.size) if kdump.end > file.size else None,
         split=None if kdump.split is None else Piece(*kdump.split),
         filtered=kdump.dump_level,
         unwritten=kdump.unwritten,

@@ -126,9 +126,11 @@ FLATTENED_DATA = _record("big", offset="i8", buf_size="i8")
 class _Plain:
     """A file as it is."""
 
+    is_flattened = False
+
     def __init__(self, f: BinaryIO) -> None:
         self._file = f
-        self.size = f.seek(0, 2)
+        self.size = self.stored_size = f.seek(0, 2)
 
     def read(self, offset: int, size: int) -> bytes:
         """What there is of some bytes."""
@@ -143,8 +145,11 @@ class _Flattened:
     :raises FormatError: if it is cut off or damaged.
     """
 
+    is_flattened = True
+
     def __init__(self, f: BinaryIO) -> None:
         self._file = f
+        self.stored_size = f.seek(0, 2)
         records = np.array(list(_flattened_records(f)), dtype=np.int64).reshape(-1, 3)
         self._offsets, self._sizes, self._places = records.T
         self.size = int((self._offsets + self._sizes).max(initial=0))

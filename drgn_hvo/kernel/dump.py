@@ -18,7 +18,7 @@ from drgn import Program
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.dump_health import DumpHealth, read_dump_health
 
-__all__ = ("Dump", "dump_of", "with_complaint")
+__all__ = ("Dump", "dump_of", "remember_dump", "with_complaint")
 
 _CACHE_KEY = "drgn_hvo.kernel.dump"
 
@@ -41,16 +41,20 @@ class Dump:
         return self.health.complaints()
 
 
-def dump_of(prog: Program, path: Optional[str] = None) -> Optional[Dump]:
+def remember_dump(prog: Program, path: str, health: DumpHealth) -> None:
+    """Note what a file says of itself, of which a program was made."""
+    prog.cache[_CACHE_KEY] = Dump(path, os.stat(path).st_mtime, health)
+
+
+def dump_of(prog: Program) -> Optional[Dump]:
     """
     The dump that a program reads.
 
-    :param path: Of the file, where drgn does not know it.
     :return: ``None`` for a running kernel, for memory that is no file, and for a file
         of which nothing can be said.
     """
     if _CACHE_KEY not in prog.cache:
-        prog.cache[_CACHE_KEY] = _read(path or prog.core_dump_path)
+        prog.cache[_CACHE_KEY] = _read(prog.core_dump_path)
     found: Optional[Dump] = prog.cache[_CACHE_KEY]
     return found
 

@@ -27,12 +27,13 @@ from drgn import (
 )
 
 from drgn_hvo.errors import FormatError, TargetError
+from drgn_hvo.formats.dump_health import DumpHealth, elf_health, kdump_health
 from drgn_hvo.formats.elf_segments import ElfFrame, read_elf_frame
 from drgn_hvo.formats.kdump import read_kdump_frame
 from drgn_hvo.formats.unreadable import explain_unreadable
-from drgn_hvo.kernel.dump import dump_of
+from drgn_hvo.kernel.dump import remember_dump
 from drgn_hvo.kernel.finders import has_debuginfo, install
-from drgn_hvo.kernel.kdump_program import kdump_platform
+from drgn_hvo.kernel.kdump_program import kdump_platform, program_of_kdump
 
 __all__ = ("load_symbols", "open_target")
 
@@ -124,33 +125,33 @@ def _program_of_core(target: str, note: Optional[bytes]) -> Program:
     core = _look_at(target)
     if core.is_cut:
         # libkdumpfile maps the file, and would end this process.
-        prog = _without_libkdumpfile(target, note)
+        prog = program_of_kdump(target, note)
         if prog is None:
             raise FormatError(
                 "this kdump file is cut off, and does not say of what kernel; copy it "
                 "again"
             )
-        return prog
-    if note is None and core.elf is not None and not core.has_note:
-        note = _vmcoreinfo_in(target, core.elf)
-    prog = Program(core.platform, vmcoreinfo=note)
+    else:
+        if note is None and core.elf is not None and not core.has_note:
+            note = _vmcoreinfo_in(target, core.elf)
+        prog = _program_of_drgn(target, core.platform, note)
+    if core.health is not None:
+        remember_dump(prog, target, core.health)
+    return prog
+
+
+def _program_of_drgn(
+    target: str, platform: Optional[Platform], note: Optional[bytes]
+) -> Program:
+    prog = Program(platform, vmcoreinfo=note)
     try:
         prog.set_core_dump(target)
     except Exception as e:
         # libkdumpfile's errors reach us as plain Exception.
-        without = _without_libkdumpfile(target, note) if type(e) is Exception else None
+        without = program_of_kdump(target, note) if type(e) is Exception else None
         if without is None:
             raise
         return without
-    return prog
-
-
-def _without_libkdumpfile(target: str, note: Optional[bytes]) -> Optional[Program]:
-    from drgn_hvo.kernel.kdump_program import program_of_kdump
-
-    prog = program_of_kdump(target, note)
-    if prog is not None:
-        dump_of(prog, target)
     return prog
 
 
@@ -163,12 +164,14 @@ class _Core:
     :param elf: Of an ELF core of a machine.
     :param has_note: Whether drgn will find VMCOREINFO.
     :param is_cut: Whether it is a kdump file that lacks pages at its end.
+    :param health: What it says of itself.
     """
 
     platform: Optional[Platform] = None
     elf: Optional[ElfFrame] = None
     has_note: bool = True
     is_cut: bool = False
+    health: Optional[DumpHealth] = None
 
 
 def _look_at(target: str) -> _Core:
@@ -187,6 +190,7 @@ def _look_at(target: str) -> _Core:
             return _Core(
                 None if kdump.has_utsname else kdump_platform(kdump),
                 is_cut=kdump.end > kdump.file.size,
+                health=kdump_health(kdump),
             )
         elf = read_elf_frame(f)
         if elf is None:
@@ -196,7 +200,9 @@ def _look_at(target: str) -> _Core:
             return _Core()
         if not elf.is_core:
             raise FormatError("an ELF file, but no core; debuginfo is given with -s")
-        return _Core(elf=elf, has_note=elf.has_note(f, b"VMCOREINFO"))
+        return _Core(
+            elf=elf, has_note=elf.has_note(f, b"VMCOREINFO"), health=elf_health(elf)
+        )
 
 
 def _vmcoreinfo_in(target: str, elf: ElfFrame) -> Optional[bytes]:
