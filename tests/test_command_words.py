@@ -8,6 +8,7 @@ not there, and what only looks like something else.
 from pathlib import Path
 import shutil
 import struct
+from typing import Any
 
 from drgn import FaultError, Object
 import numpy as np
@@ -129,7 +130,7 @@ def test_nothing_is_said_of_a_folio_that_is_not_there():
     machine, targets = made("shared-7.3")
     head = targets.optimized_head()
     machine.image.missing.add(machine.page_physical(head) >> 12)
-    shown = show_document(hvo(opened(machine)), "core", folios=True)
+    shown: Any = show_document(hvo(opened(machine)), "core", folios=True)
     unknown = [f for f in shown["folios"] if f["refcount"] is None]
     assert unknown
     for folio in unknown:
@@ -140,7 +141,7 @@ def test_nothing_is_said_of_a_folio_that_is_not_there():
 @pytest.mark.parametrize("name", ["shared-7.3", "seed-v5", "fake-head-6.12"])
 def test_shared_tail_pages_are_not_saved(name):
     machine, _ = made(name)
-    saved = show_document(hvo(opened(machine)), "core", folios=False)["saved"]
+    saved: Any = show_document(hvo(opened(machine)), "core", folios=False)["saved"]
     pages = sum(
         p.group.count * ((64 << p.group.order) // 4096 - 1)
         for p in machine.plan.huge

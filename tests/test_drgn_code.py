@@ -4,6 +4,7 @@
 
 import contextlib
 import io
+from typing import Any
 
 from drgn.commands import run_command
 from drgn.helpers.linux.mm import follow_pfn
@@ -56,7 +57,7 @@ def text(*values):
 @EVERY_PROGRAM
 def test_show(make, name):
     prog = make(name)
-    doc = show_document(hvo(prog), "core", folios=True)
+    doc: Any = show_document(hvo(prog), "core", folios=True)
     expected = [doc["encoding"]["kind"]]
     expected += [
         text(t["nid"], t["zone"], t["order"], t["pfn"]) for t in doc["shared_tails"]
@@ -79,7 +80,8 @@ def test_show(make, name):
 def test_page(make, name):
     prog = make(name)
     known = hvo(prog)
-    folio = show_document(known, "core", folios=True)["folios"][0]
+    shown: Any = show_document(known, "core", folios=True)
+    folio = shown["folios"][0]
     pfn = folio["head_pfn"] + 100
     address = known.vmemmap.page_address(pfn)
     specs = [f"pfn:0d{pfn}", f"page:{address:#x}", f"phys:{pfn << 12:#x}"]

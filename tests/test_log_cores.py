@@ -11,6 +11,7 @@ that the description or the truth gives.
 import json
 from pathlib import Path
 import struct
+from typing import Any
 
 import jsonschema
 import pytest
@@ -184,7 +185,7 @@ def test_sample_of_a_real_oops():
     """T14: a write to a shared tail page from boot, whose reference counts are 1."""
     log = read_log(str(SAMPLES / "debian-7.1-boot-oops.txt"))
     bound = hvo(open_target(str(SAMPLES / "debian-7.1-boot-oops.kdump")))
-    document = oops_document(bound, "core", log)
+    document: Any = oops_document(bound, "core", log)
     (oops,) = document["oopses"]
     assert (oops["verdict"], oops["signature"]) == ("shared-tail-write", True)
     assert oops["defect"] == "boot-tail-refcount"

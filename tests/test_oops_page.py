@@ -15,6 +15,7 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+from typing import Any
 
 import drgn
 from drgn.helpers.linux.printk import get_dmesg
@@ -281,7 +282,8 @@ def test_without_an_error_code():
     core = Synthetic("shared-7.3")
     address = core.address(core.optimized() + 64)
     log = f"BUG: unable to handle page fault for address: {address:016x}\n"
-    (oops,) = oops_document(core.bound, "core", parse(log))["oopses"]
+    document: Any = oops_document(core.bound, "core", parse(log))
+    (oops,) = document["oopses"]
     assert (oops["verdict"], oops["signature"]) == ("no-error-code", None)
     assert oops["access"] is oops["error_code"] is oops["protection"] is None
     assert oops["slice"]["writable"] is False

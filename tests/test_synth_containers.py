@@ -9,7 +9,6 @@ every day; and files that are whole or not there.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import signal
@@ -271,4 +270,4 @@ def test_truncated(tmp_path):
         write_machine(whole, tmp_path / "whole", container, force=True)
         short = (tmp_path / "short").stat().st_size
         assert short == (tmp_path / "whole").stat().st_size // 2
-    assert json.dumps(applied[0].to_json())
+    assert [fault.fault.name for fault in applied] == ["truncated"]

@@ -22,7 +22,7 @@ from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import write_core
-from drgn_hvo.synth.damage.faults import FAULTS, catalogue, make_machine
+from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.description import HugePages
 from drgn_hvo.synth.described.generations import GENERATIONS, generation
 from drgn_hvo.synth.machine.machine import build_machine
@@ -228,7 +228,7 @@ def test_catalogue(capsys):
     assert main(["faults", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == 1
-    assert document["faults"] == catalogue()
+    assert [f["name"] for f in document["faults"]] == [fault.name for fault in FAULTS]
     assert sum(len(f["generations"]) for f in document["faults"]) == len(CASES)
     assert main(["faults"]) == 0
     lines = capsys.readouterr().out.splitlines()

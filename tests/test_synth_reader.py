@@ -8,6 +8,8 @@ Whatever was described is what the reader reports; the generator shares only the
 pure layer with it.
 """
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -45,10 +47,8 @@ def look(description):
 
 
 def reported_folios(hvo):
-    return {
-        folio["head_pfn"]: folio
-        for folio in show_document(hvo, "x", folios=True)["folios"]
-    }
+    shown: Any = show_document(hvo, "x", folios=True)
+    return {folio["head_pfn"]: folio for folio in shown["folios"]}
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -160,7 +160,7 @@ def test_shared_tails(case):
 
 def test_saved(case):
     machine, hvo = case
-    saved = show_document(hvo, "x", folios=False)["saved"]
+    saved: Any = show_document(hvo, "x", folios=False)["saved"]
     optimized = sum(p.group.count for p in machine.plan.huge if p.optimized)
     assert saved["pages"] == 7 * optimized
     assert saved["shared_tail_pages"] == len(machine.vmemmap.tails)

@@ -10,6 +10,7 @@ What real cores have and the synthetic ones lack is written down in
 
 import re
 import struct
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,8 @@ def keys(document, prefix=""):
 
 
 def test_show(pair):
-    real, synthetic = (show_document(hvo, "x", folios=True) for hvo in pair)
+    shown: list[Any] = [show_document(hvo, "x", folios=True) for hvo in pair]
+    real, synthetic = shown
     assert set(keys(real)) == set(keys(synthetic))
     for document in (real, synthetic):
         for part in ("encoding", "tail_layout"):

@@ -128,9 +128,9 @@ def main(text: str) -> None:
     page = page_document(found, "", [parse_page_spec(text)])["pages"][0]
     if not found.has_hugetlb:
         raise UnavailableError("finding processes needs types")
-    if page["folio"] is None or page["order"] is None:
-        raise UsageError(f"{text}: no huge page, but {page['kind']}")
     head_pfn, order = page["head_pfn"], page["order"]
+    if page["folio"] is None or head_pfn is None or order is None:
+        raise UsageError(f"{text}: no huge page, but {page['kind']}")
     result = users_of(found, head_pfn, order)
     print(f"PFN {page['pfn']} is in the huge page of PFN {head_pfn}, order {order}")
     rows: list[tuple[object, ...]] = [("PID", "COMM", "START", "END", "ACCESS")]

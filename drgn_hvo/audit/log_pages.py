@@ -11,7 +11,7 @@ that it printed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional
 
 from drgn import Type, TypeKind, sizeof
 import numpy as np
@@ -55,7 +55,7 @@ class Comparison:
     :param members: The names of what is different.
     """
 
-    state: str
+    state: Literal["unchanged", "changed", "other-page", "not-in-dump"]
     members: tuple[str, ...] = ()
 
 

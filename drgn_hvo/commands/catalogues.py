@@ -10,12 +10,12 @@ JSON.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 import textwrap
 
-from drgn_hvo.audit.defects import DEFECTS
+from drgn_hvo.audit.defects import DEFECTS, Defect
 from drgn_hvo.audit.rules import RULES
-from drgn_hvo.commands.document import Document, envelope
+from drgn_hvo.commands.document import envelope
+from drgn_hvo.commands.reports import DefectEntry, DefectsReport, RulesReport
 
 __all__ = (
     "defects_document",
@@ -25,7 +25,7 @@ __all__ = (
 )
 
 
-def rules_document() -> Document:
+def rules_document() -> RulesReport:
     """What ``rules --json`` prints."""
     return {
         **envelope(),
@@ -42,11 +42,22 @@ def rules_document() -> Document:
     }
 
 
-def defects_document() -> Document:
+def defects_document() -> DefectsReport:
     """What ``defects --json`` prints."""
     return {
         **envelope(),
-        "defects": [asdict(defect) for defect in DEFECTS.values()],
+        "defects": [_defect(defect) for defect in DEFECTS.values()],
+    }
+
+
+def _defect(defect: Defect) -> DefectEntry:
+    return {
+        "name": defect.name,
+        "rules": list(defect.rules),
+        "state": defect.state,
+        "kernels": defect.kernels,
+        "confirm": defect.confirm,
+        "leads_to": defect.leads_to,
     }
 
 

@@ -9,7 +9,7 @@ The integrity audit, for people (text), scripts (JSON) and test harnesses (KTAP)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -21,10 +21,18 @@ from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
 from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.commands.document import (
-    Document,
-    document,
     dump_problems,
+    kernel_document,
     print_document,
+)
+from drgn_hvo.commands.reports import (
+    AuditReport,
+    CheckedEntry,
+    CheckReport,
+    ErrorReport,
+    FindingEntry,
+    PropertyEntry,
+    RuleResultEntry,
 )
 from drgn_hvo.errors import UsageError
 from drgn_hvo.memmap.hvo import Hvo
@@ -96,52 +104,55 @@ class CheckScope:
         return frozenset(asked) - frozenset(self.ignore)
 
 
-def check_document(hvo: Hvo, target: str, scope: CheckScope) -> Document:
+def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
     """Audit a kernel: what ``check --format json`` prints."""
     audit = confirmed_audit(hvo, deep=scope.deep, rules=scope.rules)
     for rule in scope.ignore:
         if scope.only is None or rule in scope.only:
             audit.skipped[rule] = "ignored"
-    result = document(target, hvo.kernel.release)
-    result.update(
-        status="findings" if audit.findings else "clean",
-        complete=audit.complete,
-        checked={key: audit.checked.get(key, 0) for key in _CHECKED},
-        not_in_dump=[
+    return {
+        **kernel_document(target, hvo.kernel.release),
+        "status": "findings" if audit.findings else "clean",
+        "complete": audit.complete,
+        "checked": _checked(audit.checked),
+        "not_in_dump": [
             {"what": what, "count": count} for what, count in audit.not_in_dump.items()
         ],
-        in_transition=audit.in_transition,
-        properties=_properties(hvo, scope),
-        rules=[_rule_result(audit, rule.id) for rule in RULES],
-        findings=[_finding(finding, cause) for finding, cause in audit.ordered()],
-    )
-    return result
+        "in_transition": audit.in_transition,
+        "properties": _properties(hvo, scope),
+        "rules": [_rule_result(audit, rule.id) for rule in RULES],
+        "findings": [_finding(finding, cause) for finding, cause in audit.ordered()],
+    }
 
 
-def _properties(hvo: Hvo, scope: CheckScope) -> list[Document]:
+def _properties(hvo: Hvo, scope: CheckScope) -> list[PropertyEntry]:
     """Properties that bear on a rule that was asked for; it takes folios to know."""
     if "vmemmap-tail-writable" not in scope.rules:
         return []
-    return [vars(one) for one in kernel_properties(hvo)]
+    return [{"name": one.name, "text": one.text} for one in kernel_properties(hvo)]
 
 
-_CHECKED = (
-    "folios",
-    "optimized_folios",
-    "shared_tail_pages",
-    "vmemmap_ptes",
-    "struct_pages",
-)
+def _checked(counts: Mapping[str, int]) -> CheckedEntry:
+    return {
+        "folios": counts.get("folios", 0),
+        "optimized_folios": counts.get("optimized_folios", 0),
+        "shared_tail_pages": counts.get("shared_tail_pages", 0),
+        "vmemmap_ptes": counts.get("vmemmap_ptes", 0),
+        "struct_pages": counts.get("struct_pages", 0),
+    }
 
 
-def error_document(target: str, message: str) -> Document:
+def error_document(target: str, message: str) -> ErrorReport:
     """What ``check --format json`` prints for a target that cannot be audited."""
-    result = document(target, None)
-    result.update(status="error", error=message, complete=False)
-    return result
+    return {
+        **kernel_document(target, None),
+        "status": "error",
+        "error": message,
+        "complete": False,
+    }
 
 
-def _rule_result(audit: Audit, rule: RuleId) -> Document:
+def _rule_result(audit: Audit, rule: RuleId) -> RuleResultEntry:
     if rule in audit.skipped:
         return {"id": rule, "result": "skip", "reason": audit.skipped[rule]}
     if audit.failed(rule):
@@ -155,7 +166,7 @@ def _hex(value: Optional[int]) -> Optional[str]:
     return None if value is None else f"{value & (1 << 64) - 1:#x}"
 
 
-def _finding(finding: Finding, cause: Optional[int]) -> Document:
+def _finding(finding: Finding, cause: Optional[int]) -> FindingEntry:
     return {
         "rule": finding.rule,
         "severity": finding.severity,
@@ -176,7 +187,7 @@ def _finding(finding: Finding, cause: Optional[int]) -> Document:
     }
 
 
-def exit_status(doc: Document, *, strict: bool) -> int:
+def exit_status(doc: AuditReport, *, strict: bool) -> int:
     """
     The exit status for one target.
 
@@ -188,12 +199,12 @@ def exit_status(doc: Document, *, strict: bool) -> int:
     return EXIT_CLEAN if doc["complete"] else EXIT_INCOMPLETE
 
 
-def print_result(doc: Document, output_format: str) -> None:
+def print_result(doc: CheckReport, output_format: str) -> None:
     """Print a document of :func:`check_document()`, as ``"text"`` or ``"json"``."""
     print_document(doc, _print_check, as_json=output_format == "json")
 
 
-def _print_check(doc: Document) -> None:
+def _print_check(doc: CheckReport) -> None:
     if doc["status"] == "error":
         print(f"{doc['target']}: {_summary(doc)}")
         return
@@ -226,7 +237,7 @@ def _print_check(doc: Document) -> None:
         _print_defects(doc["findings"])
 
 
-def _summary(doc: Document) -> str:
+def _summary(doc: CheckReport) -> str:
     if doc["status"] == "error":
         return f"error: {doc['error']}"
     errors = sum(f["severity"] == "error" for f in doc["findings"])
@@ -240,7 +251,7 @@ def _summary(doc: Document) -> str:
     return text if doc["complete"] else f"{text}, incomplete"
 
 
-def _print_findings(findings: list[Document]) -> None:
+def _print_findings(findings: list[FindingEntry]) -> None:
     rows: list[list[object]] = [
         ["#", "SEVERITY", "RULE", "HUGE PAGES", "CAUSE", "AT", "EXPECTED", "FOUND"]
     ]
@@ -264,7 +275,7 @@ def _print_findings(findings: list[Document]) -> None:
         print(f"#{i} {finding['message']}{more}")
 
 
-def _print_defects(findings: list[Document]) -> None:
+def _print_defects(findings: list[FindingEntry]) -> None:
     for name in dict.fromkeys(f["defect"] for f in findings if f["defect"]):
         defect = DEFECTS[name]
         print(f"\nKnown kernel defect: {name}")
@@ -274,7 +285,7 @@ def _print_defects(findings: list[Document]) -> None:
         print(f"  leads to  {defect.leads_to}")
 
 
-def print_ktap(docs: Sequence[Document], *, strict: bool) -> None:
+def print_ktap(docs: Sequence[CheckReport], *, strict: bool) -> None:
     """
     Print documents as KTAP: one test a rule and target.
 
@@ -304,7 +315,9 @@ def _ktap_name(target: str) -> str:
     return target.replace("#", "_").replace("\n", "_")
 
 
-def _print_ktap_rule(number: int, rule: Document, doc: Document, strict: bool) -> bool:
+def _print_ktap_rule(
+    number: int, rule: RuleResultEntry, doc: AuditReport, strict: bool
+) -> bool:
     """Print one result; say whether it is a failure."""
     findings = [f for f in doc["findings"] if f["rule"] == rule["id"]]
     for finding in findings:

@@ -26,8 +26,9 @@ from drgn_hvo.commands.check import (
     print_ktap,
     print_result,
 )
-from drgn_hvo.commands.document import Document, with_dump
+from drgn_hvo.commands.document import with_dump
 from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
+from drgn_hvo.commands.reports import CheckReport
 from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo
@@ -55,7 +56,7 @@ class CheckOptions:
     debug: bool = False
 
 
-_Result = tuple[int, Document]
+_Result = tuple[int, CheckReport]
 
 
 def _check(target: str, options: CheckOptions) -> _Result:
@@ -68,8 +69,8 @@ def _check(target: str, options: CheckOptions) -> _Result:
     except Exception as e:
         known = failure(e)
         if known is not None:
-            document = error_document(target, with_complaint(known, prog))
-            return EXIT_USAGE, document if prog is None else with_dump(document, prog)
+            error = error_document(target, with_complaint(known, prog))
+            return EXIT_USAGE, error if prog is None else with_dump(error, prog)
         if options.debug:
             raise
         return EXIT_BUG, error_document(target, bug(e))
@@ -129,13 +130,13 @@ def _results(
             yield _result(target, future)
 
 
-def _print_next(document: Document, output_format: str, first: bool) -> None:
+def _print_next(document: CheckReport, output_format: str, first: bool) -> None:
     if output_format == "text" and not first:
         print()
     print_result(document, output_format)
 
 
-def _report_error(document: Document) -> None:
+def _report_error(document: CheckReport) -> None:
     if document["status"] == "error":
         target, error = document["target"], document["error"]
         named = error if error.startswith(target) else f"{target}: {error}"
@@ -154,7 +155,7 @@ def check_targets(
     :raises KeyboardInterrupt: with a text that says how far it got.
     """
     statuses: list[int] = []
-    documents: list[Document] = []
+    documents: list[CheckReport] = []
     # A single target shows how far it is itself.
     show = nullcontext(None) if len(targets) == 1 else progress(len(targets), "target")
     try:

@@ -10,67 +10,102 @@ prints; the text for people is made from that document alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 import sys
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Optional, TypeVar, Union
 
 from drgn_hvo import __version__
 
 if TYPE_CHECKING:
     from drgn import Program
 
-    from drgn_hvo.kernel.dump import Dump
+    from drgn_hvo.commands.reports import (
+        AuditReport,
+        CheckReport,
+        DumpEntry,
+        ErrorReport,
+        KernelReport,
+        Report,
+        ShowReport,
+        TargetReport,
+    )
 
 __all__ = (
-    "Document",
     "document",
     "dump_problems",
     "envelope",
     "human_size",
+    "kernel_document",
     "print_document",
     "print_json",
     "with_dump",
 )
 
-Document = dict[str, Any]
+_Doc = TypeVar("_Doc", bound=Mapping[str, object])
+_OfKernel = TypeVar("_OfKernel", "AuditReport", "ErrorReport", "ShowReport")
 
 
-def envelope() -> Document:
+def envelope() -> Report:
     """The keys that every JSON document begins with."""
     return {"schema": 1, "tool": {"name": "drgn-hvo", "version": __version__}}
 
 
-def document(target: str, release: Optional[str]) -> Document:
+def document(target: str, release: Optional[str]) -> TargetReport:
     """The keys that a JSON document about a target begins with."""
     return {**envelope(), "target": target, "release": release}
 
 
-def with_dump(doc: Document, prog: Program) -> Document:
+def kernel_document(target: str, release: Optional[str]) -> KernelReport:
+    """The keys that a JSON document about all of a kernel begins with."""
+    doc = document(target, release)
+    # Not "**doc": for mypy, that might have a key "dump" of any type.
+    return {
+        "schema": doc["schema"],
+        "tool": doc["tool"],
+        "target": target,
+        "release": release,
+    }
+
+
+def with_dump(doc: _OfKernel, prog: Program) -> _OfKernel:
     """A document of a kernel, with what the dump that it lies in says of itself."""
+    return {
+        "schema": doc["schema"],
+        "tool": doc["tool"],
+        "target": doc["target"],
+        "release": doc["release"],
+        "dump": _dump_entry(prog),
+        **doc,
+    }
+
+
+def _dump_entry(prog: Program) -> Optional[DumpEntry]:
+    """What the dump that a program reads says of itself."""
     from drgn_hvo.kernel.dump import dump_of
 
     dump = dump_of(prog)
-    head = dict(list(doc.items())[:4])
-    return {**head, "dump": None if dump is None else _dump_document(dump), **doc}
-
-
-def _dump_document(dump: Dump) -> Document:
+    if dump is None:
+        return None
     health = dump.health
+    truncated, split = health.truncated, health.split
     return {
         "format": health.format,
         "size": health.size,
         "mtime": dump.mtime,
         "incomplete_flag": health.incomplete_flag,
-        "truncated": None if health.truncated is None else asdict(health.truncated),
-        "split": None if health.split is None else asdict(health.split),
+        "truncated": None
+        if truncated is None
+        else {"expected": truncated.expected, "actual": truncated.actual},
+        "split": None
+        if split is None
+        else {"start_pfn": split.start_pfn, "end_pfn": split.end_pfn},
         "filtered": health.filtered,
         "unwritten_pages": health.unwritten,
         "problems": dump.complaints,
     }
 
 
-def dump_problems(doc: Document) -> list[str]:
+def dump_problems(doc: Union[CheckReport, ShowReport]) -> list[str]:
     """What is wrong with the dump that a document is about, one line each."""
     dump = doc.get("dump")
     return dump["problems"] if dump else []
@@ -85,7 +120,7 @@ def human_size(size: int) -> str:
     return f"{size} TiB"
 
 
-def print_json(doc: Document) -> None:
+def print_json(doc: Mapping[str, object]) -> None:
     """Print a document on one line."""
     # Not at the top: every drgn session imports this module.
     import json
@@ -95,7 +130,7 @@ def print_json(doc: Document) -> None:
 
 
 def print_document(
-    doc: Document, print_text: Callable[[Document], None], *, as_json: bool
+    doc: _Doc, print_text: Callable[[_Doc], None], *, as_json: bool
 ) -> None:
     """
     Print a document as JSON or for people.

@@ -13,7 +13,8 @@ from typing import Optional
 
 import numpy as np
 
-from drgn_hvo.commands.document import Document, document
+from drgn_hvo.commands.document import document
+from drgn_hvo.commands.reports import HeadsReport
 from drgn_hvo.errors import UsageError
 from drgn_hvo.files import check_replaceable, replace_file
 from drgn_hvo.memmap.hvo import Hvo
@@ -71,7 +72,9 @@ def write_heads(
     return start, end
 
 
-def heads_document(hvo: Hvo, target: str, path: str, pfns: tuple[int, int]) -> Document:
+def heads_document(
+    hvo: Hvo, target: str, path: str, pfns: tuple[int, int]
+) -> HeadsReport:
     """
     What ``heads --json`` prints.
 
@@ -86,5 +89,5 @@ def heads_document(hvo: Hvo, target: str, path: str, pfns: tuple[int, int]) -> D
     }
 
 
-def print_heads(doc: Document) -> None:
+def print_heads(_doc: HeadsReport) -> None:
     """Print nothing: the file is the result."""

@@ -12,7 +12,7 @@ known defect prints this.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Optional
+from typing import Literal, Optional
 
 import numpy as np
 
@@ -25,8 +25,20 @@ from drgn_hvo.audit.log_pages import (
 )
 from drgn_hvo.audit.page_faults import Facts, Place, Printed, Verdict, verdict_of
 from drgn_hvo.audit.page_reports import page_report, page_verdict_of
-from drgn_hvo.commands.document import Document, document
+from drgn_hvo.commands.document import document
 from drgn_hvo.commands.page import page_document
+from drgn_hvo.commands.reports import (
+    FaultEntry,
+    FaultTailEntry,
+    LogFindings,
+    LogReportEntry,
+    LogReportStart,
+    OopsReport,
+    PageTableEntry,
+    PointerEntry,
+    PrintedPageEntry,
+    StoryEntry,
+)
 from drgn_hvo.formats.crash_text import Crash
 from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, Fault
 from drgn_hvo.formats.oops_log import Log, Report, find_reports
@@ -187,7 +199,7 @@ def _defect_of(hvo: Hvo, facts: Facts, verdict: Verdict) -> Optional[str]:
     return "boot-tail-refcount" if facts.tail.boot and refcounts.all() else None
 
 
-def _access(fault: Fault) -> Optional[str]:
+def _access(fault: Fault) -> Optional[Literal["read", "write", "fetch"]]:
     if fault.attempt is None:
         return None
     if fault.attempt & PF_INSTR:
@@ -202,7 +214,7 @@ def _error_code(fault: Fault) -> Optional[str]:
 
 def _explain_fault(
     hvo: Optional[Hvo], report: Report, fault: Fault, *, same_boot: bool
-) -> Document:
+) -> FaultEntry:
     if hvo is None:
         registers = frozenset(dict(report.crash.registers).values())
         facts = Facts(fault, None, None, registers=registers)
@@ -210,7 +222,7 @@ def _explain_fault(
         facts = _facts(hvo, report, fault, same_boot=same_boot)
     verdict = verdict_of(facts)
     attempt, crash = fault.attempt, report.crash
-    result: Document = {
+    result: FaultEntry = {
         "line": report.line,
         "address": f"{fault.address:#x}",
         "access": _access(fault),
@@ -237,7 +249,7 @@ def _explain_fault(
         "page": None,
     }
     if hvo is not None and facts.in_vmemmap and facts.not_this_boot is None:
-        result.update(_struct_page(hvo, facts))
+        _add_struct_page(hvo, facts, result)
     return result
 
 
@@ -248,30 +260,29 @@ def _with_address(hvo: Optional[Hvo], address: Optional[int], text: str) -> str:
     return text if telling is None else f"{text}. The address is {telling.text}"
 
 
-def _struct_page(hvo: Hvo, facts: Facts) -> Document:
+def _add_struct_page(hvo: Hvo, facts: Facts, result: FaultEntry) -> None:
+    """Say which struct page was accessed, and how it is mapped."""
     vmemmap = hvo.vmemmap
     pfn, offset = divmod(facts.fault.address - vmemmap.base, vmemmap.size)
     address = facts.fault.address & -vmemmap.page_size
     place, mapping, tail = facts.place, facts.mapping, facts.tail
-    return {
-        "entry": _entry(facts.printed),
-        "pfn": pfn,
-        "offset": offset,
-        "words": member_names(hvo, offset),
-        "slice": {
-            "address": f"{address:#x}",
-            "index_in_folio": None if place is None else place.index,
-            "frame": None if mapping is None else mapping.pfn,
-            "writable": None if mapping is None else mapping.writable,
-            "mapped": facts.mapped,
-        },
-        "head_pfn": None if place is None else place.head_pfn,
-        "order": None if place is None else place.order,
-        "tail": None if tail is None else _tail(hvo, tail),
+    result["entry"] = _entry(facts.printed)
+    result["pfn"], result["offset"] = pfn, offset
+    result["words"] = member_names(hvo, offset)
+    result["slice"] = {
+        "address": f"{address:#x}",
+        "index_in_folio": None if place is None else place.index,
+        "frame": None if mapping is None else mapping.pfn,
+        "writable": None if mapping is None else mapping.writable,
+        "mapped": facts.mapped,
     }
+    if place is not None:
+        result["head_pfn"], result["order"] = place.head_pfn, place.order
+    if tail is not None:
+        result["tail"] = _tail(hvo, tail)
 
 
-def _entry(printed: Optional[Printed]) -> Optional[Document]:
+def _entry(printed: Optional[Printed]) -> Optional[PageTableEntry]:
     if printed is None:
         return None
     in_dump = printed.in_dump
@@ -285,8 +296,9 @@ def _entry(printed: Optional[Printed]) -> Optional[Document]:
     }
 
 
-def _tail(hvo: Hvo, tail: SharedTail) -> Document:
+def _tail(hvo: Hvo, tail: SharedTail) -> FaultTailEntry:
     index = tail.zone_index
+    assert tail.pfn is not None, "it was found by its frame"
     return {
         "pfn": tail.pfn,
         "order": tail.order,
@@ -295,7 +307,7 @@ def _tail(hvo: Hvo, tail: SharedTail) -> Document:
     }
 
 
-def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> Document:
+def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> LogReportEntry:
     """One report that is no page fault."""
     other = None
     if hvo is not None and not same_boot:
@@ -333,7 +345,7 @@ def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> Document
     }
 
 
-def _report(report: Report) -> Document:
+def _report(report: Report) -> LogReportStart:
     crash = report.crash
     return {
         "form": report.form,
@@ -353,7 +365,9 @@ def _callers(crash: Crash) -> list[str]:
     return [name for name in calls if name not in _PRINTERS][:_CALLS]
 
 
-def _fault_report(hvo: Optional[Hvo], report: Report, oops: Document) -> Document:
+def _fault_report(
+    hvo: Optional[Hvo], report: Report, oops: FaultEntry
+) -> LogReportEntry:
     """A page fault, as a report among others."""
     other = oops["not_this_boot"]
     return {
@@ -391,11 +405,11 @@ def _is_page(hvo: Hvo, pfn: Optional[int]) -> bool:
     return pfn is not None and pfn < hvo.vmemmap.end_pfn
 
 
-def _pointers(hvo: Optional[Hvo], crash: Crash) -> list[Document]:
+def _pointers(hvo: Optional[Hvo], crash: Crash) -> list[PointerEntry]:
     return [_pointer(pointer) for pointer in pointers_of(hvo, crash)]
 
 
-def _pointer(pointer: Pointer) -> Document:
+def _pointer(pointer: Pointer) -> PointerEntry:
     return {
         "where": pointer.where,
         "value": f"{pointer.value:#x}",
@@ -404,11 +418,18 @@ def _pointer(pointer: Pointer) -> Document:
     }
 
 
-def _dump(page: PrintedPage) -> Document:
+def _printed_kind(page: PrintedPage) -> Optional[Literal["tail", "head", "page"]]:
+    if page.is_tail is None:
+        return None
+    if page.is_tail:
+        return "tail"
+    return "head" if page.is_head else "page"
+
+
+def _dump(page: PrintedPage) -> PrintedPageEntry:
     dump = page.dump
-    kind = {True: "tail", False: "head" if page.is_head else "page", None: None}
     return {
-        "kind": kind[page.is_tail],
+        "kind": _printed_kind(page),
         "encoding": page.encoding,
         "mask_order": page.mask_order,
         "head_pfn": page.head_pfn,
@@ -426,7 +447,7 @@ def _dump(page: PrintedPage) -> Document:
     }
 
 
-def _cause(report: Document) -> tuple[Optional[str], ...]:
+def _cause(report: LogReportEntry) -> tuple[Optional[str], ...]:
     """What reports of one story have in common."""
     if report["defect"] is not None:
         return (report["defect"],)
@@ -438,9 +459,13 @@ def _cause(report: Document) -> tuple[Optional[str], ...]:
     return (report["form"], report["verdict"], report["reason"])
 
 
-def _stories(reports: list[Document]) -> list[Document]:
+def _count(counts: dict[str, int], name: str) -> None:
+    counts[name] = counts.get(name, 0) + 1
+
+
+def _stories(reports: list[LogReportEntry]) -> list[StoryEntry]:
     """Reports of one cause together, in the order of the first of each."""
-    stories: dict[tuple[Optional[str], ...], Document] = {}
+    stories: dict[tuple[Optional[str], ...], StoryEntry] = {}
     for i, report in enumerate(reports):
         story = stories.setdefault(
             _cause(report),
@@ -460,34 +485,41 @@ def _stories(reports: list[Document]) -> list[Document]:
         story["reports"].append(i)
         if report["pfn"] is not None and report["pfn"] not in story["pfns"]:
             story["pfns"].append(report["pfn"])
-        for key, value in (("forms", report["form"]), ("reasons", report["reason"])):
-            if value is not None:
-                story[key][value] = story[key].get(value, 0) + 1
+        _count(story["forms"], report["form"])
+        if report["reason"] is not None:
+            _count(story["reasons"], report["reason"])
     return list(stories.values())
 
 
-def _page_specs(hvo: Hvo, found: Document) -> list[PageSpec]:
+def _page_specs(hvo: Hvo, found: LogFindings) -> list[PageSpec]:
     """The pages to explain: of each page fault, and of the first report of a story."""
-    wanted = list(found["oopses"])
-    wanted += [found["reports"][story["reports"][0]] for story in found["stories"]]
     specs: list[PageSpec] = []
-    for one in wanted:
-        # Beyond the end of vmemmap there is no page to explain.
-        is_other = one["not_this_boot"] or one.get("against_dump") == "other-page"
-        if is_other or not _is_page(hvo, one["pfn"]):
+    for oops in found["oopses"]:
+        if oops["not_this_boot"] is None:
+            oops["page"] = _add_spec(hvo, specs, oops["pfn"])
+    for story in found["stories"]:
+        report = found["reports"][story["reports"][0]]
+        if report["not_this_boot"] or report["against_dump"] == "other-page":
             continue
-        if one.get("oops") is not None:
-            one["page"] = found["oopses"][one["oops"]]["page"]
-            continue
-        one["page"] = len(specs)
-        address = hvo.vmemmap.page_address(one["pfn"])
-        specs.append(PageSpec(f"page:{address:#x}", "page", address))
+        if report["oops"] is None:
+            report["page"] = _add_spec(hvo, specs, report["pfn"])
+        else:
+            report["page"] = found["oopses"][report["oops"]]["page"]
     return specs
 
 
-def _found(hvo: Optional[Hvo], log: Log, *, same_boot: bool) -> Document:
-    oopses: list[Document] = []
-    reports: list[Document] = []
+def _add_spec(hvo: Hvo, specs: list[PageSpec], pfn: Optional[int]) -> Optional[int]:
+    """Ask for a page; its index, ``None`` beyond the end of vmemmap."""
+    if pfn is None or pfn >= hvo.vmemmap.end_pfn:
+        return None
+    address = hvo.vmemmap.page_address(pfn)
+    specs.append(PageSpec(f"page:{address:#x}", "page", address))
+    return len(specs) - 1
+
+
+def _found(hvo: Optional[Hvo], log: Log, *, same_boot: bool) -> LogFindings:
+    oopses: list[FaultEntry] = []
+    reports: list[LogReportEntry] = []
     for report in log.reports:
         if report.fault is None:
             reports.append(_explain(hvo, report, same_boot=same_boot))
@@ -507,7 +539,7 @@ def _found(hvo: Optional[Hvo], log: Log, *, same_boot: bool) -> Document:
 
 def oops_document(
     hvo: Optional[Hvo], target: str, log: Log, *, same_boot: bool = False
-) -> Document:
+) -> OopsReport:
     """
     What ``page --oops --json`` and ``oops --json`` print: ``reports`` in order,
     ``stories`` of reports that have one cause, ``oopses`` for the page faults among
@@ -521,9 +553,5 @@ def oops_document(
     if hvo is None:
         releases = {report.crash.release for report in log.reports} - {None}
         release = releases.pop() if len(releases) == 1 else None
-        result = document(target, release)
-        result["pages"] = []
-    else:
-        result = page_document(hvo, target, _page_specs(hvo, found))
-    result.update(found)
-    return result
+        return {**document(target, release), "pages": [], **found}
+    return {**page_document(hvo, target, _page_specs(hvo, found)), **found}

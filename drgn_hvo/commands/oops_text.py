@@ -12,8 +12,16 @@ from __future__ import annotations
 import textwrap
 
 from drgn_hvo.audit.defects import DEFECTS
-from drgn_hvo.commands.document import Document
 from drgn_hvo.commands.page import page_lines, print_lines
+from drgn_hvo.commands.reports import (
+    FaultEntry,
+    FaultSliceEntry,
+    LogReportEntry,
+    OopsReport,
+    PageTableEntry,
+    PrintedPageEntry,
+    StoryEntry,
+)
 
 __all__ = ("print_oopses",)
 
@@ -23,7 +31,7 @@ Lines = list[tuple[str, str]]
 _MAX_PFNS = 12
 
 
-def print_oopses(doc: Document) -> None:
+def print_oopses(doc: OopsReport) -> None:
     """Print a document of :func:`~drgn_hvo.commands.oops.oops_document()`."""
     for i, story in enumerate(doc["stories"]):
         if i:
@@ -40,7 +48,7 @@ def print_oopses(doc: Document) -> None:
         print(f"Not understood: {line}")
 
 
-def _print_story(doc: Document, story: Document) -> None:
+def _print_story(doc: OopsReport, story: StoryEntry) -> None:
     first = doc["reports"][story["reports"][0]]
     if first["oops"] is None:
         lines = _report_lines(first)
@@ -62,7 +70,7 @@ def _wrapped(name: str, text: str) -> Lines:
     return list(zip((name, *("",) * len(rows)), rows))
 
 
-def _count_lines(doc: Document, story: Document) -> Lines:
+def _count_lines(doc: OopsReport, story: StoryEntry) -> Lines:
     lines = [doc["reports"][i]["line"] for i in story["reports"]]
     what = ", ".join(f"{n} {reason}" for reason, n in story["reasons"].items())
     text = (
@@ -78,7 +86,7 @@ def _count_lines(doc: Document, story: Document) -> Lines:
     return rows
 
 
-def _defect_lines(story: Document) -> Lines:
+def _defect_lines(story: StoryEntry) -> Lines:
     if story["defect"] is None:
         return []
     defect = DEFECTS[story["defect"]]
@@ -87,7 +95,7 @@ def _defect_lines(story: Document) -> Lines:
     return _wrapped("Defect", text)
 
 
-def _report_lines(report: Document) -> Lines:
+def _report_lines(report: LogReportEntry) -> Lines:
     lines: Lines = [("Report", f"line {report['line']}: {report['title']}")]
     if report["reason"] is not None:
         lines += _wrapped("Reason", _reason(report))
@@ -107,7 +115,7 @@ def _report_lines(report: Document) -> Lines:
     return lines + _wrapped("Verdict", f"{report['verdict']}: {report['explanation']}")
 
 
-def _reason(report: Document) -> str:
+def _reason(report: LogReportEntry) -> str:
     if report["check"] is None:
         return str(report["reason"])
     return f"{report['reason']}: {report['check']}, says {report['check_in']}"
@@ -121,7 +129,7 @@ _KINDS = {
 }
 
 
-def _dump_lines(dump: Document) -> Lines:
+def _dump_lines(dump: PrintedPageEntry) -> Lines:
     text = _KINDS[dump["kind"]]
     if dump["mask_order"] is not None:
         text += f" by the mask of order {dump['mask_order']}"
@@ -153,7 +161,7 @@ _AGAINST = {
 }
 
 
-def _against_lines(report: Document) -> Lines:
+def _against_lines(report: LogReportEntry) -> Lines:
     state = report["against_dump"]
     if state is None:
         return []
@@ -164,7 +172,7 @@ def _against_lines(report: Document) -> Lines:
     return _wrapped("In the dump", text)
 
 
-def _pointer_lines(report: Document) -> Lines:
+def _pointer_lines(report: LogReportEntry) -> Lines:
     texts = [f"{p['where']} {p['value']}: {p['text']}" for p in report["pointers"]]
     return list(zip(("Registers", *("",) * len(texts)), texts))
 
@@ -177,7 +185,7 @@ _MAPPED_NAMES = {True: ", protection violation", False: ", nothing mapped", None
 _SIGNATURE_NAMES = {True: "yes", False: "no", None: "cannot be told"}
 
 
-def _oops_lines(oops: Document, number: str) -> Lines:
+def _oops_lines(oops: FaultEntry, number: str) -> Lines:
     lines: Lines = [
         ("Oops", f"{number}, line {oops['line']}"),
         ("Fault", _fault(oops)),
@@ -187,7 +195,7 @@ def _oops_lines(oops: Document, number: str) -> Lines:
         task = "" if oops["pid"] is None else f", PID {oops['pid']} ({oops['comm']})"
         lines.append(("At", oops["ip"] + task))
     if oops["slice"] is not None:
-        lines.append(("Slice", _slice(oops)))
+        lines.append(("Slice", _slice(oops, oops["slice"])))
     if oops["tail"] is not None:
         tail = oops["tail"]
         zone = "" if tail["zone"] is None else f" zone {tail['zone']}"
@@ -207,7 +215,7 @@ def _oops_lines(oops: Document, number: str) -> Lines:
     return lines + _wrapped("Verdict", f"{oops['verdict']}: {oops['explanation']}")
 
 
-def _fault(oops: Document) -> str:
+def _fault(oops: FaultEntry) -> str:
     if oops["access"] is None:
         return "no error code"
     mode = "supervisor" if oops["supervisor"] else "user"
@@ -217,7 +225,7 @@ def _fault(oops: Document) -> str:
     return f"{mode} {_ACCESS_NAMES[oops['access']]}{why}{number}"
 
 
-def _address(oops: Document) -> str:
+def _address(oops: FaultEntry) -> str:
     if oops["pfn"] is None:
         return str(oops["address"])
     where = f"byte {oops['offset']} of the struct page of PFN {oops['pfn']}"
@@ -228,8 +236,7 @@ def _address(oops: Document) -> str:
     return f"{oops['address']}, {where}: {first}{also}"
 
 
-def _slice(oops: Document) -> str:
-    slice_ = oops["slice"]
+def _slice(oops: FaultEntry, slice_: FaultSliceEntry) -> str:
     text = slice_["address"]
     if oops["head_pfn"] is not None:
         text = (
@@ -243,7 +250,7 @@ def _slice(oops: Document) -> str:
     return f"{text}, {access} on PFN {slice_['frame']} in this dump"
 
 
-def _entry_text(entry: Document) -> str:
+def _entry_text(entry: PageTableEntry) -> str:
     text = f"{entry['level']} {entry['value']} in the oops"
     if entry["frame"] is not None:
         access = "writable" if entry["writable"] else "read-only"

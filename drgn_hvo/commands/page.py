@@ -15,7 +15,13 @@ from typing import Optional
 
 import numpy as np
 
-from drgn_hvo.commands.document import Document, document, human_size
+from drgn_hvo.commands.document import document, human_size
+from drgn_hvo.commands.reports import (
+    PageEntry,
+    PageFolioEntry,
+    PageReport,
+    SliceEntry,
+)
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     is_poisoned,
@@ -35,15 +41,16 @@ __all__ = (
 )
 
 
-def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> Document:
+def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> PageReport:
     """
     What ``page --json`` prints.
 
     :raises UsageError: if a specification names no page.
     """
-    result = document(target, hvo.kernel.release)
-    result["pages"] = [_page(hvo, spec) for spec in specs]
-    return result
+    return {
+        **document(target, hvo.kernel.release),
+        "pages": [_page(hvo, spec) for spec in specs],
+    }
 
 
 @dataclass(frozen=True)
@@ -83,10 +90,10 @@ def _is_shared_tail(hvo: Hvo, frame: Optional[int]) -> bool:
     return frame is not None and any(tail.pfn == frame for tail in tails)
 
 
-def _page(hvo: Hvo, spec: PageSpec) -> Document:
+def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
     vmemmap = hvo.vmemmap
     pfn = resolve_page(vmemmap, spec)
-    page: Document = {
+    page: PageEntry = {
         "spec": spec.text,
         "read_as": spec.read_as,
         "pfn": pfn,
@@ -129,10 +136,11 @@ def _page(hvo: Hvo, spec: PageSpec) -> Document:
     return page
 
 
-def _add_head(hvo: Hvo, page: Document, head: Optional[Head]) -> None:
+def _add_head(hvo: Hvo, page: PageEntry, head: Optional[Head]) -> None:
     if head is None:
         return
-    page.update(order=head.order, hugetlb=head.hugetlb, nid=head.nid, zone=head.zone)
+    page["order"], page["hugetlb"] = head.order, head.hugetlb
+    page["nid"], page["zone"] = head.nid, head.zone
     size, page_size = hvo.vmemmap.size, hvo.vmemmap.page_size
     page["slice"]["index_in_folio"] = (
         page["pfn"] * size // page_size - head.pfn * size // page_size
@@ -143,7 +151,7 @@ def _add_head(hvo: Hvo, page: Document, head: Optional[Head]) -> None:
         page["folio"] = _folio(hvo, head.pfn)
 
 
-def _folio(hvo: Hvo, pfn: int) -> Optional[Document]:
+def _folio(hvo: Hvo, pfn: int) -> Optional[PageFolioEntry]:
     """What the pools and page tables say of a hugetlb folio."""
     found = hvo.hugetlb
     index = int(np.searchsorted(found.folios.head_pfn, pfn))
@@ -163,11 +171,11 @@ def _folio(hvo: Hvo, pfn: int) -> Optional[Document]:
     }
 
 
-def _slice(hvo: Hvo, pfn: int) -> Document:
+def _slice(hvo: Hvo, pfn: int) -> SliceEntry:
     """The page of vmemmap that holds a struct page."""
     vmemmap = hvo.vmemmap
     slice_ = pfn * vmemmap.size // vmemmap.page_size
-    result: Document = {
+    result: SliceEntry = {
         "address": f"{vmemmap.base + slice_ * vmemmap.page_size:#x}",
         "index_in_folio": None,
         "frame": None,
@@ -181,17 +189,15 @@ def _slice(hvo: Hvo, pfn: int) -> Document:
         users = vmemmap.mapped_by(mapping.pfn)
         page_table = hvo.kernel.page_table_format
         assert page_table is not None, "there are mappings"
-        result.update(
-            frame=mapping.pfn,
-            writable=mapping.writable,
-            page_bytes=vmemmap.page_size * page_table.pages(mapping.level),
-            shared=users > 1,
-            mapped_by=users,
-        )
+        result["frame"] = mapping.pfn
+        result["writable"] = mapping.writable
+        result["page_bytes"] = vmemmap.page_size * page_table.pages(mapping.level)
+        result["shared"] = users > 1
+        result["mapped_by"] = users
     return result
 
 
-def print_pages(doc: Document) -> None:
+def print_pages(doc: PageReport) -> None:
     """Print a document of :func:`page_document()` for people."""
     for i, page in enumerate(doc["pages"]):
         if i:
@@ -205,9 +211,9 @@ def print_lines(lines: list[tuple[str, str]]) -> None:
         print(f"{name:<12} {value}")
 
 
-def page_lines(page: Document) -> list[tuple[str, str]]:
+def page_lines(page: PageEntry) -> list[tuple[str, str]]:
     """What is printed of one page: names and values."""
-    lines = [
+    lines: list[tuple[str, object]] = [
         ("PFN", f"{page['pfn']} ({page['pfn']:#x}){_read_as(page)}"),
         ("struct page", f"{page['page']}, {page['kind']}"),
     ]
@@ -232,13 +238,13 @@ def page_lines(page: Document) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in lines]
 
 
-def _read_as(page: Document) -> str:
+def _read_as(page: PageEntry) -> str:
     if page["read_as"] is None:
         return ""
     return f": {page['spec']} was read as {page['read_as']}"
 
 
-def _folio_lines(folio: Document) -> list[tuple[str, str]]:
+def _folio_lines(folio: PageFolioEntry) -> list[tuple[str, str]]:
     size = human_size(folio["page_bytes"])
     on_list = "on no list" if folio["list"] is None else f"on the {folio['list']} list"
     flag = {True: "yes", False: "no", None: "unknown"}
@@ -253,8 +259,8 @@ def _folio_lines(folio: Document) -> list[tuple[str, str]]:
     ]
 
 
-def _slice_lines(slice_: Document) -> list[tuple[str, str]]:
-    if slice_["frame"] is None:
+def _slice_lines(slice_: SliceEntry) -> list[tuple[str, str]]:
+    if slice_["frame"] is None or slice_["page_bytes"] is None:
         return [("Slice", f"{slice_['address']}, mapping not known")]
     index = slice_["index_in_folio"]
     number = "" if index is None else f"{index} of its folio, "

@@ -17,11 +17,17 @@ from drgn.helpers.common.format import CellFormat, escape_ascii_string, print_ta
 import numpy as np
 
 from drgn_hvo.audit.properties import kernel_properties
-from drgn_hvo.commands.document import (
-    Document,
-    document,
-    dump_problems,
-    human_size,
+from drgn_hvo.commands.document import dump_problems, human_size, kernel_document
+from drgn_hvo.commands.reports import (
+    FolioEntry,
+    HstateEntry,
+    HstateNodeEntry,
+    Pools,
+    SavedEntry,
+    SharedTailEntry,
+    ShowReport,
+    TailLayoutEntry,
+    VmemmapEntry,
 )
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
@@ -31,7 +37,7 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 __all__ = ("print_show", "show_document")
 
 
-def show_document(hvo: Hvo, target: str, *, folios: bool) -> Document:
+def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
     """
     What ``show --json`` prints.
 
@@ -39,44 +45,46 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> Document:
     """
     kernel, layout = hvo.kernel, hvo.layout
     struct_page = kernel.struct_page
-    result = document(target, kernel.release)
-    result.update(
-        arch=kernel.arch,
-        page_size=kernel.geometry.page_size,
-        types_from=kernel.types_from,
-        symbols_from=kernel.symbols_from,
-        struct_page={
+    return {
+        **kernel_document(target, kernel.release),
+        "arch": kernel.arch,
+        "page_size": kernel.geometry.page_size,
+        "types_from": kernel.types_from,
+        "symbols_from": kernel.symbols_from,
+        "struct_page": {
             "size": struct_page.size,
             "member": struct_page.member,
             "offset": struct_page.offset,
         },
-        encoding={
+        "encoding": {
             "kind": layout.encoding.kind,
             "evidence": list(layout.encoding.evidence),
         },
-        tail_layout=_tail_layout(hvo),
-        hvo_enabled=_hvo_enabled(hvo),
-        vmemmap=_vmemmap(hvo),
-        shared_tails=None,
-        hstates=None,
-        saved=None,
-    )
+        "tail_layout": _tail_layout(hvo),
+        "hvo_enabled": _hvo_enabled(hvo),
+        "vmemmap": _vmemmap(hvo),
+        **_pools(hvo, folios=folios),
+        "properties": [
+            {"name": one.name, "text": one.text} for one in kernel_properties(hvo)
+        ],
+        # What could not be read, which is known when all of the above was looked at.
+        "notes": [*layout.notes, *hvo.problems, *_missing_tables(hvo)],
+    }
+
+
+def _pools(hvo: Hvo, *, folios: bool) -> Pools:
+    found = hvo.hugetlb if hvo.has_hugetlb else None
+    pools: Pools = {"shared_tails": None, "hstates": None, "saved": None}
+    if found is not None:
+        pools["shared_tails"] = [_shared_tail(hvo, t) for t in hvo.shared_tails]
+        pools["hstates"] = [_hstate(hvo, found, h) for h in found.hstates]
+        pools["saved"] = _saved(hvo, found)
     if folios:
-        result["folios"] = None
-    if hvo.has_hugetlb:
-        found = hvo.hugetlb
-        result["shared_tails"] = [_shared_tail(hvo, t) for t in hvo.shared_tails]
-        result["hstates"] = [_hstate(hvo, found, h) for h in found.hstates]
-        result["saved"] = _saved(hvo, found)
-        if folios:
-            result["folios"] = list(_folios(hvo, found))
-    properties = kernel_properties(hvo)
-    result["properties"] = [vars(one) for one in properties]
-    result["notes"] = [*layout.notes, *hvo.problems, *_missing_tables(hvo)]
-    return result
+        pools["folios"] = None if found is None else list(_folios(hvo, found))
+    return pools
 
 
-def _tail_layout(hvo: Hvo) -> Document:
+def _tail_layout(hvo: Hvo) -> TailLayoutEntry:
     tails = hvo.layout.tails
     array = tails.array if tails.kind == "shared" else None
     return {
@@ -94,7 +102,7 @@ def _hvo_enabled(hvo: Hvo) -> Optional[bool]:
     return None if enabled is None else bool(enabled)
 
 
-def _vmemmap(hvo: Hvo) -> Document:
+def _vmemmap(hvo: Hvo) -> VmemmapEntry:
     """The alignment matters for masks only: sparse_init() checks it there."""
     required = None
     max_order = hvo.layout.tails.max_order
@@ -112,7 +120,7 @@ def _zone_name(hvo: Hvo, nid: int, index: Optional[int]) -> Optional[str]:
     return None if index is None else hvo.mmzone.zone_name(nid, index)
 
 
-def _shared_tail(hvo: Hvo, tail: SharedTail) -> Document:
+def _shared_tail(hvo: Hvo, tail: SharedTail) -> SharedTailEntry:
     return {
         "nid": tail.nid,
         "zone": _zone_name(hvo, tail.nid, tail.zone_index),
@@ -128,10 +136,10 @@ def _shared_tail(hvo: Hvo, tail: SharedTail) -> Document:
     }
 
 
-def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> Document:
+def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> HstateEntry:
     of_order = found.folios.order == hstate.order
     nids = hvo.folio_nids
-    nodes = []
+    nodes: list[HstateNodeEntry] = []
     for nid, total in hstate.total_node.items():
         here = of_order & (nids == nid)
         nodes.append(
@@ -155,7 +163,7 @@ def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> Document:
     }
 
 
-def _saved(hvo: Hvo, found: Hugetlb) -> Document:
+def _saved(hvo: Hvo, found: Hugetlb) -> SavedEntry:
     pages = int(found.folios.shared_ptes.sum())
     # A frame that two slots name is one frame.
     shared = len({tail.pfn for tail in hvo.shared_tails if tail.pfn is not None})
@@ -171,7 +179,7 @@ def _saved(hvo: Hvo, found: Hugetlb) -> Document:
     }
 
 
-def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[Document]:
+def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
     """One document a folio, by head PFN."""
     folios = found.folios
     nids = hvo.folio_nids.tolist()
@@ -246,7 +254,7 @@ def _known(value: object) -> object:
     return "?" if value is None else value
 
 
-def print_show(doc: Document) -> None:
+def print_show(doc: ShowReport) -> None:
     """Print a document of :func:`show_document()` for people."""
     for problem in dump_problems(doc):
         print(f"Dump         {problem}")
@@ -256,13 +264,14 @@ def print_show(doc: Document) -> None:
         _print_shared_tails(doc["shared_tails"])
     if doc["hstates"] is not None:
         print("\nHuge pages")
-        _print_hstates(doc)
+        _print_hstates(doc["hstates"])
     if doc["saved"] is not None:
         print()
         _print_saved(doc["saved"], doc["page_size"])
-    if doc.get("folios"):
+    folios = doc.get("folios")
+    if folios:
         print("\nFolios")
-        _print_folios(doc["folios"])
+        _print_folios(folios)
     if doc["properties"]:
         print("\nProperties")
         for one in doc["properties"]:
@@ -273,15 +282,16 @@ def print_show(doc: Document) -> None:
             print(f"  {note}")
 
 
-def _print_kernel(doc: Document) -> None:
+def _print_kernel(doc: ShowReport) -> None:
     page, tails, vmemmap = doc["struct_page"], doc["tail_layout"], doc["vmemmap"]
     enabled = {True: "on", False: "off", None: "unknown"}[doc["hvo_enabled"]]
     kind = _known(tails["kind"])
     if tails["where"] is not None:
         kind = f"shared, vmemmap_tails of struct {tails['where']} ({tails['element']})"
     alignment = ""
-    if vmemmap["aligned"] is not None:
-        size = human_size(vmemmap["required_alignment"])
+    required = vmemmap["required_alignment"]
+    if required is not None:
+        size = human_size(required)
         alignment = f", {'' if vmemmap['aligned'] else 'NOT '}aligned to {size}"
     print(f"Kernel       {_text(doc['release'])} {doc['arch']}")
     print(f"Types        {doc['types_from']}, symbols from {doc['symbols_from']}")
@@ -299,7 +309,7 @@ def _print_kernel(doc: Document) -> None:
         print(f"             - {line}")
 
 
-def _print_shared_tails(tails: list[Document]) -> None:
+def _print_shared_tails(tails: list[SharedTailEntry]) -> None:
     rows: list[list[object]] = [
         ["NODE", "ZONE", "ORDER", "PFN", "ON NODE", "REFCOUNT", "BOOT", "MAPPED BY"]
     ]
@@ -320,11 +330,11 @@ def _print_shared_tails(tails: list[Document]) -> None:
     print_table(rows)
 
 
-def _print_hstates(doc: Document) -> None:
+def _print_hstates(hstates: list[HstateEntry]) -> None:
     rows: list[list[object]] = [
         ["SIZE", "NODE", "TOTAL", "FREE", "SURPLUS", "FOUND", "OPTIMIZED"]
     ]
-    for hstate in doc["hstates"]:
+    for hstate in hstates:
         for node in hstate["nodes"]:
             rows.append(
                 [
@@ -340,7 +350,7 @@ def _print_hstates(doc: Document) -> None:
     print_table(rows)
 
 
-def _print_saved(saved: Document, page_size: int) -> None:
+def _print_saved(saved: SavedEntry, page_size: int) -> None:
     pages, shared = saved["pages"], saved["shared_tail_pages"]
     net = saved["net_pages"]
     print(
@@ -349,7 +359,7 @@ def _print_saved(saved: Document, page_size: int) -> None:
     )
 
 
-def _print_folios(folios: list[Document]) -> None:
+def _print_folios(folios: list[FolioEntry]) -> None:
     rows: list[list[object]] = [
         ["PFN", "ORDER", "NODE", "ZONE", "LIST", "REFCOUNT", "HEAD", "TAILS", "SHARED",
          "FLAGS"]

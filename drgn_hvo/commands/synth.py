@@ -16,10 +16,17 @@ import json
 import sys
 
 from drgn_hvo.commands.document import envelope
+from drgn_hvo.commands.reports import (
+    AppliedFaultEntry,
+    FaultsReport,
+    KnownFaultEntry,
+    SynthReport,
+)
 from drgn_hvo.synth.containers.elf import Progress
 from drgn_hvo.synth.containers.output import write_machine
-from drgn_hvo.synth.damage.faults import catalogue, make_machine
+from drgn_hvo.synth.damage.faults import FAULTS, AppliedFault, Fault, make_machine
 from drgn_hvo.synth.described.description_file import load_description
+from drgn_hvo.synth.described.generations import GENERATIONS
 
 __all__ = ("run_faults", "run_synth")
 
@@ -55,13 +62,42 @@ def run_synth(args: argparse.Namespace) -> int:
             machine, args.output, args.container, force=args.force, progress=progress
         )
     if applied:
-        document = {
+        document: SynthReport = {
             **envelope(),
             "target": str(args.output),
-            "faults": [fault.to_json() for fault in applied],
+            "faults": [_applied_fault(fault) for fault in applied],
         }
         print(json.dumps(document, indent=1))
     return 0
+
+
+def _applied_fault(applied: AppliedFault) -> AppliedFaultEntry:
+    fault = applied.fault
+    return {
+        "fault": fault.name,
+        "what": fault.what,
+        "rule": fault.rule,
+        "consequences": list(fault.consequences),
+        "changes": [
+            {
+                "physical_address": f"{change.address:#x}",
+                "old": old.hex(),
+                "new": change.new.hex(),
+                "what": change.what,
+            }
+            for change, old in applied.changes
+        ],
+    }
+
+
+def _known_fault(fault: Fault) -> KnownFaultEntry:
+    return {
+        "name": fault.name,
+        "what": fault.what,
+        "rule": fault.rule,
+        "consequences": list(fault.consequences),
+        "generations": [g.name for g in GENERATIONS if fault.possible(g)],
+    }
 
 
 def run_faults(args: argparse.Namespace) -> int:
@@ -70,16 +106,15 @@ def run_faults(args: argparse.Namespace) -> int:
 
     :return: The exit status.
     """
-    faults = catalogue()
     if args.format == "json":
-        document = {
+        document: FaultsReport = {
             **envelope(),
-            "faults": faults,
+            "faults": [_known_fault(fault) for fault in FAULTS],
         }
         print(json.dumps(document, indent=1))
         return 0
-    width = max(len(fault["name"]) for fault in faults)
-    for fault in faults:
-        rule = fault["rule"] or "not in the dump"
-        print(f"{fault['name']:{width}}  {fault['what']} ({rule})")
+    width = max(len(fault.name) for fault in FAULTS)
+    for fault in FAULTS:
+        rule = fault.rule or "not in the dump"
+        print(f"{fault.name:{width}}  {fault.what} ({rule})")
     return 0

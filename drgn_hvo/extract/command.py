@@ -15,7 +15,8 @@ from typing import Optional
 
 from drgn import Program
 
-from drgn_hvo.commands.document import Document, document
+from drgn_hvo.commands.document import document
+from drgn_hvo.commands.reports import ExtractReport
 from drgn_hvo.errors import UsageError
 from drgn_hvo.extract.core import Extract, collect, write_extract
 from drgn_hvo.extract.needs import REASONS, find_needs
@@ -38,7 +39,7 @@ def extract_document(
     small: bool = False,
     all_struct_pages: bool = False,
     force: bool = False,
-) -> Document:
+) -> ExtractReport:
     """
     Write an extract.
 
@@ -71,24 +72,25 @@ def extract_document(
 
 def _document(
     hvo: Hvo, target: str, path: str, extract: Extract, size: int
-) -> Document:
-    doc = document(target, hvo.kernel.release)
-    doc["output"] = path
-    doc["output_bytes"] = size
-    doc["pages"] = len(extract.pages)
-    doc["kept"] = [
-        {"what": reason, "why": why, "pages": kept.pages, "bytes": kept.bytes}
-        for reason, why in REASONS.items()
-        for kept in [extract.kept.get(reason)]
-        if kept is not None
-    ]
-    doc["left_out"] = [
-        {"what": what, "pages": count} for what, count in extract.left_out.items()
-    ]
-    return doc
+) -> ExtractReport:
+    return {
+        **document(target, hvo.kernel.release),
+        "output": path,
+        "output_bytes": size,
+        "pages": len(extract.pages),
+        "kept": [
+            {"what": reason, "why": why, "pages": kept.pages, "bytes": kept.bytes}
+            for reason, why in REASONS.items()
+            for kept in [extract.kept.get(reason)]
+            if kept is not None
+        ],
+        "left_out": [
+            {"what": what, "pages": count} for what, count in extract.left_out.items()
+        ],
+    }
 
 
-def print_extract(doc: Document) -> None:
+def print_extract(doc: ExtractReport) -> None:
     """Print a document of :func:`extract_document()` for people."""
     print(f"{doc['output']}: {doc['pages']} pages, {doc['output_bytes']} bytes")
     print()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 from drgn import FaultError, Program, Type
 
@@ -141,7 +141,7 @@ class Kernel:
         """Whether structures can be read, not just struct pages."""
         return self.types_from != "vmcoreinfo"
 
-    def _types_from(self) -> str:
+    def _types_from(self) -> Literal["dwarf", "btf", "vmcoreinfo"]:
         if has_debuginfo(self.prog):
             return "dwarf"
         if not are_finders_enabled(self.prog):

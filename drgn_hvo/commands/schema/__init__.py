@@ -4,8 +4,9 @@
 JSON schemas
 ------------
 
-What scripts can rely on in the output of ``show --json``, ``page --json`` and
-``check --format json``, as JSON Schema. Keys may be added to later versions.
+What scripts can rely on in the JSON that commands print, as JSON Schema: one a command,
+and that of ``page`` for ``oops``, too. Keys may be added to later versions.
+:mod:`drgn_hvo.commands.reports` says the same in types.
 """
 
 from __future__ import annotations
@@ -21,6 +22,6 @@ def load_schema(name: str) -> Any:
     """
     A schema, parsed.
 
-    :param name: ``"show"``, ``"page"``, ``"check"`` or ``"extract"``.
+    :param name: Of the command.
     """
     return json.loads(Path(__file__).with_name(f"{name}.json").read_text())

@@ -13,18 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Optional
 
 from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.tail_words import set_compound_head
 from drgn_hvo.synth.damage.targets import Change, Targets
 from drgn_hvo.synth.described.description import Description
-from drgn_hvo.synth.described.generations import GENERATIONS, PAGE_SIZE, Generation
+from drgn_hvo.synth.described.generations import PAGE_SIZE, Generation
 from drgn_hvo.synth.machine.machine import Machine, build_machine
 from drgn_hvo.synth.machine.struct_pages import flags_shifts
 from drgn_hvo.synth.machine.structures import HPG_FLAGS
 
-__all__ = ("FAULTS", "AppliedFault", "Fault", "catalogue", "make_machine")
+__all__ = ("FAULTS", "AppliedFault", "Fault", "make_machine")
 
 Changes = list[Change]
 
@@ -84,24 +84,6 @@ class AppliedFault:
 
     fault: Fault
     changes: tuple[tuple[Change, bytes], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``drgn-hvo synth --fault`` reports."""
-        return {
-            "fault": self.fault.name,
-            "what": self.fault.what,
-            "rule": self.fault.rule,
-            "consequences": list(self.fault.consequences),
-            "changes": [
-                {
-                    "physical_address": f"{change.address:#x}",
-                    "old": old.hex(),
-                    "new": change.new.hex(),
-                    "what": change.what,
-                }
-                for change, old in self.changes
-            ],
-        }
 
 
 # Shared tails.
@@ -496,17 +478,3 @@ def make_machine(
     if "truncated" in wanted:
         machine = replace(machine, truncated=True)
     return machine, [_apply(machine, fault) for fault in faults]
-
-
-def catalogue() -> list[dict[str, Any]]:
-    """What ``drgn-hvo faults --json`` prints."""
-    return [
-        {
-            "name": fault.name,
-            "what": fault.what,
-            "rule": fault.rule,
-            "consequences": list(fault.consequences),
-            "generations": [g.name for g in GENERATIONS if fault.possible(g)],
-        }
-        for fault in FAULTS
-    ]

@@ -1,0 +1,695 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Reports, typed
+--------------
+
+The documents that the commands print as JSON, key by key. What the keys mean is said in
+the schemas in ``schema/``, which scripts rely on; ``tests/test_schemas.py`` holds both
+to be the same. A key that is ``None`` is not known. PFNs, counts, orders and sizes (in
+bytes) are numbers, addresses and words are :data:`Hex`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Optional, TypedDict, Union
+
+from drgn_hvo.audit.rules import RuleId
+
+__all__ = (
+    "AppliedFaultEntry",
+    "AuditReport",
+    "ChangeEntry",
+    "CheckReport",
+    "CheckedEntry",
+    "DefectEntry",
+    "DefectsReport",
+    "DumpEntry",
+    "EncodingEntry",
+    "ErrorReport",
+    "ExtractReport",
+    "FaultEntry",
+    "FaultSliceEntry",
+    "FaultTailEntry",
+    "FaultsReport",
+    "FindingEntry",
+    "FolioEntry",
+    "HeadsReport",
+    "Hex",
+    "HstateEntry",
+    "HstateNodeEntry",
+    "KeptEntry",
+    "KernelReport",
+    "KnownFaultEntry",
+    "LeftOutEntry",
+    "LogFindings",
+    "LogReportEntry",
+    "LogReportStart",
+    "MissingEntry",
+    "OopsReport",
+    "PageEntry",
+    "PageFolioEntry",
+    "PageReport",
+    "PageTableEntry",
+    "PointerEntry",
+    "Pools",
+    "PrintedPageEntry",
+    "PrintedTableEntry",
+    "PropertyEntry",
+    "Report",
+    "RuleEntry",
+    "RuleResultEntry",
+    "RulesReport",
+    "SavedByEntry",
+    "SavedEntry",
+    "SharedTailEntry",
+    "ShowReport",
+    "SliceEntry",
+    "SplitEntry",
+    "StoryEntry",
+    "StructPageEntry",
+    "SynthReport",
+    "TailLayoutEntry",
+    "TargetReport",
+    "ToolEntry",
+    "TruncatedEntry",
+    "VmemmapEntry",
+)
+
+#: An address or a word.
+Hex = Annotated[str, "^0x[0-9a-f]+$"]
+
+# For entries with a key "list", in which that name is no type.
+_Numbers = list[int]
+_Strings = list[str]
+
+
+class ToolEntry(TypedDict):
+    """Who made a document."""
+
+    name: Literal["drgn-hvo"]
+    version: str
+
+
+class Report(TypedDict):
+    """How every document begins."""
+
+    schema: Literal[1]
+    tool: ToolEntry
+
+
+class TargetReport(Report):
+    """How a document about a target begins."""
+
+    target: str
+    release: Optional[str]
+
+
+class TruncatedEntry(TypedDict):
+    """Sizes of a file that is shorter than it says: bytes."""
+
+    expected: int
+    actual: int
+
+
+class SplitEntry(TypedDict):
+    """Which pages are in a piece of a dump; the end is exclusive."""
+
+    start_pfn: int
+    end_pfn: int
+
+
+class DumpEntry(TypedDict):
+    """What a dump says of itself; ``mtime`` in seconds since 1970."""
+
+    format: str
+    size: int
+    mtime: float
+    incomplete_flag: Optional[bool]
+    truncated: Optional[TruncatedEntry]
+    split: Optional[SplitEntry]
+    filtered: Optional[int]
+    unwritten_pages: Optional[int]
+    problems: list[str]
+
+
+class KernelReport(TargetReport, total=False):
+    """
+    How a document about all of a kernel begins; ``dump`` is added where results are
+    printed, if the target could be opened.
+    """
+
+    dump: Optional[DumpEntry]
+
+
+class PropertyEntry(TypedDict):
+    """A property of the kernel that would be damage elsewhere."""
+
+    name: str
+    text: str
+
+
+# show
+
+
+class StructPageEntry(TypedDict):
+    """``struct page``: its size, and the member that makes a tail."""
+
+    size: int
+    member: str
+    offset: int
+
+
+class EncodingEntry(TypedDict):
+    """How a tail names its head."""
+
+    kind: str
+    evidence: list[str]
+
+
+class TailLayoutEntry(TypedDict):
+    """What HVO maps behind the first page of struct pages of a folio."""
+
+    kind: Optional[str]
+    where: Optional[str]
+    element: Optional[str]
+    min_order: Optional[int]
+    slots: Optional[int]
+    evidence: list[str]
+
+
+class VmemmapEntry(TypedDict):
+    """Where the struct pages are."""
+
+    base: Hex
+    aligned: Optional[bool]
+    required_alignment: Optional[int]
+
+
+class SharedTailEntry(TypedDict):
+    """A slot of ``vmemmap_tails[]``."""
+
+    nid: int
+    zone: Optional[str]
+    index: int
+    order: int
+    pfn: Optional[int]
+    frame_nid: Optional[int]
+    frame_refcount: Optional[int]
+    boot: Optional[bool]
+    mapped_by: int
+    slot: Hex
+    value: Hex
+
+
+class HstateNodeEntry(TypedDict):
+    """The huge pages of a pool on one node."""
+
+    nid: int
+    total: int
+    free: int
+    surplus: int
+    folios: int
+    optimized: int
+
+
+class HstateEntry(TypedDict):
+    """A pool."""
+
+    order: int
+    page_bytes: int
+    total: int
+    free: int
+    surplus: int
+    reserved: int
+    nodes: list[HstateNodeEntry]
+
+
+class SavedByEntry(TypedDict):
+    """The pages of vmemmap that folios of one order on one node gave back."""
+
+    nid: Optional[int]
+    order: int
+    pages: int
+
+
+class SavedEntry(TypedDict):
+    """What HVO saved."""
+
+    pages: int
+    shared_tail_pages: int
+    net_pages: int
+    net_bytes: int
+    by_node_order: list[SavedByEntry]
+
+
+class FolioEntry(TypedDict):
+    """A hugetlb folio of ``show --folios``."""
+
+    head_pfn: int
+    order: int
+    nid: Optional[int]
+    zone: Optional[str]
+    list: Optional[str]
+    refcount: Optional[int]
+    flags: Optional[_Strings]
+    optimized_flag: Optional[bool]
+    optimized_mapping: Optional[bool]
+    head_frame: Optional[int]
+    tail_frames: _Numbers
+    private_frames: int
+    shared_ptes: int
+    writable_shared_ptes: int
+    in_transition: bool
+
+
+class _PoolsAlways(TypedDict):
+    shared_tails: Optional[list[SharedTailEntry]]
+    hstates: Optional[list[HstateEntry]]
+    saved: Optional[SavedEntry]
+
+
+class Pools(_PoolsAlways, total=False):
+    """What is known of pools: ``folios`` if they were asked for."""
+
+    folios: Optional[list[FolioEntry]]
+
+
+class ShowReport(KernelReport, Pools):
+    """``show``."""
+
+    arch: str
+    page_size: int
+    types_from: Literal["dwarf", "btf", "vmcoreinfo"]
+    symbols_from: str
+    struct_page: StructPageEntry
+    encoding: EncodingEntry
+    tail_layout: TailLayoutEntry
+    hvo_enabled: Optional[bool]
+    vmemmap: VmemmapEntry
+    properties: list[PropertyEntry]
+    notes: list[str]
+
+
+# check
+
+
+class CheckedEntry(TypedDict):
+    """How much was looked at."""
+
+    folios: int
+    optimized_folios: int
+    shared_tail_pages: int
+    vmemmap_ptes: int
+    struct_pages: int
+
+
+class MissingEntry(TypedDict):
+    """What the dump does not have."""
+
+    what: str
+    count: int
+
+
+class RuleResultEntry(TypedDict):
+    """What became of a rule."""
+
+    id: RuleId
+    result: Literal["pass", "fail", "skip"]
+    reason: Optional[str]
+
+
+class FindingEntry(TypedDict):
+    """A finding; ``caused_by`` is the index of another."""
+
+    rule: RuleId
+    severity: str
+    message: str
+    defect: Optional[str]
+    affected: int
+    folded: int
+    caused_by: Optional[int]
+    nid: Optional[int]
+    zone: Optional[str]
+    order: Optional[int]
+    pfn: Optional[int]
+    head_pfn: Optional[int]
+    address: Optional[Hex]
+    physical_address: Optional[Hex]
+    expected: Optional[Hex]
+    actual: Optional[Hex]
+
+
+class AuditReport(KernelReport):
+    """``check`` of a target that could be audited."""
+
+    status: Literal["clean", "findings"]
+    complete: bool
+    checked: CheckedEntry
+    not_in_dump: list[MissingEntry]
+    in_transition: int
+    properties: list[PropertyEntry]
+    rules: list[RuleResultEntry]
+    findings: list[FindingEntry]
+
+
+class ErrorReport(KernelReport):
+    """``check`` of a target that could not be audited."""
+
+    status: Literal["error"]
+    error: str
+    complete: bool
+
+
+CheckReport = Union[AuditReport, ErrorReport]
+
+
+# page
+
+
+class SliceEntry(TypedDict):
+    """The page of vmemmap that holds a struct page."""
+
+    address: Hex
+    index_in_folio: Optional[int]
+    frame: Optional[int]
+    writable: Optional[bool]
+    page_bytes: Optional[int]
+    shared: Optional[bool]
+    mapped_by: Optional[int]
+
+
+class PageFolioEntry(TypedDict):
+    """What pools and page tables say of the hugetlb folio of a page."""
+
+    head_pfn: int
+    page_bytes: int
+    list: Optional[str]
+    refcount: int
+    flags: _Strings
+    optimized_flag: Optional[bool]
+    optimized_mapping: bool
+
+
+class PageEntry(TypedDict):
+    """A struct page, explained."""
+
+    spec: str
+    read_as: Optional[str]
+    pfn: int
+    page: Hex
+    kind: str
+    word: Optional[Hex]
+    flags: Optional[Hex]
+    mask_order: Optional[int]
+    head_pfn: Optional[int]
+    head: Optional[Hex]
+    order: Optional[int]
+    hugetlb: Optional[bool]
+    nid: Optional[int]
+    zone: Optional[str]
+    slice: SliceEntry
+    folio: Optional[PageFolioEntry]
+
+
+class PageReport(TargetReport):
+    """``page``."""
+
+    pages: list[PageEntry]
+
+
+# page --oops, and oops
+
+
+class PageTableEntry(TypedDict):
+    """The last page table entry that the kernel printed, and that of the dump."""
+
+    level: str
+    value: Hex
+    frame: Optional[int]
+    writable: Optional[bool]
+    in_dump: Optional[Hex]
+    same: Optional[bool]
+
+
+class PrintedTableEntry(TypedDict):
+    """A page table entry of a process that the kernel printed."""
+
+    level: str
+    value: Hex
+
+
+class FaultSliceEntry(TypedDict):
+    """The page of vmemmap at which a fault happened."""
+
+    address: Hex
+    index_in_folio: Optional[int]
+    frame: Optional[int]
+    writable: Optional[bool]
+    mapped: Optional[bool]
+
+
+class FaultTailEntry(TypedDict):
+    """The shared tail page that a faulting address is mapped to."""
+
+    pfn: int
+    order: int
+    nid: int
+    zone: Optional[str]
+
+
+class FaultEntry(TypedDict):
+    """A page fault of a log; ``page`` is an index into ``pages``."""
+
+    line: int
+    address: Hex
+    access: Optional[Literal["read", "write", "fetch"]]
+    error_code: Optional[Hex]
+    supervisor: Optional[bool]
+    protection: Optional[bool]
+    ip: Optional[str]
+    pid: Optional[int]
+    comm: Optional[str]
+    in_vmemmap: Optional[bool]
+    not_this_boot: Optional[str]
+    entry: Optional[PageTableEntry]
+    pfn: Optional[int]
+    offset: Optional[int]
+    words: list[str]
+    slice: Optional[FaultSliceEntry]
+    head_pfn: Optional[int]
+    order: Optional[int]
+    tail: Optional[FaultTailEntry]
+    verdict: str
+    signature: Optional[bool]
+    explanation: str
+    defect: Optional[str]
+    page: Optional[int]
+
+
+class PrintedPageEntry(TypedDict):
+    """A struct page as ``dump_page()`` printed it."""
+
+    kind: Optional[Literal["tail", "head", "page"]]
+    encoding: Optional[str]
+    mask_order: Optional[int]
+    head_pfn: Optional[int]
+    order: Optional[int]
+    tail_mapping: Optional[bool]
+    refcount: Optional[int]
+    mapcount: Optional[int]
+    counts: dict[str, int]
+    flags: Optional[Hex]
+    flag_names: Optional[list[str]]
+    positions: dict[str, int]
+    page_type: Optional[str]
+    words: list[Hex]
+    head_words: list[Hex]
+
+
+class PointerEntry(TypedDict):
+    """A register, or a word of the stack, that points into vmemmap."""
+
+    where: str
+    value: Hex
+    pfn: Optional[int]
+    text: str
+
+
+class LogReportStart(TypedDict):
+    """How an entry for a report of a log begins."""
+
+    form: str
+    line: int
+    title: str
+    release: Optional[str]
+    pid: Optional[int]
+    comm: Optional[str]
+    ip: Optional[str]
+    calls: list[str]
+
+
+class LogReportEntry(LogReportStart):
+    """
+    A report of a log; ``oops`` and ``page`` are indices into ``oopses`` and ``pages``.
+    """
+
+    pfn: Optional[int]
+    address: Optional[Hex]
+    reason: Optional[str]
+    check: Optional[str]
+    check_in: Optional[str]
+    entry: Optional[PrintedTableEntry]
+    dump: Optional[PrintedPageEntry]
+    not_this_boot: Optional[str]
+    against_dump: Optional[Literal["unchanged", "changed", "other-page", "not-in-dump"]]
+    changed: list[str]
+    pointers: list[PointerEntry]
+    verdict: str
+    explanation: str
+    defect: Optional[str]
+    oops: Optional[int]
+    page: Optional[int]
+
+
+class StoryEntry(TypedDict):
+    """Reports that have one cause; ``reports`` has their indices."""
+
+    count: int
+    verdict: str
+    explanation: str
+    defect: Optional[str]
+    is_certain: bool
+    forms: dict[str, int]
+    reasons: dict[str, int]
+    pfns: list[int]
+    reports: list[int]
+
+
+class LogFindings(TypedDict):
+    """What a log says."""
+
+    oopses: list[FaultEntry]
+    reports: list[LogReportEntry]
+    stories: list[StoryEntry]
+    suppressed: int
+    not_understood: list[str]
+
+
+class OopsReport(PageReport, LogFindings):
+    """``page --oops``, and ``oops``."""
+
+
+# heads, extract
+
+
+class HeadsReport(TargetReport):
+    """``heads``."""
+
+    output: str
+    first_pfn: int
+    pages: int
+
+
+class KeptEntry(TypedDict):
+    """What an extract has, and why."""
+
+    what: str
+    why: str
+    pages: int
+    bytes: int
+
+
+class LeftOutEntry(TypedDict):
+    """What an extract does not have, although somebody wanted it."""
+
+    what: str
+    pages: int
+
+
+class ExtractReport(TargetReport):
+    """``extract``."""
+
+    output: str
+    output_bytes: int
+    pages: int
+    kept: list[KeptEntry]
+    left_out: list[LeftOutEntry]
+
+
+# synth, and the catalogues
+
+
+class ChangeEntry(TypedDict):
+    """Bytes that a fault changed, in hex without ``0x``."""
+
+    physical_address: Hex
+    old: str
+    new: str
+    what: str
+
+
+class _FaultAlways(TypedDict):
+    what: str
+    rule: Optional[str]
+    consequences: list[str]
+
+
+class AppliedFaultEntry(_FaultAlways):
+    """A fault that a core was made with."""
+
+    fault: str
+    changes: list[ChangeEntry]
+
+
+class SynthReport(Report):
+    """``synth --fault``; *target* is the core that was written."""
+
+    target: str
+    faults: list[AppliedFaultEntry]
+
+
+class KnownFaultEntry(_FaultAlways):
+    """A fault that a core can be made with."""
+
+    name: str
+    generations: list[str]
+
+
+class FaultsReport(Report):
+    """``faults``."""
+
+    faults: list[KnownFaultEntry]
+
+
+class RuleEntry(TypedDict):
+    """What ``check`` checks."""
+
+    id: RuleId
+    holds: str
+    source: str
+    severity: str
+    deep: bool
+
+
+class RulesReport(Report):
+    """``rules``."""
+
+    rules: list[RuleEntry]
+
+
+class DefectEntry(TypedDict):
+    """A known defect of kernels."""
+
+    name: str
+    rules: list[str]
+    state: str
+    kernels: str
+    confirm: str
+    leads_to: str
+
+
+class DefectsReport(Report):
+    """``defects``."""
+
+    defects: list[DefectEntry]
