@@ -28,7 +28,9 @@ def _fail(status: int, message: str) -> int:
 def main() -> int:
     """Audit, print, and return the exit status."""
     check = next(verb for verb in VERBS if verb.name == "check")
-    parser = argparse.ArgumentParser(description="Audit HVO in the kernel at hand.")
+    parser = argparse.ArgumentParser(
+        description="Audit HVO in the kernel at hand.", allow_abbrev=False
+    )
     check.add_options(parser)
     args = parser.parse_args()
     try:

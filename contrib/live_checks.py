@@ -30,7 +30,7 @@ def _describe(finding: Finding) -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("target", nargs="?", default="live", help="default: live")
     parser.add_argument("-n", "--count", type=int, default=200, help="how many checks")
     parser.add_argument("--deep", action="store_true", help="read all of vmemmap")

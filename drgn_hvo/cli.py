@@ -17,7 +17,7 @@ import logging
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, NoReturn, Optional, TextIO
 
 from drgn_hvo import __version__
 from drgn_hvo.commands.document import print_document, print_json
@@ -366,13 +366,17 @@ def _warn_of_dump(prog: Program) -> None:
 
 
 def _fail(status: int, message: str) -> int:
-    print(f"drgn-hvo: {' '.join(message.split())}", file=sys.stderr)
+    """Say why, if anybody can hear it; the status says enough if not."""
+    try:
+        print(f"drgn-hvo: {' '.join(message.split())}", file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
     return status
 
 
-def _discard_output() -> None:
+def _discard(stream: TextIO) -> None:
     """Nobody can read what is still buffered; keep Python from trying at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_streams() -> None:
@@ -431,10 +435,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         how_far = f": {e}" if str(e) else ""
         return _fail(EXIT_INTERRUPTED, f"interrupted{how_far}")
     except BrokenPipeError:
-        _discard_output()
+        _discard(sys.stdout)
         return EXIT_BROKEN_PIPE
     except OSError as e:
-        _discard_output()
+        _discard(sys.stdout)
         return _fail(EXIT_USAGE, f"error: {output_failure(e)}")
     except Exception as e:
         known = failure(e)

@@ -54,7 +54,9 @@ def differs(name: str, sample: dict[str, Any]) -> bool:
 
 def main() -> int:
     """Rebuild or check all samples."""
-    parser = argparse.ArgumentParser(description="rebuild the sample cores")
+    parser = argparse.ArgumentParser(
+        description="rebuild the sample cores", allow_abbrev=False
+    )
     parser.add_argument(
         "--check", action="store_true", help="compare only; exit 1 if one differs"
     )

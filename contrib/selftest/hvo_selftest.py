@@ -316,7 +316,9 @@ def _run() -> int:
 def main() -> int:
     """Run the self-test."""
     argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     ).parse_args()
     for number in _SIGNALS:
         signal.signal(number, _interrupt)

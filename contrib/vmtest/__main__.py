@@ -51,7 +51,9 @@ _SCRIPTS = (
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="vmtest", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="vmtest", description=__doc__, allow_abbrev=False
+    )
     parser.add_argument("kernel", metavar="KERNEL")
     parser.add_argument(
         "--gigantic",

@@ -550,6 +550,9 @@ def read_log(path: str) -> Log:
     name = "standard input" if path == "-" else path
     try:
         if path == "-":
+            # Python's sign of a stdin that was closed before it began.
+            if sys.stdin is None:
+                raise UsageError(f"{name} is closed")
             return parse_log(_lines(sys.stdin.buffer))
         with open(path, "rb") as file:
             return parse_log(_lines(file))
