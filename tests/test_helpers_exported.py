@@ -44,6 +44,7 @@ def test_exports():
         if (node.module or "").startswith("drgn_hvo.helpers")
     }
     assert seen == {n: f"drgn_hvo.helpers.{module}" for n, module in table.items()}
+    # For mypy, too, there is no such name.
     with pytest.raises(AttributeError, match="no attribute 'page_cache'"):
         _ = drgn_hvo.page_cache  # type: ignore[attr-defined]
 

@@ -92,7 +92,7 @@ def _entry(name: str, helper: object) -> Iterator[str]:
 
 def reference_page(module: ModuleType) -> str:
     """The page of a module."""
-    title, _, *rest = inspect.getdoc(module).splitlines()  # type: ignore[union-attr]
+    title, _, *rest = (inspect.getdoc(module) or "").splitlines()
     parts = [
         f"# {title}",
         f"Made from docstrings by `{_COMMAND}`.",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from array import array
 from copy import copy
 from dataclasses import fields, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,19 @@ import numpy.typing as npt
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 __all__ = ("with_one_folio",)
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound="DataclassInstance")
 
 
 def _select(table: _T, which: npt.NDArray[np.generic]) -> _T:
     """Some elements of a dataclass of arrays."""
-    columns = {field.name: getattr(table, field.name) for field in fields(table)}  # type: ignore[arg-type]
+    columns = {field.name: getattr(table, field.name) for field in fields(table)}
     return replace(
-        table,  # type: ignore[type-var]
+        table,
         **{
             name: values[which]
             for name, values in columns.items()

@@ -178,6 +178,10 @@ class Verdict:
     defect: Optional[str] = None
 
 
+def _used(name: str) -> Callable[[Facts], bool]:
+    return lambda facts: facts.used(name)
+
+
 #: The first that holds is the verdict.
 VERDICTS = (
     Verdict(
@@ -190,7 +194,7 @@ VERDICTS = (
     *(
         Verdict(
             f"{name}-used",
-            lambda f, name=name: f.used(name),  # type: ignore[misc]
+            _used(name),
             False,
             text,
         )

@@ -121,6 +121,10 @@ def _form(*names: str) -> Callable[[PageReport], bool]:
     return lambda r: r.report.form in names
 
 
+def _says(name: str) -> Callable[[PageReport], bool]:
+    return lambda report: report.says(name)
+
+
 def _message(name: str) -> Callable[[PageReport], bool]:
     return lambda r: r.report.form == "hugetlb-warning" and r.report.reason == name
 
@@ -226,10 +230,7 @@ PAGE_VERDICTS = (
         PageVerdict(message.name, _message(message.name), message.text)
         for message in MESSAGES
     ),
-    *(
-        PageVerdict(name, lambda r, name=name: r.says(name), text)  # type: ignore[misc]
-        for name, text in TELLING_TEXTS.items()
-    ),
+    *(PageVerdict(name, _says(name), text) for name, text in TELLING_TEXTS.items()),
     PageVerdict(
         "non-canonical",
         _form("general-protection-fault"),

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 import re
-from typing import Optional
+from typing import Any, Optional
 
 __all__ = ("PageDump", "PageDumpReading")
 
@@ -97,7 +97,7 @@ class PageDump:
 class PageDumpReading:
     """A dump as far as it was read; what is there first stays."""
 
-    found: dict[str, object] = field(default_factory=dict)
+    found: dict[str, Any] = field(default_factory=dict)
     words: list[int] = field(default_factory=list)
     head_words: list[int] = field(default_factory=list)
 
@@ -189,7 +189,7 @@ class PageDumpReading:
         if self.is_ended and len(words) < _FEWEST_WORDS:
             words = ()
         return PageDump(
-            **self.found,  # type: ignore[arg-type]
+            **self.found,
             words=words,
             head_words=tuple(self.head_words),
         )

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 import sys
-from typing import Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 from drgn_hvo.errors import UsageError
 from drgn_hvo.synth.described.description import (
@@ -23,6 +23,9 @@ from drgn_hvo.synth.described.description import (
     Pages,
     Range,
 )
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -37,12 +40,12 @@ def _refuse(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def _table(kind: type[T], table: Any, what: str, **converted: Any) -> T:
     """Make a dataclass from a TOML table."""
-    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    known = {f.name: f for f in dataclasses.fields(kind)}
     _refuse(not isinstance(table, dict), f"{what} is no table")
     for key in table:
         unknown = key not in known or key in converted
