@@ -85,7 +85,7 @@ def answers(prog, *, deep=False):
     found = {
         "show": show_document(known, "x", folios=True),
         "check": check_document(known, "x", CheckScope(deep=deep)),
-        "problems": known.problems,
+        "unread": known.unread,
         "heads": dict(_heads(known)),
     }
     specs = [parse_page_spec(str(pfn)) for pfn in _folio_pfns(known)]

@@ -80,7 +80,7 @@ def test_layout(case):
     enabled = machine.plan.description.hvo_enabled if entry.hvo_built else None
     assert shown["hvo_enabled"] == enabled
     assert shown["vmemmap"]["base"] == hex(machine.plan.space.vmemmap)
-    assert hvo.problems == []
+    assert hvo.unread == ()
 
 
 def test_kallsyms_addressing(case):

@@ -52,8 +52,8 @@ def main() -> None:
         net = number_in_binary_units((saved - tails) * page_size)
         rows.append(("?" if nid < 0 else nid, count, saved, tails, net))
     print_table(rows)
-    for problem in found.problems:
-        print(f"Note: {problem}")
+    for unread in found.unread:
+        print(f"Note: {unread}")
 
 
 if __name__ == "__main__":

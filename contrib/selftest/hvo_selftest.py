@@ -215,8 +215,8 @@ class SelfTest:
             if finding.affected > self._known.get(_subject(finding), -1)
         ]
         self._known.update((_subject(f), f.affected) for f in audit.findings)
-        for rule, why in audit.undecided.items():
-            print(f"# {rule} could not be decided: {why}")
+        for rule, reasons in audit.undecided.items():
+            print(f"# {rule} could not be decided: {'; '.join(reasons)}")
         told = [*problems, *(line for f in new for line in _tell(f))]
         # One defect may be behind many findings.
         self.result(name, list(dict.fromkeys(told)))

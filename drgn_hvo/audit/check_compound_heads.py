@@ -13,8 +13,7 @@ import numpy as np
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place
-from drgn_hvo.audit.rules import Need
-from drgn_hvo.audit.scan import Rows, SlicePages
+from drgn_hvo.audit.scan import BlankSlices, Rows, SlicePages
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import (
     BoolArray,
@@ -24,6 +23,7 @@ from drgn_hvo.kernel.arrays import (
     is_in,
     ranges,
 )
+from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.vmemmap import StructPages
 
 __all__ = ("CompoundHeads",)
@@ -44,6 +44,7 @@ class CompoundHeads:
         # pages and on mappings decide those.
         single = self._vmemmap.runs.step == 1
         self.slices = ranges(firsts[single], (ends - firsts)[single])
+        self._blank = BlankSlices(context)
         self._seen = self._unseen = self._unseen_heads = 0
         # How many pages the last heads cover, whose tails may go on: by PFN.
         self._last = np.zeros(0, dtype=np.int64)
@@ -53,6 +54,7 @@ class CompoundHeads:
         """Resolve all tails."""
         present, infos = pages.present[rows], pages.infos[rows]
         self._unseen += int((~present).sum())
+        self._blank.look(pages, rows)
         self._seen += int(present.sum()) * infos.shape[1]
         tails = (infos & np.uint64(1)) != 0
         tails &= (infos != np.uint64(ALL_ONES)) & present[:, None]
@@ -64,6 +66,7 @@ class CompoundHeads:
         """Add what was counted to the audit."""
         audit = self._context.audit
         audit.missing(Need.ALL_STRUCT_PAGES, "pages of vmemmap", self._unseen)
+        audit.blank(Need.ALL_STRUCT_PAGES, "pages of vmemmap", self._blank.count())
         audit.missing(Need.ALL_STRUCT_PAGES, "heads of tails", self._unseen_heads)
         audit.count("struct_pages", self._seen)
 
@@ -114,7 +117,7 @@ class CompoundHeads:
         orders = self._context.hvo.fields.orders(rows.data)
         if orders is None:
             reason = "nothing says where folios keep their order"
-            self._context.audit.undecided.setdefault("compound-heads", reason)
+            self._context.audit.undecide("compound-heads", reason)
             return np.full(len(pfns), _ANY_ORDER, dtype=np.int64)
         # What an ELF core leaves out reads as zeros.
         unseen = ~rows.present | ~np.any(first.data, axis=1)

@@ -16,21 +16,15 @@ import numpy as np
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
-from drgn_hvo.audit.rules import Need
 from drgn_hvo.audit.scan import Rows, SlicePages
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ranges
+from drgn_hvo.kernel.unread import Need
 
 __all__ = ("FolioTails", "check_folios")
 
 
 def check_folios(context: Context) -> None:
     """Decide ``folio-head``."""
-    folios = context.hugetlb.folios
-    context.audit.missing(
-        Need.FOLIO_HEADS,
-        "first struct pages of folios",
-        int((~folios.present).sum()),
-    )
     _Heads(context).check()
 
 

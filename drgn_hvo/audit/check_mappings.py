@@ -17,8 +17,8 @@ import numpy as np
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
-from drgn_hvo.audit.rules import Need
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
+from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.pools import NO_LIST
 from drgn_hvo.memmap.shared_tails import SharedTail
 
@@ -96,7 +96,7 @@ class _Mapping:
     def _check_flag(self) -> None:
         flag = self._context.hugetlb.has_hpg_flag("vmemmap_optimized")
         if flag is None:
-            self._audit.undecided["folio-optimized-flag"] = "bit of the flag not known"
+            self._audit.undecide("folio-optimized-flag", "bit of the flag not known")
             return
         mapping = self._context.hugetlb.optimized_mapping
         wrong = (flag != mapping) & self._context.readable
@@ -154,8 +154,12 @@ class _Mapping:
         for i in np.flatnonzero(empty).tolist():
             users.setdefault(self._slot_key(i), []).append(i)
         for slot, folios in users.items():
-            if not self._audit.about(self._context.slot_subject(*slot)):
+            if self._audit.about(self._context.slot_subject(*slot)):
+                continue
+            if slot in self._context.hvo.tail_slots.empty:
                 self._add_empty_slot(slot, folios)
+            else:
+                self._audit.missing(Need.SLOTS, "slots of folios", len(folios))
 
     def _add_empty_slot(self, key: _Slot, folios: list[int]) -> None:
         context = self._context
@@ -196,7 +200,10 @@ class _Mapping:
         loose = slices.level > 0
         if not self._context.hugetlb.tails_are_writable:
             loose |= slices.writable
-        for pair in np.flatnonzero(mine & right & loose).tolist():
+        # Where no slot tells which frame is the right one, any shared one will do.
+        unsure = self._optimized() & (self._expected < 0)
+        right = (mine & right) | (unsure[slices.folio] & (slices.shared > 0))
+        for pair in np.flatnonzero(right & loose).tolist():
             self._add_writable(pair)
 
     def _add_wrong_frame(self, pair: int) -> None:
@@ -432,8 +439,8 @@ class _Mapping:
         ):
             return
         slices = self._folios.tail_slices
-        # Of a folio that the dump does not have, zone and node are not known.
         owner = (self._expected == tail.pfn) | ~self._context.readable
+        owner |= self._context.nids < 0
         rightful = owner[slices.folio] & (slices.pfn == tail.pfn)
         rightful &= (self._folios.order[slices.folio] == tail.order) & (
             (slices.step == 0) | (slices.count == 1)

@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place, Subject
-from drgn_hvo.audit.rules import Need
 from drgn_hvo.kernel.arrays import BoolArray, distinct
+from drgn_hvo.kernel.unread import READS_AS_ZEROS, Need, why
 from drgn_hvo.memmap.pools import ACTIVE_LIST, FREE_LIST, HState, HugePageList
 
 __all__ = ("check_pools",)
@@ -42,10 +42,7 @@ def _list_subject(a_list: HugePageList) -> Subject:
 
 def _check_links(context: Context, a_list: HugePageList) -> None:
     broken = a_list.broken
-    if broken is None:
-        return
-    if broken.value is None:
-        context.audit.missing(Need.LISTS, f"entries of the {a_list}", 1)
+    if broken is None or a_list.is_unread:
         return
     # The folio whose lru breaks, or the last one in front of it.
     pfn = _folio_of(context, broken.address)
@@ -117,6 +114,9 @@ def _check_members(context: Context, a_list: HugePageList) -> None:
     folios = context.hugetlb.folios
     heads = np.asarray(a_list.heads)
     index = np.searchsorted(folios.head_pfn, heads)
+    if a_list.kind == FREE_LIST:
+        homeless = int((context.nids[index] < 0).sum())
+        context.audit.missing(Need.FOLIO_ZONES, "nodes of folios", homeless)
     suspect = context.readable[index] & _may_be_wrong(context, a_list, index)
     for i in index[suspect].tolist():
         for wrong in _wrong_member(context, a_list, i):
@@ -198,48 +198,64 @@ def _boot_tail(
 
 def _check_counters(context: Context, hstate: HState) -> None:
     lists = [a for a in context.hugetlb.lists if a.order == hstate.order]
-    whole = all(a_list.is_whole for a_list in lists)
     pool = Object(context.kernel.prog, "struct hstate *", hstate.address)
-    for member, expected, actual, what in _sums(hstate):
-        if expected != actual:
-            _add_counter(context, hstate, pool.member_(member), expected, actual, what)
-    if not whole:
+    if context.hvo.mmzone.knows_all_nids:
+        for member, expected, actual, what in _sums(hstate):
+            if None not in (expected, actual) and expected != actual:
+                counter = pool.member_(member)
+                _add_counter(context, hstate, counter, expected, actual, what)
+    if any(a_list.is_damaged for a_list in lists):
         reason = f"lists of order {hstate.order} are broken"
-        context.audit.undecided.setdefault("hstate-counters", reason)
+        context.audit.undecide("hstate-counters", reason)
         return
     for a_list in lists:
-        if a_list.kind == FREE_LIST and a_list.nid is not None:
+        if a_list.kind == FREE_LIST and a_list.nid is not None and a_list.is_whole:
             counter = pool.free_huge_pages_node[a_list.nid]
-            actual = hstate.free_node[a_list.nid]
-            if actual != len(a_list.heads):
+            free = hstate.free_node[a_list.nid]
+            if free is not None and free != len(a_list.heads):
                 what = f"free huge pages of node {a_list.nid}"
-                _add_counter(context, hstate, counter, len(a_list.heads), actual, what)
+                _add_counter(context, hstate, counter, len(a_list.heads), free, what)
+    if hstate.total is None or not all(a_list.is_whole for a_list in lists):
+        return
     on_lists = len(distinct(np.concatenate([a_list.heads for a_list in lists])))
     if hstate.total < on_lists:
         what = "huge pages, fewer than are on its lists"
         _add_counter(context, hstate, pool.nr_huge_pages, on_lists, hstate.total, what)
 
 
-def _sums(hstate: HState) -> Iterator[tuple[str, int, int, str]]:
+def _sums(
+    hstate: HState,
+) -> Iterator[tuple[str, Optional[int], Optional[int], str]]:
     """Totals that must be the sums of their nodes: member, sum, total, name."""
     nodes = hstate.total_node, hstate.free_node, hstate.surplus_node
     totals = hstate.total, hstate.free, hstate.surplus
     members = "nr_huge_pages", "free_huge_pages", "surplus_huge_pages"
     names = "huge pages", "free huge pages", "surplus huge pages"
     for member, node, total, name in zip(members, nodes, totals, names):
-        yield member, sum(node.values()), total, f"{name} in total"
+        counts = [count for count in node.values() if count is not None]
+        known = len(counts) == len(node)
+        yield member, sum(counts) if known else None, total, f"{name} in total"
 
 
 def _add_counter(
     context: Context,
     hstate: HState,
     counter: Object,
-    expected: int,
-    actual: int,
+    expected: Optional[int],
+    actual: Optional[int],
     what: str,
 ) -> None:
     address = counter.address_of_().value_()
-    held = _lock_is_held(context)
+    if not actual and context.kernel.known_words.is_blank(address):
+        reason = f"counters of the pool of order {hstate.order} {READS_AS_ZEROS}"
+        context.audit.undecide("hstate-counters", reason)
+        return
+    try:
+        held = _lock_is_held(context)
+    except FaultError as e:
+        # Whoever held it may have been about to make this right.
+        context.audit.undecide("hstate-counters", f"hugetlb_lock {why(e)}")
+        return
     context.audit.add(
         Finding(
             "hstate-counters",
@@ -265,9 +281,13 @@ def _add_counter(
 
 
 def _lock_is_held(context: Context) -> bool:
-    """Whether somebody was changing the pools: then counters may lag."""
+    """
+    Whether somebody was changing the pools: then counters may lag.
+
+    :raises FaultError: if the lock is not in the dump.
+    """
     try:
         lock = context.kernel.prog["hugetlb_lock"]
-        return bool(lock.rlock.raw_lock.val.counter.value_())
-    except (AttributeError, LookupError, FaultError):
+        return bool(context.kernel.known_words.value(lock.rlock.raw_lock.val.counter))
+    except (AttributeError, LookupError):
         return False

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
-from drgn_hvo.audit.rules import Need, RuleId
+from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.formats.tail_words import set_compound_head, tail_mapping
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, U64Array, column
+from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.memmap.tail_arrays import TailArray
 
@@ -253,7 +254,7 @@ def _expected_flags(
     count = context.kernel.constant("__NR_PAGEFLAGS")
     if layout is None or count is None:
         reason = "positions in page->flags not known"
-        context.audit.undecided.setdefault("shared-tail-flags", reason)
+        context.audit.undecide("shared-tail-flags", reason)
         return None
     mask = (1 << count) - 1
     mask |= layout.node_mask << layout.node_shift
@@ -268,7 +269,7 @@ def _check_content(context: Context, tail: SharedTail) -> None:
         return
     if not rows.data.any():
         # What an ELF core leaves out reads as zeros, and no tail is all zeros.
-        context.audit.missing(Need.TAIL_FRAMES, "shared tail pages (all zeros)", 1)
+        context.audit.blank(Need.TAIL_FRAMES, "shared tail pages", 1)
         return
     overwritten = _is_overwritten(context, rows)
     for expectation in _expectations(context, tail):

@@ -16,8 +16,7 @@ import numpy as np
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot, Subject
-from drgn_hvo.audit.rules import Need
-from drgn_hvo.audit.scan import Rows, SlicePages
+from drgn_hvo.audit.scan import BlankSlices, Rows, SlicePages
 from drgn_hvo.kernel.arrays import (
     BoolArray,
     Int64Array,
@@ -26,6 +25,7 @@ from drgn_hvo.kernel.arrays import (
     ranges,
     without,
 )
+from drgn_hvo.kernel.unread import Need
 
 __all__ = ("StrayHeads",)
 
@@ -55,6 +55,7 @@ class StrayHeads:
         # Of no folio: PFN, and whether it has the type hugetlb.
         self._loose: dict[int, bool] = {}
         self._unseen = 0
+        self._blank = BlankSlices(context)
         self.slices = self._split_slices()
 
     def _split_slices(self) -> Int64Array:
@@ -93,12 +94,13 @@ class StrayHeads:
         """Find heads that are none."""
         context, fields = self._context, self._context.hvo.fields
         self._unseen += int((~pages.present[rows]).sum())
+        self._blank.look(pages, rows)
         pfns = pages.pfns(rows)[pages.heads[rows]]
         heads = pages.read_heads(pfns)
         orders = fields.orders(heads.data)
         if orders is None:
             reason = "nothing says where folios keep their order"
-            context.audit.undecided.setdefault("stray-head", reason)
+            context.audit.undecide("stray-head", reason)
             return
         offset = context.size + context.kernel.struct_page.offset
         behind = fields.words(heads.data, offset, 8)
@@ -110,9 +112,9 @@ class StrayHeads:
 
     def report(self) -> None:
         """Add what was found to the audit."""
-        self._context.audit.missing(
-            Need.SPLIT_STRUCT_PAGES, "pages of vmemmap that HVO has split", self._unseen
-        )
+        audit, what = self._context.audit, "pages of vmemmap that HVO has split"
+        audit.missing(Need.SPLIT_STRUCT_PAGES, what, self._unseen)
+        audit.blank(Need.SPLIT_STRUCT_PAGES, what, self._blank.count())
         self._add_loose()
 
     def _found(self, pfn: int, is_hugetlb: bool) -> None:

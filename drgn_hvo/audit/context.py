@@ -58,11 +58,11 @@ class Context:
     @cached_property
     def in_transition(self) -> BoolArray:
         """
-        Folios that are caught between two states: frozen, on no list although all
-        lists are whole, and their head still aligned with its own tail behind it.
+        Folios that are caught between two states: frozen, on no list although no list
+        is damaged, and their head still aligned with its own tail behind it.
         """
         folios = self.hugetlb.folios
-        if not all(a_list.is_whole for a_list in self.hugetlb.lists):
+        if any(a_list.is_damaged for a_list in self.hugetlb.lists):
             return np.zeros(len(folios), dtype=np.bool_)
         aligned = folios.head_pfn % (1 << folios.order) == 0
         frozen = folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)

@@ -15,7 +15,8 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
-from drgn_hvo.audit.rules import RULE_BY_ID, RULES, Need, RuleId
+from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread
 
 __all__ = ("NOWHERE", "Audit", "Finding", "Place", "Spot", "Subject")
 
@@ -118,8 +119,8 @@ class Audit:
     findings: list[Finding] = field(default_factory=list)
     #: What the dump does not have, and how many of it.
     not_in_dump: dict[str, int] = field(default_factory=dict)
-    #: Rules that could not be decided everywhere, and why.
-    undecided: dict[RuleId, str] = field(default_factory=dict)
+    #: Rules that could not be decided everywhere: why, and in how many places.
+    undecided: dict[RuleId, dict[str, int]] = field(default_factory=dict)
     #: Rules that mean nothing here, and why.
     skipped: dict[RuleId, str] = field(default_factory=dict)
     in_transition: int = 0
@@ -167,10 +168,32 @@ class Audit:
         :param count: How many of it; with 0 nothing is noted.
         """
         if count:
-            self.not_in_dump[what] = self.not_in_dump.get(what, 0) + count
-            for rule in RULES:
-                if need in rule.needs:
-                    self.undecided.setdefault(rule.id, f"{what} not in this dump")
+            self.unread(Unread(need, what, count=count))
+
+    def blank(self, need: Need, what: str, count: int) -> None:
+        """As :meth:`missing()`, of what reads as zeros and cannot be that."""
+        if count:
+            self.unread(Unread(need, what, READS_AS_ZEROS, count))
+
+    def unread(self, unread: Unread) -> None:
+        """Note what could not be read, as :meth:`missing()` does."""
+        if unread.need is None:
+            return
+        what, why = unread.what, unread.why
+        name = what if why == NOT_IN_DUMP else f"{what} ({why})"
+        self.not_in_dump[name] = self.not_in_dump.get(name, 0) + unread.count
+        for rule in RULES:
+            if unread.need in rule.needs:
+                self.undecide(rule.id, f"{what} {why}", unread.count)
+
+    def undecide(self, rule: RuleId, why: str, count: int = 1) -> None:
+        """
+        Note that a rule cannot be decided somewhere.
+
+        :param why: Why; equal reasons are counted.
+        """
+        reasons = self.undecided.setdefault(rule, {})
+        reasons[why] = reasons.get(why, 0) + count
 
     def count(self, what: str, count: int) -> None:
         """Add to the number of things that were looked at."""

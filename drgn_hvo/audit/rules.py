@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-import enum
 from typing import Literal, Optional
 
+from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.layout import Layout
 
 __all__ = (
@@ -71,19 +71,8 @@ Check = Literal[
 SubjectKind = Literal["vmemmap", "slot", "folio", "hstate", "slice", "struct page"]
 
 
-class Need(enum.Enum):
-    """What has to be read to decide a rule; what is not there leaves it undecided."""
-
-    SLOTS = "slots of vmemmap_tails[]"
-    TAIL_STRUCT_PAGES = "the own struct pages of shared tail pages"
-    TAIL_FRAMES = "the content of shared tail pages"
-    PAGE_TABLES = "page tables of vmemmap"
-    LISTS = "lists of the pools"
-    FOLIO_HEADS = "the first struct pages of folios"
-    FOLIO_ZONES = "nodes and zones of folios"
-    FOLIO_TAILS = "struct pages that a folio has to itself"
-    SPLIT_STRUCT_PAGES = "struct pages where HVO split vmemmap"
-    ALL_STRUCT_PAGES = "all struct pages"
+# Who speaks of all folios has to know which there are.
+_FOLIOS = (Need.PAGE_TABLES, Need.NODES, Need.POOLS, Need.LISTS)
 
 
 def _always(_layout: Layout) -> Optional[str]:
@@ -152,7 +141,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS, Need.TAIL_STRUCT_PAGES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_STRUCT_PAGES),
     ),
     Rule(
         "shared-tail-unique",
@@ -161,7 +150,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS,),
+        needs=(Need.NODES, Need.SLOTS),
     ),
     Rule(
         "shared-tail-info",
@@ -170,7 +159,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS, Need.TAIL_FRAMES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-mapping",
@@ -179,7 +168,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS, Need.TAIL_FRAMES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-mapcount",
@@ -189,7 +178,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS, Need.TAIL_FRAMES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-flags",
@@ -200,7 +189,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS, Need.TAIL_FRAMES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "shared-tail-refcount",
@@ -209,7 +198,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS, Need.TAIL_FRAMES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_FRAMES),
         severity="warning",
     ),
     Rule(
@@ -220,7 +209,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.SLOTS, Need.TAIL_FRAMES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_FRAMES),
     ),
     Rule(
         "vmemmap-tail-frame",
@@ -230,7 +219,7 @@ RULES = (
         _with_hvo,
         decide="mappings",
         subject="folio",
-        needs=(Need.PAGE_TABLES, Need.SLOTS, Need.FOLIO_ZONES),
+        needs=(*_FOLIOS, Need.SLOTS, Need.FOLIO_ZONES),
     ),
     Rule(
         "vmemmap-tail-writable",
@@ -239,7 +228,7 @@ RULES = (
         _with_hvo,
         decide="mappings",
         subject="folio",
-        needs=(Need.PAGE_TABLES,),
+        needs=_FOLIOS,
     ),
     Rule(
         "vmemmap-head-frame",
@@ -249,7 +238,7 @@ RULES = (
         _always,
         decide="mappings",
         subject="folio",
-        needs=(Need.PAGE_TABLES,),
+        needs=_FOLIOS,
     ),
     Rule(
         "folio-head",
@@ -259,7 +248,7 @@ RULES = (
         _always,
         decide="folio-heads",
         subject="folio",
-        needs=(Need.PAGE_TABLES, Need.FOLIO_HEADS),
+        needs=(*_FOLIOS, Need.FOLIO_HEADS),
     ),
     Rule(
         "folio-tail-info",
@@ -268,7 +257,7 @@ RULES = (
         _always,
         decide="folio-tails",
         subject="folio",
-        needs=(Need.FOLIO_HEADS, Need.FOLIO_TAILS),
+        needs=(*_FOLIOS, Need.FOLIO_HEADS, Need.FOLIO_TAILS),
     ),
     Rule(
         "folio-optimized-flag",
@@ -278,7 +267,7 @@ RULES = (
         _always,
         decide="mappings",
         subject="folio",
-        needs=(Need.FOLIO_HEADS,),
+        needs=(*_FOLIOS, Need.FOLIO_HEADS),
     ),
     Rule(
         "folio-unoptimized",
@@ -287,7 +276,7 @@ RULES = (
         _always,
         decide="mappings",
         subject="folio",
-        needs=(),
+        needs=(*_FOLIOS, Need.FOLIO_HEADS),
     ),
     Rule(
         "folio-list",
@@ -297,7 +286,7 @@ RULES = (
         _always,
         decide="pools",
         subject="folio",
-        needs=(Need.FOLIO_HEADS,),
+        needs=(Need.NODES, Need.POOLS, Need.LISTS, Need.FOLIO_HEADS, Need.FOLIO_ZONES),
     ),
     Rule(
         "hstate-lists",
@@ -306,7 +295,7 @@ RULES = (
         _always,
         decide="pools",
         subject="hstate",
-        needs=(Need.LISTS,),
+        needs=(Need.NODES, Need.POOLS, Need.LISTS),
     ),
     Rule(
         "hstate-counters",
@@ -317,7 +306,7 @@ RULES = (
         _always,
         decide="pools",
         subject="hstate",
-        needs=(Need.LISTS,),
+        needs=(Need.NODES, Need.POOLS, Need.LISTS, Need.COUNTERS),
     ),
     Rule(
         "stray-shared-tail",
@@ -327,7 +316,7 @@ RULES = (
         _with_shared_tails,
         decide="mappings",
         subject="slice",
-        needs=(Need.PAGE_TABLES, Need.SLOTS),
+        needs=(*_FOLIOS, Need.SLOTS, Need.FOLIO_ZONES),
     ),
     Rule(
         "stray-head",

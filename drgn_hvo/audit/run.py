@@ -23,9 +23,10 @@ from drgn_hvo.audit.check_stray_heads import StrayHeads
 from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit
-from drgn_hvo.audit.rules import RULES, Check, Need, RuleId
+from drgn_hvo.audit.rules import RULES, Check, RuleId
 from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import UnavailableError
+from drgn_hvo.kernel.unread import Need, Unread
 from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = ("confirmed_audit", "run_audit", "run_checks")
@@ -145,7 +146,9 @@ def run_audit(
     run_checks(Context(hvo, audit), {rule.decide for rule in active})
     if any(Need.PAGE_TABLES in rule.needs for rule in active):
         for table in hvo.vmemmap.walk.missing:
-            what = f"page tables of vmemmap ({table.reason})"
-            audit.missing(Need.PAGE_TABLES, what, 1)
+            unread = Unread(Need.PAGE_TABLES, "page tables of vmemmap", table.reason)
+            audit.unread(unread)
+    for unread in hvo.unread:
+        audit.unread(unread)
     audit.leave_out(audit.skipped)
     return audit

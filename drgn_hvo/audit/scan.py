@@ -32,7 +32,7 @@ from drgn_hvo.memmap.folio_fields import HEAD_PAGES
 from drgn_hvo.memmap.vmemmap import StructPages
 from drgn_hvo.progress import progress
 
-__all__ = ("Rows", "SlicePages", "SliceRule", "scan")
+__all__ = ("BlankSlices", "Rows", "SlicePages", "SliceRule", "scan")
 
 # 1 MiB of vmemmap at once, which stays in the processor's cache.
 _SLICES_PER_BATCH = 256
@@ -116,6 +116,38 @@ class SlicePages:
         others = vmemmap.read_pages(pfns[~here], HEAD_PAGES)
         data[~here], present[~here] = others.data, others.present
         return StructPages(data, present)
+
+
+class BlankSlices:
+    """
+    Counts pages of vmemmap that read as zeros although they were initialised:
+    ``memmap_init()`` does that for all pages of a section that has memory, holes
+    included, and some architectures map struct pages of sections that have none.
+    """
+
+    def __init__(self, context: Context) -> None:
+        bits = context.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")
+        self._shift = None if bits is None else bits - context.geometry.page_shift
+        self._sections = np.zeros(0, dtype=np.int64)
+        self._blank: list[Int64Array] = []
+
+    def look(self, pages: SlicePages, rows: Rows) -> None:
+        """Look at pages of vmemmap as they come by."""
+        if self._shift is None:
+            return
+        sections = pages.first_pfns[rows] >> self._shift
+        blank = pages.zeros[rows] & pages.present[rows]
+        used = sections[~blank & pages.present[rows]]
+        if len(used):
+            self._sections = np.union1d(self._sections, used)
+        if blank.any():
+            self._blank.append(sections[blank])
+
+    def count(self) -> int:
+        """How many of them lie in sections of which others hold something."""
+        if not self._blank:
+            return 0
+        return int(np.isin(np.concatenate(self._blank), self._sections).sum())
 
 
 class SliceRule(Protocol):

@@ -9,9 +9,9 @@ The integrity audit, for people (text), scripts (JSON) and test harnesses (KTAP)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Literal, Optional
 
 from drgn.helpers.common.format import print_table
 
@@ -112,11 +112,16 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
             audit.skipped[rule] = "ignored"
     return {
         **kernel_document(target, hvo.kernel.release),
-        "status": "findings" if audit.findings else "clean",
+        "status": _status(audit),
         "complete": audit.complete,
         "checked": _checked(audit.checked),
         "not_in_dump": [
             {"what": what, "count": count} for what, count in audit.not_in_dump.items()
+        ],
+        "undecided": [
+            {"rule": rule, "why": why, "count": count}
+            for rule, reasons in audit.undecided.items()
+            for why, count in reasons.items()
         ],
         "in_transition": audit.in_transition,
         "properties": _properties(hvo, scope),
@@ -152,13 +157,22 @@ def error_document(target: str, message: str) -> ErrorReport:
     }
 
 
+def _status(audit: Audit) -> Literal["clean", "findings", "incomplete"]:
+    if any(finding.severity == "error" for finding in audit.findings):
+        return "findings"
+    if not audit.complete:
+        return "incomplete"
+    return "findings" if audit.findings else "clean"
+
+
 def _rule_result(audit: Audit, rule: RuleId) -> RuleResultEntry:
     if rule in audit.skipped:
         return {"id": rule, "result": "skip", "reason": audit.skipped[rule]}
     if audit.failed(rule):
         return {"id": rule, "result": "fail", "reason": None}
     if rule in audit.undecided:
-        return {"id": rule, "result": "skip", "reason": audit.undecided[rule]}
+        reason = next(iter(audit.undecided[rule]))
+        return {"id": rule, "result": "skip", "reason": reason}
     return {"id": rule, "result": "pass", "reason": None}
 
 
@@ -224,17 +238,26 @@ def _print_check(doc: CheckReport) -> None:
         print(f"  {one['text']} ({one['name']})")
     for item in doc["not_in_dump"]:
         print(f"  not in this dump: {item['count']} {item['what']}")
-    undecided = [
-        rule
-        for rule in doc["rules"]
-        if rule["result"] == "skip" and "not in this dump" in (rule["reason"] or "")
-    ]
-    if undecided:
-        print(f"  could not be decided: {', '.join(rule['id'] for rule in undecided)}")
+    for why, rules in _undecided_rules(doc):
+        print(f"  could not be decided: {', '.join(rules)}: {why}")
     if doc["findings"]:
         print()
         _print_findings(doc["findings"])
         _print_defects(doc["findings"])
+
+
+def _undecided_rules(doc: AuditReport) -> Iterator[tuple[str, list[str]]]:
+    """Reasons why rules could not be decided, and which rules each stopped."""
+    by_why: dict[str, list[str]] = {}
+    for item in doc["undecided"]:
+        by_why.setdefault(item["why"], []).append(item["rule"])
+    # Many reasons stop the same rules.
+    by_rules: dict[tuple[str, ...], list[str]] = {}
+    for why, rules in by_why.items():
+        by_rules.setdefault(tuple(rules), []).append(why)
+    for stopped, reasons in by_rules.items():
+        more = f", and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        yield reasons[0] + more, list(stopped)
 
 
 def _summary(doc: CheckReport) -> str:
@@ -247,8 +270,9 @@ def _summary(doc: CheckReport) -> str:
         parts.append(f"{errors} error{'s' if errors > 1 else ''}")
     if warnings:
         parts.append(f"{warnings} warning{'s' if warnings > 1 else ''}")
-    text = ", ".join(parts) or "clean"
-    return text if doc["complete"] else f"{text}, incomplete"
+    if doc["complete"]:
+        return ", ".join(parts) or "clean"
+    return ", ".join([*(parts or ["no error found"]), "incomplete"])
 
 
 def _print_findings(findings: list[FindingEntry]) -> None:
@@ -306,7 +330,7 @@ def print_ktap(docs: Sequence[CheckReport], *, strict: bool) -> None:
             _print_ktap_rule(i, rule, doc, strict)
             for i, rule in enumerate(doc["rules"], 1)
         ]
-        result = "not ok" if any(failed) else "ok"
+        result = "ok" if doc["complete"] and not any(failed) else "not ok"
         print(f"{result} {number} {_ktap_name(doc['target'])}")
 
 

@@ -197,7 +197,7 @@ class SharedTailEntry(TypedDict):
     frame_nid: Optional[int]
     frame_refcount: Optional[int]
     boot: Optional[bool]
-    mapped_by: int
+    mapped_by: Optional[int]
     slot: Hex
     value: Hex
 
@@ -206,11 +206,11 @@ class HstateNodeEntry(TypedDict):
     """The huge pages of a pool on one node."""
 
     nid: int
-    total: int
-    free: int
-    surplus: int
-    folios: int
-    optimized: int
+    total: Optional[int]
+    free: Optional[int]
+    surplus: Optional[int]
+    folios: Optional[int]
+    optimized: Optional[int]
 
 
 class HstateEntry(TypedDict):
@@ -218,10 +218,10 @@ class HstateEntry(TypedDict):
 
     order: int
     page_bytes: int
-    total: int
-    free: int
-    surplus: int
-    reserved: int
+    total: Optional[int]
+    free: Optional[int]
+    surplus: Optional[int]
+    reserved: Optional[int]
     nodes: list[HstateNodeEntry]
 
 
@@ -236,15 +236,18 @@ class SavedByEntry(TypedDict):
 class SavedEntry(TypedDict):
     """What HVO saved."""
 
-    pages: int
-    shared_tail_pages: int
-    net_pages: int
-    net_bytes: int
-    by_node_order: list[SavedByEntry]
+    pages: Optional[int]
+    shared_tail_pages: Optional[int]
+    net_pages: Optional[int]
+    net_bytes: Optional[int]
+    by_node_order: Optional[list[SavedByEntry]]
 
 
 class FolioEntry(TypedDict):
-    """A hugetlb folio of ``show --folios``."""
+    """
+    A hugetlb folio of ``show --folios``: ``list`` is ``None`` if it is on none, and if
+    that is not known; then ``in_transition`` is not known, either.
+    """
 
     head_pfn: int
     order: int
@@ -260,7 +263,7 @@ class FolioEntry(TypedDict):
     private_frames: int
     shared_ptes: int
     writable_shared_ptes: int
-    in_transition: bool
+    in_transition: Optional[bool]
 
 
 class _PoolsAlways(TypedDict):
@@ -304,6 +307,14 @@ class CheckedEntry(TypedDict):
     struct_pages: int
 
 
+class UndecidedEntry(TypedDict):
+    """Why a rule could not be decided somewhere, and in how many places."""
+
+    rule: str
+    why: str
+    count: int
+
+
 class MissingEntry(TypedDict):
     """What the dump does not have."""
 
@@ -343,10 +354,11 @@ class FindingEntry(TypedDict):
 class AuditReport(KernelReport):
     """``check`` of a target that could be audited."""
 
-    status: Literal["clean", "findings"]
+    status: Literal["clean", "findings", "incomplete"]
     complete: bool
     checked: CheckedEntry
     not_in_dump: list[MissingEntry]
+    undecided: list[UndecidedEntry]
     in_transition: int
     properties: list[PropertyEntry]
     rules: list[RuleResultEntry]

@@ -23,12 +23,14 @@ from drgn_hvo.commands.reports import (
     HstateEntry,
     HstateNodeEntry,
     Pools,
+    SavedByEntry,
     SavedEntry,
     SharedTailEntry,
     ShowReport,
     TailLayoutEntry,
     VmemmapEntry,
 )
+from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
 from drgn_hvo.memmap.pools import LIST_NAMES, HState
@@ -68,7 +70,7 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
             {"name": one.name, "text": one.text} for one in kernel_properties(hvo)
         ],
         # What could not be read, which is known when all of the above was looked at.
-        "notes": [*layout.notes, *hvo.problems, *_missing_tables(hvo)],
+        "notes": [*layout.notes, *_unread(hvo), *_missing_tables(hvo)],
     }
 
 
@@ -130,26 +132,43 @@ def _shared_tail(hvo: Hvo, tail: SharedTail) -> SharedTailEntry:
         "frame_nid": tail.frame_nid,
         "frame_refcount": tail.frame_refcount,
         "boot": tail.boot,
-        "mapped_by": tail.mapped_by,
+        "mapped_by": None if hvo.vmemmap.walk.missing else tail.mapped_by,
         "slot": f"{tail.slot:#x}",
         "value": f"{tail.value:#x}",
     }
 
 
+def _is_row(hvo: Hvo, hstate: HState, nid: int) -> bool:
+    """Whether a node is shown: not one that is offline and has no huge pages."""
+    counts = (hstate.total_node, hstate.free_node, hstate.surplus_node)
+    known = [count[nid] for count in counts]
+    return nid in hvo.mmzone.online_nids or any(known) or None in known
+
+
 def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> HstateEntry:
     of_order = found.folios.order == hstate.order
     nids = hvo.folio_nids
+    # A folio of which nothing tells the node may be on any.
+    are_nids_known = not bool((of_order & (nids < 0)).any())
+    are_mapped = are_nids_known and not hvo.vmemmap.walk.missing
+    unread = [a for a in found.lists if a.order == hstate.order and not a.is_whole]
+    unread_nids = {a_list.nid for a_list in unread}
     nodes: list[HstateNodeEntry] = []
-    for nid, total in hstate.total_node.items():
+    for nid in hvo.mmzone.nids:
+        if not _is_row(hvo, hstate, nid):
+            continue
         here = of_order & (nids == nid)
+        are_listed = are_nids_known and not unread_nids & {nid, None}
         nodes.append(
             {
                 "nid": nid,
-                "total": total,
+                "total": hstate.total_node[nid],
                 "free": hstate.free_node[nid],
                 "surplus": hstate.surplus_node[nid],
-                "folios": int(here.sum()),
-                "optimized": int((here & found.optimized_mapping).sum()),
+                "folios": int(here.sum()) if are_listed else None,
+                "optimized": (
+                    int((here & found.optimized_mapping).sum()) if are_mapped else None
+                ),
             }
         )
     return {
@@ -164,19 +183,30 @@ def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> HstateEntry:
 
 
 def _saved(hvo: Hvo, found: Hugetlb) -> SavedEntry:
-    pages = int(found.folios.shared_ptes.sum())
-    # A frame that two slots name is one frame.
-    shared = len({tail.pfn for tail in hvo.shared_tails if tail.pfn is not None})
+    pages: Optional[int] = None
+    by_node_order: Optional[list[SavedByEntry]] = None
+    if not hvo.vmemmap.walk.missing:
+        pages = int(found.folios.shared_ptes.sum())
+        by_node_order = [
+            {"nid": nid, "order": order, "pages": count}
+            for (nid, order), count in saved_by_node_order(hvo).items()
+        ]
+    shared: Optional[int] = None
+    if not any(unread.need in _TAIL_PAGES for unread in hvo.unread):
+        # A frame that two slots name is one frame.
+        shared = len({tail.pfn for tail in hvo.shared_tails if tail.pfn is not None})
+    net = None if pages is None or shared is None else pages - shared
     return {
         "pages": pages,
         "shared_tail_pages": shared,
-        "net_pages": pages - shared,
-        "net_bytes": (pages - shared) * hvo.kernel.geometry.page_size,
-        "by_node_order": [
-            {"nid": nid, "order": order, "pages": count}
-            for (nid, order), count in saved_by_node_order(hvo).items()
-        ],
+        "net_pages": net,
+        "net_bytes": None if net is None else net * hvo.kernel.geometry.page_size,
+        "by_node_order": by_node_order,
     }
+
+
+# What has to be read to count shared tail pages.
+_TAIL_PAGES = (Need.NODES, Need.SLOTS)
 
 
 def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
@@ -187,6 +217,8 @@ def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
     optimized = found.has_hpg_flag("vmemmap_optimized")
     mapping = found.optimized_mapping.tolist()
     in_transition = found.in_transition.tolist()
+    holes = (folios.mapped < folios.slices) & bool(hvo.vmemmap.walk.missing)
+    whole_orders = _orders_with_whole_lists(found)
     tail_frames = _tail_frames(folios)
     flag_names = sorted(found.hpg_flags, key=lambda name: found.hpg_flags[name])
     for i in range(len(folios)):
@@ -197,25 +229,35 @@ def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
         if nids[i] >= 0:
             zone = hvo.mmzone.zone_name(nids[i], zones[i])
         head_frame = int(folios.head_frame[i])
+        on_list = LIST_NAMES[folios.on_list[i]]
+        is_list_known = on_list is not None or (
+            not found.unread_pools and int(folios.order[i]) in whole_orders
+        )
         yield {
             "head_pfn": int(folios.head_pfn[i]),
             "order": int(folios.order[i]),
             "nid": None if nids[i] < 0 else nids[i],
             "zone": zone,
-            "list": LIST_NAMES[folios.on_list[i]],
+            "list": on_list,
             "refcount": int(folios.refcount[i]) if present else None,
             "flags": flags if present else None,
             "optimized_flag": (
                 bool(optimized[i]) if present and optimized is not None else None
             ),
-            "optimized_mapping": mapping[i],
+            "optimized_mapping": mapping[i] or (None if holes[i] else False),
             "head_frame": None if head_frame < 0 else head_frame,
             "tail_frames": tail_frames.get(i, []),
             "private_frames": int(folios.mapped[i] - folios.shared_ptes[i]),
             "shared_ptes": int(folios.shared_ptes[i]),
             "writable_shared_ptes": int(folios.writable_shared_ptes[i]),
-            "in_transition": in_transition[i],
+            "in_transition": in_transition[i] if present and is_list_known else None,
         }
+
+
+def _orders_with_whole_lists(found: Hugetlb) -> set[int]:
+    """Orders of pools of which every list could be followed to its end."""
+    broken = {a_list.order for a_list in found.lists if not a_list.is_whole}
+    return {hstate.order for hstate in found.hstates} - broken
 
 
 def _tail_frames(folios: Folios) -> dict[int, list[int]]:
@@ -228,6 +270,15 @@ def _tail_frames(folios: Folios) -> dict[int, list[int]]:
         found = {pfn} if slices.step[i] == 0 else set(range(pfn, pfn + count))
         frames.setdefault(int(slices.folio[i]), set()).update(found)
     return {folio: sorted(found) for folio, found in frames.items()}
+
+
+def _unread(hvo: Hvo) -> Iterator[str]:
+    """What could not be read of nodes, slots and pools, and where lists are broken."""
+    yield from map(str, hvo.unread)
+    for a_list in hvo.hugetlb.lists if hvo.has_hugetlb else ():
+        link = a_list.broken
+        if link is not None and not a_list.is_unread:
+            yield f"the {a_list} is broken: the link at {link.address:#x} {link.reason}"
 
 
 def _missing_tables(hvo: Hvo) -> list[str]:
@@ -324,7 +375,7 @@ def _print_shared_tails(tails: list[SharedTailEntry]) -> None:
                 _known(tail["frame_nid"]),
                 _known(tail["frame_refcount"]),
                 boot,
-                tail["mapped_by"],
+                _known(tail["mapped_by"]),
             ]
         )
     print_table(rows)
@@ -332,30 +383,39 @@ def _print_shared_tails(tails: list[SharedTailEntry]) -> None:
 
 def _print_hstates(hstates: list[HstateEntry]) -> None:
     rows: list[list[object]] = [
-        ["SIZE", "NODE", "TOTAL", "FREE", "SURPLUS", "FOUND", "OPTIMIZED"]
+        ["SIZE", "NODE", "TOTAL", "FREE", "RESERVED", "SURPLUS", "FOUND", "OPTIMIZED"]
     ]
     for hstate in hstates:
+        # Reserved are huge pages of any node.
+        reserved = _known(hstate["reserved"])
         for node in hstate["nodes"]:
             rows.append(
                 [
                     human_size(hstate["page_bytes"]),
                     node["nid"],
-                    node["total"],
-                    node["free"],
-                    node["surplus"],
-                    node["folios"],
-                    node["optimized"],
+                    _known(node["total"]),
+                    _known(node["free"]),
+                    reserved,
+                    _known(node["surplus"]),
+                    _known(node["folios"]),
+                    _known(node["optimized"]),
                 ]
             )
+            reserved = ""
+        if not hstate["nodes"]:
+            total, free = _known(hstate["total"]), _known(hstate["free"])
+            surplus, size = _known(hstate["surplus"]), human_size(hstate["page_bytes"])
+            rows.append([size, "?", total, free, reserved, surplus, "?", "?"])
     print_table(rows)
 
 
 def _print_saved(saved: SavedEntry, page_size: int) -> None:
-    pages, shared = saved["pages"], saved["shared_tail_pages"]
+    pages, shared = _known(saved["pages"]), _known(saved["shared_tail_pages"])
     net = saved["net_pages"]
+    size = "?" if net is None else f"{net * page_size / (1 << 20):.1f}"
     print(
         f"Saved        {pages} pages of vmemmap, less {shared} shared tail pages: "
-        f"{net} pages, {net * page_size / (1 << 20):.1f} MiB"
+        f"{_known(net)} pages, {size} MiB"
     )
 
 
@@ -372,12 +432,12 @@ def _print_folios(folios: list[FolioEntry]) -> None:
                 folio["order"],
                 _known(folio["nid"]),
                 _text(folio["zone"]),
-                folio["list"] or "(none)",
+                folio["list"] or ("?" if folio["in_transition"] is None else "(none)"),
                 _known(folio["refcount"]),
                 _known(folio["head_frame"]),
                 ",".join(map(str, tails[:2])) + (",…" if len(tails) > 2 else ""),
                 folio["shared_ptes"],
-                "|".join(folio["flags"] or ()),
+                "?" if folio["flags"] is None else "|".join(folio["flags"]),
             ]
         )
     print_table(rows)

@@ -318,7 +318,7 @@ def validate(
         first, _ = ordered[0]
         more = f" (and {len(ordered) - 1} more)" if len(ordered) > 1 else ""
         raise ValidationError(f"{first.rule}: {first.message}{more}")
-    reasons = [audit.undecided[rule] for rule in rules if rule in audit.undecided]
+    reasons = [why for rule in rules for why in audit.undecided.get(rule, ())]
     if reasons and audit.not_in_dump:
         raise FaultError(reasons[0], address)
     if reasons:

@@ -41,6 +41,7 @@ from drgn_hvo.kernel.struct_page import (
     struct_page_from_vmcoreinfo,
 )
 from drgn_hvo.kernel.translation import architecture_name, vmemmap_from_mem_section
+from drgn_hvo.kernel.unread import KnownWords
 
 __all__ = ("ASSUMPTIONS", "Kernel", "kernel")
 
@@ -87,6 +88,7 @@ class Kernel:
         self.struct_page = self._struct_page()
         self.geometry = self._geometry()
         self.reader = FrameReader(prog, self.geometry.page_size)
+        self.known_words = KnownWords(prog, self.geometry.page_size)
 
     @property
     def illegal_pointer_value(self) -> int:

@@ -132,7 +132,7 @@ class FrameReader:
         self.i32 = np.dtype(f"{order}i4")
         self._kept = _KeptFrames(page_size)
         # A live kernel changes: there, only reading again tells.
-        self._is_live = bool(prog.flags & ProgramFlags.IS_LIVE)
+        self.is_live = bool(prog.flags & ProgramFlags.IS_LIVE)
 
     def read_bytes(self, address: int, size: int) -> Optional[bytes]:
         """A few bytes of physical memory; ``None`` if they are not in the dump."""
@@ -203,7 +203,7 @@ class FrameReader:
             others = self._read(pfns[~kept])
             data[~kept], present[~kept] = others.data, others.present
             frames = Frames(data, present)
-        if len(pfns) <= _SMALL_READ and not self._is_live:
+        if len(pfns) <= _SMALL_READ and not self.is_live:
             self._kept.add(pfns, frames)
         return frames
 

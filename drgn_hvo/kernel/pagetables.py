@@ -23,6 +23,7 @@ from drgn_hvo.formats.page_table_formats import NAPOT_PAGES, PageTableFormat
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.translation import Entry, entry_of
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS
 
 __all__ = (
     "Entry",
@@ -228,12 +229,12 @@ def _read_entries(
     form, shift = page_table.levels[level], page_table.shift(level)
     reach = 1 << (shift + form.index_bits)
     values, present = read_tables(reader, page_table, tables.address, level)
-    for i in (~present).nonzero()[0].tolist():
+    blank = _blank(reader, values)
+    for i in np.union1d((~present).nonzero()[0], blank).tolist():
         first = max(int(tables.va[i]), limits[0])
         last = min(int(tables.va[i]) + reach, limits[1])
-        missing.append(
-            MissingTable(int(tables.address[i]), first, last, "not in this dump")
-        )
+        reason = READS_AS_ZEROS if present[i] else NOT_IN_DUMP
+        missing.append(MissingTable(int(tables.address[i]), first, last, reason))
     # Only the first and the last table reach beyond the range.
     low = max(0, limits[0] - int(tables.va[0])) >> shift
     beyond = max(0, int(tables.va[-1]) + reach - limits[1]) >> shift
@@ -247,6 +248,17 @@ def _read_entries(
     va <<= np.uint64(shift)
     va += tables.va[table]
     return _Entries(value, va, tables.writable[table])
+
+
+def _blank(reader: FrameReader, values: U64Array) -> npt.NDArray[np.intp]:
+    """
+    Which tables hold nothing at all. A kernel frees those of vmemmap; it is a running
+    one if we find it doing that.
+    """
+    if reader.is_live:
+        return np.zeros(0, dtype=np.intp)
+    (some,) = (values[:, 0] == 0).nonzero()
+    return some[~values[some].any(axis=1)]
 
 
 def _split(

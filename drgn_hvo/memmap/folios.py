@@ -12,6 +12,7 @@ page tables. All of it is done on arrays, one element a folio.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, distinct, is_in, ranges
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folio_heads import FolioHeads
 from drgn_hvo.memmap.list_links import Links
@@ -119,6 +121,7 @@ class Hugetlb:
     """
     All pools, lists and folios of a kernel.
 
+    :param unread: Pools, counters and lists that could not be read.
     :param may_be_writable: As :attr:`Kernel.tails_are_writable
         <drgn_hvo.kernel.bound.Kernel.tails_are_writable>`.
     """
@@ -128,6 +131,12 @@ class Hugetlb:
     folios: Folios
     hpg_flags: dict[str, int]
     may_be_writable: bool = False
+    unread: tuple[Unread, ...] = ()
+
+    @property
+    def unread_pools(self) -> bool:
+        """Whether there may be pools, or nodes of pools, that nothing tells of."""
+        return any(unread.need is Need.POOLS for unread in self.unread)
 
     def has_hpg_flag(self, name: str) -> Optional[BoolArray]:
         """Which folios have an ``HPG_`` flag; ``None`` if nothing tells its bit."""
@@ -161,7 +170,7 @@ class Hugetlb:
         return folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
 
 
-def _shared_frames(vmemmap: Vmemmap, tails: list[SharedTail]) -> Int64Array:
+def _shared_frames(vmemmap: Vmemmap, tails: Sequence[SharedTail]) -> Int64Array:
     """Frames that slices share, or could share, ascending."""
     named = [tail.pfn for tail in tails if tail.pfn is not None]
     return distinct(
@@ -212,7 +221,7 @@ class _Finder:
     """Finds folios by the page tables of vmemmap."""
 
     def __init__(
-        self, vmemmap: Vmemmap, tails: list[SharedTail], fields: FolioFields
+        self, vmemmap: Vmemmap, tails: Sequence[SharedTail], fields: FolioFields
     ) -> None:
         self._vmemmap = vmemmap
         self._tails = tails
@@ -345,48 +354,49 @@ class _FolioSlices:
 def read_hugetlb(
     vmemmap: Vmemmap,
     mmzone: Mmzone,
-    tails: list[SharedTail],
-    notes: list[str],
+    tails: Sequence[SharedTail],
 ) -> Hugetlb:
-    """
-    Read all pools, lists and folios of a kernel with types.
-
-    :param notes: Gets a line for everything that could not be read.
-    """
+    """Read all pools, lists and folios of a kernel with types."""
     kernel = vmemmap.kernel
     fields = folio_fields(kernel)
     finder = _Finder(vmemmap, tails, fields)
     mapped = finder.mapped()
     links = Links(vmemmap, finder.heads, mapped.pfn)
-    hstates = read_hstates(kernel, mmzone, notes)
+    hstates, unread = read_hstates(kernel, mmzone)
     lists: list[HugePageList] = []
     for hstate in hstates:
-        lists += read_lists(vmemmap, hstate, list(mmzone.pgdats), links)
-    for a_list in lists:
-        if a_list.broken is not None:
-            link = a_list.broken
-            notes.append(
-                f"the {a_list} is broken: the link at {link.address:#x} {link.reason}"
-            )
+        lists += read_lists(vmemmap, hstate, mmzone.nids, links)
     listed = _Found.merge(
         [_Found.alike(np.asarray(a.heads), a.order, a.kind) for a in lists]
     )
     unlisted = mapped.take(~is_in(mapped.pfn, listed.pfn))
     unlisted = unlisted.take(~_are_strays(finder, vmemmap, fields, unlisted.pfn))
     folios = _folios(finder, vmemmap, fields, _Found.merge([unlisted, listed]))
-    unseen = int((~folios.present).sum())
-    if unseen:
-        notes.append(
-            f"the first struct pages of {unseen} of {len(folios)} folios are not in "
-            "this dump, or read as zeros"
-        )
     return Hugetlb(
         tuple(hstates),
         tuple(lists),
         folios,
         hpg_flags(kernel),
         kernel.tails_are_writable,
+        (*unread, *_unread_links(lists), *_unread_heads(finder, folios.head_pfn)),
     )
+
+
+def _unread_heads(finder: _Finder, pfns: Int64Array) -> Iterator[Unread]:
+    heads = finder.heads.of(pfns)
+    missing, zeros = ~heads["present"], heads["present"] & heads["zeros"]
+    for which, reason in ((missing, NOT_IN_DUMP), (zeros, READS_AS_ZEROS)):
+        if which.any():
+            what = "first struct pages of folios"
+            yield Unread(Need.FOLIO_HEADS, what, reason, int(which.sum()))
+
+
+def _unread_links(lists: list[HugePageList]) -> Iterator[Unread]:
+    for a_list in lists:
+        link = a_list.broken
+        if link is not None and a_list.is_unread:
+            what = f"the {a_list} behind {len(a_list.heads)} folios"
+            yield Unread(Need.LISTS, what, link.reason)
 
 
 def _are_strays(

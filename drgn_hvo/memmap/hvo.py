@@ -19,11 +19,12 @@ import numpy as np
 
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.bound import Kernel, kernel
+from drgn_hvo.kernel.unread import Unread
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
-from drgn_hvo.memmap.shared_tails import SharedTail, shared_tails
+from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
@@ -47,8 +48,6 @@ class Hvo:
         # The first of them: those in between need not stay.
         self.like: Optional[Hvo] = (like.like or like) if like else None
         self.vmemmap = Vmemmap(kernel)
-        #: What could not be read, one line each; grows as parts are read.
-        self.problems: list[str] = []
 
     @cached_property
     def layout(self) -> Layout:
@@ -78,17 +77,31 @@ class Hvo:
     def mmzone(self) -> Mmzone:
         """Nodes and zones."""
         like = None if self.like is None else self.like.mmzone
-        return Mmzone(self.kernel, self.vmemmap, self.problems, like)
+        return Mmzone(self.kernel, self.vmemmap, like)
+
+    @cached_property
+    def tail_slots(self) -> TailSlots:
+        """Slots of ``vmemmap_tails[]``, used or empty."""
+        return read_tail_slots(self.vmemmap, self.layout, self.mmzone)
 
     @cached_property
     def shared_tails(self) -> list[SharedTail]:
-        """Used slots of ``vmemmap_tails[]``."""
-        return shared_tails(self.vmemmap, self.layout, self.mmzone, self.problems)
+        """Used slots of ``vmemmap_tails[]``, as far as they can be read."""
+        return list(self.tail_slots.used)
 
     @cached_property
     def hugetlb(self) -> Hugetlb:
         """Pools, lists and folios."""
-        return read_hugetlb(self.vmemmap, self.mmzone, self.shared_tails, self.problems)
+        return read_hugetlb(self.vmemmap, self.mmzone, self.shared_tails)
+
+    @property
+    def unread(self) -> tuple[Unread, ...]:
+        """What could not be read of nodes, slots and pools, as far as these were."""
+        found: list[Unread] = []
+        for part in ("mmzone", "tail_slots", "hugetlb"):
+            if part in vars(self):
+                found += getattr(self, part).unread
+        return tuple(found)
 
     @cached_property
     def folio_nids(self) -> Int64Array:

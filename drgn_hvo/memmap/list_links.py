@@ -39,7 +39,8 @@ class Links:
         self._heads = heads
         self._lru = vmemmap.kernel.struct_page.require("lru")
         records = heads.of(pfns)
-        present = records["present"]
+        # What an ELF core does not hold reads as zeros; no head is all zeros.
+        present = records["present"] & ~records["zeros"]
         #: Heads of folios that are known from the beginning, one row each.
         self.pfns = pfns[present]
         self._next = records["next"][present]
@@ -111,8 +112,11 @@ class Links:
                 return int(self._next[row]), int(self._prev[row])
             self._read_block(pfn, order)
         if address not in self._others:
-            read = self._vmemmap.kernel.prog.read_u64
-            self._others[address] = read(address), read(address + 8)
+            kernel = self._vmemmap.kernel
+            links = kernel.prog.read_u64(address), kernel.prog.read_u64(address + 8)
+            for i, link in enumerate(links):
+                kernel.known_words.check(link, address + 8 * i)
+            self._others[address] = links
         return self._others[address]
 
     def _read_block(self, pfn: int, order: int) -> None:
@@ -124,7 +128,7 @@ class Links:
         pfns = (block[0] * _BLOCK + np.arange(_BLOCK, dtype=np.int64)) << order
         pfns = pfns[(pfns < self._vmemmap.end_pfn) & ~is_in(pfns, self.pfns)]
         records = self._heads.read(pfns)
-        present = records["present"]
+        present = records["present"] & ~records["zeros"]
         links = zip(
             records["next"][present].tolist(), records["prev"][present].tolist()
         )

@@ -22,6 +22,7 @@ from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, ranges
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.pagetables import Runs, Walk, walk
+from drgn_hvo.kernel.unread import READS_AS_ZEROS
 
 __all__ = ("SliceMapping", "VmemmapMapping")
 
@@ -51,9 +52,26 @@ class VmemmapMapping:
         if kernel.page_table_format is None:
             return kernel.no_page_tables_reason
         found = walk(kernel.reader, kernel.page_table_format, *self.limits)
+        found = self._without_reserves(found)
         if not len(found.runs) and found.missing:
             return "the page tables of vmemmap are not in this dump"
         return found
+
+    def _without_reserves(self, found: Walk) -> Walk:
+        """
+        Without tables that are empty because no memory was added there: riscv's
+        preallocate_pgd_pages_range() makes some for all of vmemmap.
+        """
+        end = self.base + (self.kernel.variable("max_pfn") or 0) * self.size
+        if len(found.runs):
+            last = int(found.runs.va[-1]) + int(found.runs.count[-1]) * self.page_size
+            end = max(end, last)
+        missing = [
+            table
+            for table in found.missing
+            if table.reason != READS_AS_ZEROS or table.start < end
+        ]
+        return Walk(found.runs, tuple(missing))
 
     @cached_property
     def limits(self) -> tuple[int, int]:

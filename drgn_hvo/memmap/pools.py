@@ -12,12 +12,14 @@ breaks says where.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import FaultError, Object
+from drgn import FaultError, Object, sizeof
 
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread, why
 from drgn_hvo.memmap.list_links import Links, Passed
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
@@ -45,18 +47,22 @@ class HState:
     """
     A pool of huge pages of one size: ``struct hstate``.
 
-    Counters are in huge pages; the dictionaries are by node ID.
+    Counters are in huge pages, ``None`` if not known; the dictionaries are by node ID,
+    of all nodes that there can be.
+
+    :param unread: What could not be read.
     """
 
     address: int
     order: int
-    total: int
-    free: int
-    surplus: int
-    reserved: int
-    total_node: dict[int, int]
-    free_node: dict[int, int]
-    surplus_node: dict[int, int]
+    total: Optional[int]
+    free: Optional[int]
+    surplus: Optional[int]
+    reserved: Optional[int]
+    total_node: dict[int, Optional[int]]
+    free_node: dict[int, Optional[int]]
+    surplus_node: dict[int, Optional[int]]
+    unread: tuple[Unread, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,16 @@ class HugePageList:
         """Whether the list was followed to its end."""
         return self.broken is None or not self.broken.ends
 
+    @property
+    def is_damaged(self) -> bool:
+        """Whether it ends at a wrong link, not at one that could not be read."""
+        return not self.is_whole and not self.is_unread
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether a link of it could not be read."""
+        return self.broken is not None and self.broken.value is None
+
     def __str__(self) -> str:
         where = "" if self.nid is None else f" of node {self.nid}"
         return f"{LIST_NAMES[self.kind]} list{where} of order {self.order}"
@@ -118,58 +134,155 @@ def hpg_flags(kernel: Kernel) -> dict[str, int]:
     }
 
 
-def _read_hstate(hstate: Object, nids: list[int]) -> HState:
-    def by_node(member: str) -> dict[int, int]:
-        counts = hstate.member_(member)
-        return {nid: counts[nid].value_() for nid in nids}
+def _signed(counter: Object) -> int:
+    """The kernel's counters are unsigned; that one ran below zero has to show."""
+    bits, value = 8 * sizeof(counter), counter.value_()
+    signed: int = value - (value >> (bits - 1) << bits)
+    return signed
 
+
+class _Counters:
+    """
+    The counters of one pool. What cannot be read is ``None``.
+
+    Whole pages of ``hstates[]`` are zeros where a pool or node has no huge pages, and
+    so is a page that was left out. Such zeros are believed if they fit the other
+    counters, or if these are wrong by themselves.
+    """
+
+    def __init__(self, kernel: Kernel, hstate: Object, nids: Sequence[int]) -> None:
+        self._hstate = hstate
+        self._nids = nids
+        self._known_words = kernel.known_words
+        #: Why counters could not be read, and how many.
+        self.unread: dict[str, int] = {}
+        self.total, self.total_node = self._read("nr_huge_pages")
+        self.free, self.free_node = self._read("free_huge_pages")
+        self.surplus, self.surplus_node = self._read("surplus_huge_pages")
+        self.reserved = self._number(hstate.resv_huge_pages)
+        self._doubt()
+
+    def _number(self, counter: Object) -> Optional[int]:
+        try:
+            return _signed(counter)
+        except FaultError:
+            self._miss(NOT_IN_DUMP)
+            return None
+
+    def _miss(self, reason: str) -> None:
+        self.unread[reason] = self.unread.get(reason, 0) + 1
+
+    def _read(self, name: str) -> tuple[Optional[int], dict[int, Optional[int]]]:
+        counts = self._hstate.member_(f"{name}_node")
+        by_node = {nid: self._number(counts[nid]) for nid in self._nids}
+        return self._number(self._hstate.member_(name)), by_node
+
+    def _doubt(self) -> None:
+        """Forget zeros of pages of zeros that contradict other counters."""
+        # Since persistent_huge_pages() has to be that, it is kept twice.
+        most = self._number(self._hstate.max_huge_pages)
+        if not self._are_wrong(most):
+            self.total = self._forget("nr_huge_pages", self.total, self.total_node)
+            self.surplus = self._forget(
+                "surplus_huge_pages", self.surplus, self.surplus_node
+            )
+        if self.total != 0:
+            self.free = self._forget("free_huge_pages", self.free, self.free_node)
+
+    def _are_wrong(self, most: Optional[int]) -> bool:
+        """Whether totals contradict each other, whatever the nodes have."""
+        if not most or self.total is None or self.surplus is None:
+            return False
+        return self.total - self.surplus != most
+
+    def _forget(
+        self, name: str, total: Optional[int], by_node: dict[int, Optional[int]]
+    ) -> Optional[int]:
+        known = [count for count in by_node.values() if count is not None]
+        if len(known) < len(by_node) or total in (None, sum(known)):
+            return total
+        counts = self._hstate.member_(f"{name}_node")
+        for nid in by_node:
+            if not by_node[nid] and self._is_blank(counts[nid]):
+                by_node[nid] = None
+        return (
+            None if not total and self._is_blank(self._hstate.member_(name)) else total
+        )
+
+    def _is_blank(self, counter: Object) -> bool:
+        blank = self._known_words.is_blank(counter.address_ or 0)
+        if blank:
+            self._miss(READS_AS_ZEROS)
+        return blank
+
+
+def _read_hstate(
+    kernel: Kernel, hstate: Object, order: int, nids: Sequence[int]
+) -> HState:
+    counters = _Counters(kernel, hstate, nids)
+    what = f"counters of the pool of order {order}"
     return HState(
         address=hstate.value_(),
-        order=hstate.order.value_(),
-        total=hstate.nr_huge_pages.value_(),
-        free=hstate.free_huge_pages.value_(),
-        surplus=hstate.surplus_huge_pages.value_(),
-        reserved=hstate.resv_huge_pages.value_(),
-        total_node=by_node("nr_huge_pages_node"),
-        free_node=by_node("free_huge_pages_node"),
-        surplus_node=by_node("surplus_huge_pages_node"),
+        order=order,
+        total=counters.total,
+        free=counters.free,
+        surplus=counters.surplus,
+        reserved=counters.reserved,
+        total_node=counters.total_node,
+        free_node=counters.free_node,
+        surplus_node=counters.surplus_node,
+        unread=tuple(
+            Unread(Need.COUNTERS, what, reason, count)
+            for reason, count in counters.unread.items()
+        ),
     )
 
 
-def read_hstates(kernel: Kernel, mmzone: Mmzone, notes: list[str]) -> list[HState]:
-    """
-    All pools, in the kernel's order.
+def _count_hstates(kernel: Kernel, most: int) -> tuple[int, list[Unread]]:
+    """How many pools there are, or can be if nothing tells, and then why."""
+    try:
+        count = kernel.known_words.value(kernel.prog["hugetlb_max_hstate"])
+    except FaultError as e:
+        return most, [Unread(Need.POOLS, "hugetlb_max_hstate", why(e))]
+    # A damaged count must not lead behind the array.
+    if not 0 <= count <= most:
+        reason = f"is not of the {most} pools there can be"
+        return most, [Unread(Need.POOLS, "hugetlb_max_hstate", reason)]
+    return count, []
 
-    :param notes: Gets a line for each pool that cannot be read or cannot be one.
+
+def read_hstates(
+    kernel: Kernel, mmzone: Mmzone
+) -> tuple[list[HState], tuple[Unread, ...]]:
+    """
+    All pools, in the kernel's order, and what of them could not be read.
     """
     # As drgn's for_each_hstate(); importing that costs a sixth of the time of a check.
-    prog = kernel.prog
     try:
-        hstates, count = prog["hstates"], prog["hugetlb_max_hstate"].value_()
+        hstates = kernel.prog["hstates"]
+        count, unread = _count_hstates(kernel, hstates.type_.length or 0)
     except LookupError:
-        return []  # CONFIG_HUGETLBFS=n
-    # A damaged count must not lead behind the array.
-    most = hstates.type_.length or 0
-    if not 0 <= count <= most:
-        notes.append(f"hugetlb_max_hstate is not of the {most} pools there can be")
-        count = most
+        return [], ()  # CONFIG_HUGETLBFS=n
+    is_known = not unread
     states = []
     for index in range(count):
         hstate = hstates[index].address_of_()
         try:
-            state = _read_hstate(hstate, list(mmzone.pgdats))
+            order = kernel.known_words.value(hstate.order)
         except FaultError as e:
-            notes.append(f"hstate {hstate.value_():#x} is not in this dump: {e}")
+            if is_known:
+                unread.append(Unread(Need.POOLS, f"hstates[{index}]", why(e)))
             continue
-        if not 0 < state.order <= kernel.geometry.largest_order:
-            notes.append(f"hstate {state.address:#x} has order {state.order}: ignored")
-            continue
-        states.append(state)
-    return states
+        if 0 < order <= kernel.geometry.largest_order:
+            states.append(_read_hstate(kernel, hstate, order, mmzone.nids))
+        elif is_known:
+            reason = f"has order {order}: ignored"
+            unread.append(Unread(Need.POOLS, f"hstates[{index}]", reason))
+    return states, (*unread, *(u for state in states for u in state.unread))
 
 
 def read_lists(
-    vmemmap: Vmemmap, hstate: HState, nids: list[int], links: Links
+    vmemmap: Vmemmap, hstate: HState, nids: Sequence[int], links: Links
 ) -> list[HugePageList]:
     """
     The free list of each node and the active list of a pool.
@@ -185,6 +298,12 @@ def read_lists(
         pfns, broken = _follow(vmemmap, hstate.order, address, links)
         lists.append(HugePageList(hstate.order, kind, nid, pfns, broken))
     return lists
+
+
+def _unread_link(fault: FaultError) -> str:
+    """What a broken list says of a link that cannot be read."""
+    reason = why(fault)
+    return reason if reason == READS_AS_ZEROS else f"is {reason}"
 
 
 def _follow(
@@ -204,8 +323,8 @@ def _follow(
             entry = links.address(pfns[-1])
         try:
             following, _ = links.find(entry, order)
-        except FaultError:
-            return pfns, BrokenLink(entry, None, "is not in this dump")
+        except FaultError as e:
+            return pfns, BrokenLink(entry, None, _unread_link(e))
         pfn = vmemmap.page_pfn(following - lru)
         if following != head and pfn is None:
             return pfns, BrokenLink(entry, following, "leads to no folio")
@@ -213,8 +332,8 @@ def _follow(
             return pfns, BrokenLink(entry, following, "leads back into the list")
         try:
             liar = _check_back(entry, following, order, links)
-        except FaultError:
-            liar = BrokenLink(following, None, "is not in this dump")
+        except FaultError as e:
+            liar = BrokenLink(following, None, _unread_link(e))
         broken = broken or liar
         if liar is not None and liar.ends and liar.value is not None:
             return pfns, broken

@@ -13,15 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import FaultError
+from drgn import FaultError, Object
 import numpy as np
 
 from drgn_hvo.kernel.arrays import Int64Array, column
+from drgn_hvo.kernel.unread import KnownWords, Need, Unread, why
 from drgn_hvo.memmap.layout import Layout
+from drgn_hvo.memmap.tail_arrays import OwnedArray
 from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
-__all__ = ("SharedTail", "shared_tails")
+__all__ = ("SharedTail", "TailSlots", "read_tail_slots")
 
 
 @dataclass(frozen=True)
@@ -52,31 +54,62 @@ class SharedTail:
     mapped_by: int
 
 
-def shared_tails(
-    vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone, notes: list[str]
-) -> list[SharedTail]:
+@dataclass(frozen=True)
+class TailSlots:
     """
-    All used slots, by node, zone and order.
+    The slots of ``vmemmap_tails[]`` of all nodes or zones.
 
-    :param notes: Gets a line for each array that cannot be read.
+    :param used: Those that name something, by node, zone and order.
+    :param empty: Node, zone (``None`` where the array is per node) and order of those
+        that surely name nothing; what is in neither is not known.
+    :param unread: What could not be read.
     """
+
+    used: tuple[SharedTail, ...]
+    empty: frozenset[tuple[int, Optional[int], int]]
+    unread: tuple[Unread, ...]
+
+
+def _read_array(
+    owner: OwnedArray, known: KnownWords
+) -> tuple[list[Optional[int]], Optional[str]]:
+    """The elements of an array, ``None`` for what cannot be read, and why it cannot."""
+    length = owner.array.type_.length or 0
+    # Where there are no pages, zeros are what they should be.
+    read = known.value if owner.may_be_used(known) else Object.value_
+    values: list[Optional[int]] = []
+    reason = None
+    for index in range(length):
+        try:
+            values.append(read(owner.array[index]))
+        except FaultError as e:
+            values.append(None)
+            reason = why(e)
+    return values, reason
+
+
+def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlots:
+    """Read all slots, and the struct pages of the frames that they name."""
     array = layout.tails.array
     if array is None:
-        return []
-    used = []
+        return TailSlots((), frozenset(), ())
+    used: list[tuple[OwnedArray, int, int]] = []
+    empty = []
+    unread = []
     for owner in array.arrays(mmzone.pgdats):
-        try:
-            values = owner.array.value_()
-        except FaultError:
-            notes.append(
-                f"vmemmap_tails of node {owner.nid} zone {owner.zone_index} is not in "
-                "this dump"
-            )
-            continue
-        used += [(owner, i, value) for i, value in enumerate(values) if value]
+        values, reason = _read_array(owner, vmemmap.kernel.known_words)
+        if reason is not None:
+            where = "" if owner.zone_index is None else f" zone {owner.zone_index}"
+            what = f"slots of vmemmap_tails[] of node {owner.nid}{where}"
+            unread.append(Unread(Need.SLOTS, what, reason, values.count(None)))
+        for index, value in enumerate(values):
+            if value:
+                used.append((owner, index, value))
+            elif value is not None:
+                empty.append((owner.nid, owner.zone_index, array.order(index)))
     pfns = [array.pfn(vmemmap, value) for _, _, value in used]
     frames = _FramePages(vmemmap, mmzone, pfns)
-    return [
+    tails = [
         SharedTail(
             nid=owner.nid,
             zone_index=owner.zone_index,
@@ -92,6 +125,7 @@ def shared_tails(
         )
         for i, ((owner, index, value), pfn) in enumerate(zip(used, pfns))
     ]
+    return TailSlots(tuple(tails), frozenset(empty), tuple(unread))
 
 
 class _FramePages:

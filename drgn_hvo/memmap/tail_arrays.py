@@ -19,6 +19,7 @@ from drgn import Object, Type, TypeKind
 
 from drgn_hvo.errors import DetectionError
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.unread import KnownWords
 from drgn_hvo.memmap.mapping import VmemmapMapping
 from drgn_hvo.memmap.zones import FlagsLayout
 
@@ -39,6 +40,13 @@ class OwnedArray:
     nid: int
     zone_index: Optional[int]
     array: Object
+    _owner: Object
+
+    def may_be_used(self, known: KnownWords) -> bool:
+        """Whether the zone has pages, or may have; a node that is online has some."""
+        if self.zone_index is None:
+            return True
+        return known.find(self._owner.spanned_pages) != 0
 
 
 @dataclass(frozen=True)
@@ -179,10 +187,10 @@ class TailArray:
         """
         for nid, pgdat in pgdats.items():
             if not self._owner.per_zone:
-                yield OwnedArray(nid, None, pgdat.member_(_MEMBER))
+                yield OwnedArray(nid, None, pgdat.member_(_MEMBER), pgdat)
                 continue
             for index, zone in enumerate(pgdat.node_zones):
-                yield OwnedArray(nid, index, zone.member_(_MEMBER))
+                yield OwnedArray(nid, index, zone.member_(_MEMBER), zone)
 
     def array_of(self, pgdat: Object, zone_index: Optional[int]) -> Object:
         """

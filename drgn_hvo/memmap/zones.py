@@ -22,6 +22,7 @@ import numpy as np
 from drgn_hvo.formats.tail_words import BITS_PER_LONG
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.unread import Need, Unread, why
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
 __all__ = ("FlagsLayout", "Mmzone", "Zone")
@@ -72,26 +73,44 @@ class FlagsLayout:
 # sixth of the time of a check.
 
 
-def _nr_node_ids(prog: Program) -> int:
+def _nr_node_ids(kernel: Kernel) -> int:
     try:
-        return int(prog["nr_node_ids"].value_())
+        return kernel.known_words.value(kernel.prog["nr_node_ids"])
     except LookupError:
         return 1  # CONFIG_NUMA=n: a macro.
 
 
-def _node_data(prog: Program, nid: int) -> Object:
+def _node_data(kernel: Kernel, nid: int) -> Object:
     """Mirror of ``NODE_DATA()``."""
+    prog = kernel.prog
     try:
-        return prog["node_data"][nid].read_()
+        pointer = prog["node_data"][nid]
     except LookupError:
         return prog["contig_page_data"].address_of_()  # CONFIG_NUMA=n
+    return Object(prog, pointer.type_, kernel.known_words.value(pointer))
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """
+    Nodes of a kernel.
+
+    :param nids: IDs of all nodes that there can be.
+    :param pgdats: ``struct pglist_data *`` of each online node that could be read.
+    :param unread: Why others could not.
+    """
+
+    nids: tuple[int, ...]
+    knows_all_nids: bool
+    online: frozenset[int]
+    pgdats: dict[int, Object]
+    unread: tuple[Unread, ...]
 
 
 class Mmzone:
     """
     Nodes and zones of a kernel with types.
 
-    :param notes: Gets a line for each node or zone that cannot be read.
     :param like: Another one of the same running kernel, which has the same positions in
         ``page->flags``.
     """
@@ -100,61 +119,124 @@ class Mmzone:
         self,
         kernel: Kernel,
         vmemmap: Vmemmap,
-        notes: list[str],
         like: Optional[Mmzone] = None,
     ) -> None:
         self._kernel = kernel
         self._vmemmap = vmemmap
-        self._notes = notes
         self._like = like
 
-    @cached_property
+    @property
     def pgdats(self) -> dict[int, Object]:
-        """``struct pglist_data *`` of each online node, by node ID."""
-        prog: Program = self._kernel.prog
-        pgdats = {}
-        try:
-            online = prog["node_states"][prog["N_ONLINE"]].bits
-            # A damaged nr_node_ids must not lead behind the mask.
-            most, count = 8 * sizeof(online), _nr_node_ids(prog)
-            if count > most:
-                self._notes.append(f"nr_node_ids is more than {most}, MAX_NUMNODES")
-            for nid in range(min(count, most)):
-                word, bit = divmod(nid, BITS_PER_LONG)
-                if not online[word].value_() >> bit & 1:
-                    continue
-                pgdat = _node_data(prog, nid)
-                if pgdat.node_id.value_() == nid:
-                    pgdats[nid] = pgdat
-                else:
-                    self._notes.append(f"pglist_data of node {nid} is damaged")
-        except FaultError as e:
-            self._notes.append(f"not all nodes are in this dump: {e}")
-        return pgdats
+        """
+        ``struct pglist_data *`` of each online node that can be read, by node ID.
+        """
+        return self._nodes.pgdats
+
+    @property
+    def nids(self) -> tuple[int, ...]:
+        """IDs of all nodes that there can be, online or not."""
+        return self._nodes.nids
+
+    @property
+    def online_nids(self) -> frozenset[int]:
+        """IDs of nodes that are known to be online."""
+        return self._nodes.online
+
+    @property
+    def knows_all_nids(self) -> bool:
+        """Whether :attr:`nids` are all, and not just those that could be found."""
+        return self._nodes.knows_all_nids
+
+    @property
+    def zones(self) -> tuple[Zone, ...]:
+        """All zones that can be read."""
+        return self._zones[0]
+
+    @property
+    def unread(self) -> tuple[Unread, ...]:
+        """Nodes and zones that cannot be read."""
+        return (*self._nodes.unread, *self._zones[1])
 
     @cached_property
-    def zones(self) -> tuple[Zone, ...]:
-        """All zones of all online nodes."""
-        zones = []
+    def _nodes(self) -> _Nodes:
+        unread: list[Unread] = []
+        most, online = self._online(unread)
+        # A damaged nr_node_ids must not lead behind the mask.
+        count = None
+        try:
+            count = _nr_node_ids(self._kernel)
+            if not 0 < count <= most:
+                reason = f"is {count}, but MAX_NUMNODES is {most}"
+                unread.append(Unread(Need.NODES, "nr_node_ids", reason))
+                count = None
+        except FaultError as e:
+            unread.append(Unread(Need.NODES, "nr_node_ids", why(e)))
+        pgdats = {}
+        for nid in range(most if count is None else count):
+            if online is not None and nid not in online:
+                continue
+            what = f"pglist_data of node {nid}"
+            try:
+                pgdat = _node_data(self._kernel, nid)
+                if self._is_of(pgdat, nid):
+                    pgdats[nid] = pgdat
+                elif online is not None:
+                    unread.append(Unread(Need.SLOTS, what, "is damaged"))
+            except FaultError as e:
+                if online is not None:
+                    unread.append(Unread(Need.SLOTS, what, why(e)))
+        # Without nr_node_ids, those that are known of.
+        known = sorted({*pgdats, *(online or ())})
+        nids = known if count is None else range(count)
+        is_known = count is not None
+        return _Nodes(tuple(nids), is_known, frozenset(known), pgdats, tuple(unread))
+
+    def _online(self, unread: list[Unread]) -> tuple[int, Optional[set[int]]]:
+        """
+        MAX_NUMNODES, and the IDs of online nodes; ``None`` if they cannot be read.
+
+        :param unread: Gets the reason.
+        """
+        prog: Program = self._kernel.prog
+        bits = prog["node_states"][prog["N_ONLINE"]].bits
+        most = 8 * sizeof(bits)
+        try:
+            words = [bits[i].value_() for i in range(most // BITS_PER_LONG)]
+            mask = sum(word << i * BITS_PER_LONG for i, word in enumerate(words))
+            self._kernel.known_words.check(mask, bits.address_ or 0)
+        except FaultError as e:
+            unread.append(Unread(Need.NODES, "node_states[N_ONLINE]", why(e)))
+            return most, None
+        return most, {nid for nid in range(mask.bit_length()) if mask >> nid & 1}
+
+    def _is_of(self, pgdat: Object, nid: int) -> bool:
+        """Whether nothing speaks against a node's being that of an ID."""
+        try:
+            return self._kernel.known_words.value(pgdat.node_id) == nid
+        except FaultError:
+            # node_data[] has led here: what of it can be read is that node's.
+            return True
+
+    @cached_property
+    def _zones(self) -> tuple[tuple[Zone, ...], tuple[Unread, ...]]:
+        zones, unread = [], []
         for nid, pgdat in self.pgdats.items():
             for index, zone in enumerate(pgdat.node_zones):
                 try:
                     zones.append(self._zone(nid, index, zone))
                 except FaultError as e:
-                    self._notes.append(
-                        f"zone {index} of node {nid} is not in this dump: {e}"
-                    )
-        return tuple(zones)
+                    unread.append(Unread(None, f"zone {index} of node {nid}", why(e)))
+        return tuple(zones), tuple(unread)
 
     def _zone(self, nid: int, index: int, zone: Object) -> Zone:
         try:
             name = zone.name.string_()[:_MAX_ZONE_NAME].decode("ascii", "replace")
         except FaultError:
-            name = self._zone_type_name(index)
+            name = ""
         return Zone(
             nid,
             index,
-            name,
+            name or self._zone_type_name(index),
             zone.zone_start_pfn.value_(),
             zone.spanned_pages.value_(),
             zone.address_of_().value_(),

@@ -224,7 +224,7 @@ AUDIT = (
     Mutant(
         "audit-in-transition-needs-whole-lists",
         "audit/context.py::Context.in_transition",
-        "if not all(a_list.is_whole for a_list in self.hugetlb.lists):",
+        "if any(a_list.is_damaged for a_list in self.hugetlb.lists):",
         "if False:",
         "behind a broken list every huge page would be in transition",
         (
@@ -306,7 +306,7 @@ AUDIT = (
     Mutant(
         "audit-counters-need-whole-lists",
         "audit/check_pools.py::_check_counters",
-        "if not whole:",
+        "if any(a_list.is_damaged for a_list in lists):",
         "if False:",
         "behind a broken list every counter would be wrong",
         ("test_check_words.py::test_counters_beside_a_broken_list_are_not_decided",),
@@ -314,8 +314,8 @@ AUDIT = (
     Mutant(
         "audit-counter-of-free",
         "audit/check_pools.py::_check_counters",
-        "if actual != len(a_list.heads):",
-        "if actual < len(a_list.heads):",
+        "free != len(a_list.heads):",
+        "free < len(a_list.heads):",
         "a pool that counts huge pages that it has not would not be noticed",
         ("test_check_words.py::test_free_huge_pages_are_those_on_the_list",),
     ),
@@ -330,8 +330,8 @@ AUDIT = (
     Mutant(
         "audit-lock-not-held",
         "audit/check_pools.py::_lock_is_held",
-        "return bool(lock.rlock.raw_lock.val.counter.value_())",
-        "return True",
+        "return bool(context.kernel.known_words.value(",
+        "return True or bool(context.kernel.known_words.value(",
         "a wrong counter would never be an error",
         ("test_check_words.py::test_counters_that_somebody_is_changing",),
     ),
@@ -397,9 +397,9 @@ AUDIT = (
     ),
     Mutant(
         "audit-unread-is-undecided",
-        "audit/findings.py::Audit.missing",
-        "self.undecided.setdefault(rule.id, f",
-        "self.skipped.setdefault(rule.id, f",
+        "audit/findings.py::Audit.unread",
+        "if unread.need in rule.needs:",
+        "if unread.need in rule.needs and not rule.needs:",
         "what was not read would be a pass",
         ("test_check_faults.py::test_a_page_that_is_missing_is_not_corruption",),
     ),

@@ -161,8 +161,8 @@ COMMANDS = (
     Mutant(
         "commands-saved-is-net",
         "commands/show.py::_saved",
-        '"net_pages": pages - shared,',
-        '"net_pages": pages,',
+        "else pages - shared",
+        "else pages",
         "shared tail pages would count as saved",
         ("test_command_words.py::test_shared_tail_pages_are_not_saved",),
     ),

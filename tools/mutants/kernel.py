@@ -31,7 +31,7 @@ KERNEL = (
     Mutant(
         "kernel-missing-tables-are-told",
         "kernel/pagetables.py::_read_entries",
-        "for i in (~present).nonzero()[0].tolist():",
+        "for i in np.union1d((~present).nonzero()[0], blank).tolist():",
         "for i in ():",
         "a page table that the dump lacks would read as 'not mapped'",
         ("test_walk.py::test_a_table_that_the_dump_lacks_is_no_hole",),
@@ -71,7 +71,7 @@ KERNEL = (
     Mutant(
         "kernel-frames-live-read-again",
         "kernel/frames.py::FrameReader.read",
-        "and not self._is_live",
+        "and not self.is_live",
         "",
         "what a running kernel changed would be what it was at the first look",
         ("test_bounds.py::test_only_of_a_dump_is_a_frame_what_it_was",),

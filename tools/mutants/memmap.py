@@ -96,7 +96,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-pools-damaged-count",
-        "memmap/pools.py::read_hstates",
+        "memmap/pools.py::_count_hstates",
         "if not 0 <= count <= most:",
         "if count < 0:",
         "a damaged number of pools would be read behind the array",
@@ -195,8 +195,8 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-nodes-that-are-damaged",
-        "memmap/zones.py::Mmzone.pgdats",
-        "if pgdat.node_id.value_() == nid:",
+        "memmap/zones.py::Mmzone._nodes",
+        "if self._is_of(pgdat, nid):",
         "if True:",
         "a damaged node_data[] would lead to pools of other nodes",
         ("test_bounds.py::test_a_node_that_says_it_is_another_is_left_out",),
