@@ -202,7 +202,9 @@ def _percpu_absolute(tables: KallsymsTables) -> Optional[_Addresses]:
     offsets = _offsets(tables)
     if offsets is None or tables.relative_base is None:
         return None
-    below = np.uint64(tables.relative_base) - np.uint64(1) - offsets.astype(np.uint64)
+    # Of damaged tables the base can be 0; arrays wrap around without a warning.
+    base = np.full(len(offsets), tables.relative_base, dtype=np.uint64)
+    below = base - np.uint64(1) - offsets.astype(np.uint64)
     return np.where(offsets >= 0, offsets.astype(np.uint64), below)
 
 

@@ -193,9 +193,13 @@ class Kernel:
         if not self.has_types:
             return None
         try:
-            return self.prog[name].value_()
+            found = self.prog[name]
+            value = found.value_()
+            if value == 0:
+                self.known_words.check(0, found.address_ or 0)
         except (LookupError, FaultError):
             return None
+        return value
 
     def has_variable(self, name: str) -> bool:
         """Whether the kernel has a variable, if that can be told."""

@@ -15,7 +15,7 @@ import errno
 import os
 from pathlib import Path
 import stat
-from typing import Optional
+from typing import BinaryIO, Optional
 
 from drgn import (
     BadDataError,
@@ -163,7 +163,7 @@ class _Core:
     :param platform: Where drgn cannot tell it.
     :param elf: Of an ELF core of a machine.
     :param has_note: Whether drgn will find VMCOREINFO.
-    :param is_cut: Whether it is a kdump file that lacks pages at its end.
+    :param is_cut: Whether it is a kdump file of which parts cannot be mapped.
     :param health: What it says of itself.
     """
 
@@ -172,6 +172,17 @@ class _Core:
     has_note: bool = True
     is_cut: bool = False
     health: Optional[DumpHealth] = None
+
+
+def _has_unmappable_holes(f: BinaryIO) -> bool:
+    """
+    Whether a file has holes where there is no room left to fill them: reading one
+    through a mapping of a tmpfs takes a page, and without one ends the process. So
+    ends makedumpfile that filled the disk it wrote to.
+    """
+    status = os.fstat(f.fileno())
+    is_sparse = status.st_blocks * 512 < status.st_size
+    return is_sparse and not os.fstatvfs(f.fileno()).f_bavail
 
 
 def _look_at(target: str) -> _Core:
@@ -189,7 +200,7 @@ def _look_at(target: str) -> _Core:
             kdump.check()
             return _Core(
                 None if kdump.has_utsname else kdump_platform(kdump),
-                is_cut=kdump.end > kdump.file.size,
+                is_cut=kdump.end > kdump.file.size or _has_unmappable_holes(f),
                 health=kdump_health(kdump),
             )
         elf = read_elf_frame(f)

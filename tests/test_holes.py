@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""Dumps with holes: what was not read is no error, no pass and not complete."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.memmap.hvo import hvo
+from tools.holes import HOLES, Answer, Dump, audited, judge
+
+SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
+
+#: Every so many pages are left out; "python -m tools.holes" tries all of them.
+STEPS = {
+    "debian-7.2": 53,
+    "debian-6.12": 61,
+    "shared-7.3": 31,
+    "fake-head-6.12": 31,
+    "shared-7.3-two-slots": 97,
+    "shared-7.3-pte-writable": 97,
+    "shared-7.3-list-loop": 97,
+    "fake-head-6.12-fake-heads-left": 97,
+}
+
+
+@lru_cache(maxsize=2)
+def whole(name: str) -> tuple[Dump, Answer]:
+    dump = Dump(str(SAMPLES / f"{name}.kdump"))
+    return dump, audited(dump.program())
+
+
+def pfn_of(name, symbol, offset=0):
+    """The frame of a variable."""
+    from drgn.helpers.linux.mm import follow_phys
+
+    prog = whole(name)[0].program()
+    hvo(prog)  # offers symbols
+    address = prog[symbol].address_of_().value_() + offset
+    return follow_phys(prog["init_mm"].address_of_(), address).value_() >> 12
+
+
+def wrong_answers(name, pfn):
+    dump, answer = whole(name)
+    garbage = audited(dump.program(pfn, "garbage"))
+    for hole in HOLES:
+        if hole == "missing" or any(dump.pages[pfn]):
+            holey = audited(dump.program(pfn, hole))
+            for wrong in judge(answer, holey, garbage):
+                yield f"PFN {pfn} {hole}: {wrong}"
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_page_left_out(name):
+    dump, _ = whole(name)
+    pfns = sorted(dump.pages)[:: STEPS[name]]
+    assert [wrong for pfn in pfns for wrong in wrong_answers(name, pfn)] == []
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("name", ["debian-7.2", "debian-6.12", "shared-7.3"])
+@pytest.mark.parametrize(
+    ("symbol", "rule"),
+    [
+        ("nr_node_ids", "hstate-counters"),
+        ("node_states", "hstate-lists"),
+        ("hugetlb_max_hstate", "hstate-lists"),
+        ("hstates", "hstate-counters"),
+    ],
+)
+def test_a_variable_left_out(name, symbol, rule, hole):
+    """The kernel is sound: what a rule needs is missing, and it says so."""
+    dump, _ = whole(name)
+    answer = audited(dump.program(pfn_of(name, symbol), hole))
+    assert answer.error is None
+    assert answer.findings == ()
+    assert (answer.status, answer.complete) == (3, False)
+    assert dict(answer.results)[rule] == "skip"
+
+
+def slots_pfn(name, nid, zone_index):
+    """The frame of vmemmap_tails[] of a zone."""
+    from drgn.helpers.linux.mm import follow_phys
+
+    known = hvo(whole(name)[0].program())
+    zone = known.mmzone.pgdats[nid].node_zones[zone_index]
+    address = zone.vmemmap_tails[2].address_of_().value_()
+    prog = known.kernel.prog
+    return follow_phys(prog["init_mm"].address_of_(), address).value_() >> 12
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("name", ["debian-7.2", "shared-7.3"])
+def test_slots_left_out_are_not_empty(name, hole):
+    dump, _ = whole(name)
+    pfn = slots_pfn(name, 1, 1)
+    answer = audited(dump.program(pfn, hole))
+    assert answer.findings == ()
+    results = dict(answer.results)
+    shared = {result for rule, result in results.items() if rule.startswith("shared-")}
+    assert shared == {"skip"}
+    assert results["vmemmap-tail-frame"] == "skip"
+    assert answer.status == 3
+    doc = show_document(hvo(dump.program(pfn, hole)), "", folios=False)
+    saved = doc["saved"]
+    assert saved is not None
+    assert saved["shared_tail_pages"] is None
+    assert saved["net_pages"] is None
+    assert any("slots of vmemmap_tails[] of node 1" in note for note in doc["notes"])
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_nodes_that_hstate_counts_are_shown(hole):
+    """Their pglist_data is not needed for that."""
+    name = "debian-7.2"
+    dump, _ = whole(name)
+    prog = hvo(dump.program(pfn_of(name, "node_data"), hole))
+    doc = show_document(prog, "", folios=False)
+    assert doc["hstates"] is not None
+    (pool,) = (hstate for hstate in doc["hstates"] if hstate["order"] == 9)
+    assert [node["nid"] for node in pool["nodes"]] == [0, 1]
+    assert [node["total"] for node in pool["nodes"]] == [32, 32]
