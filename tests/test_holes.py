@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from drgn_hvo.commands.show import show_document
+from drgn_hvo.kernel.finders import core_sources
 from drgn_hvo.memmap.hvo import hvo
+from tests.overlay import image_to_phys
 from tools.holes import HOLES, Answer, Dump, audited, judge
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
@@ -48,7 +50,7 @@ def wrong_answers(name, pfn):
     for hole in HOLES:
         if hole == "missing" or any(dump.pages[pfn]):
             holey = audited(dump.program(pfn, hole))
-            for wrong in judge(answer, holey, garbage):
+            for wrong in judge(answer, holey, garbage, hole):
                 yield f"PFN {pfn} {hole}: {wrong}"
 
 
@@ -122,3 +124,22 @@ def test_nodes_that_hstate_counts_are_shown(hole):
     (pool,) = (hstate for hstate in doc["hstates"] if hstate["order"] == 9)
     assert [node["nid"] for node in pool["nodes"]] == [0, 1]
     assert [node["total"] for node in pool["nodes"]] == [32, 32]
+
+
+@pytest.mark.parametrize("name", ["debian-6.12", "shared-7.3"])
+def test_zeros_in_btf_are_no_types(name):
+    """Members without names would be found nowhere, or be others."""
+    dump, _ = whole(name)
+    base = dump.program()
+    sources = core_sources(base)
+    start, end = sources.address("__start_BTF"), sources.address("__stop_BTF")
+    assert start is not None
+    assert end is not None
+    first = -(-image_to_phys(base, start) >> 12)
+    pfns = range(first, image_to_phys(base, end) >> 12)
+    tried = [pfn for pfn in pfns if any(dump.pages.get(pfn, b""))]
+    assert tried
+    for pfn in tried:
+        answer = audited(dump.program(pfn, "zeros"))
+        assert answer.error is not None
+        assert "reads as zeros" in answer.error

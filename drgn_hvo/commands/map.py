@@ -34,13 +34,19 @@ _MAX_SINGLE = 8
 
 @dataclass(frozen=True)
 class _Row:
-    """Neighbouring slices that are mapped alike; *pfn* is ``None`` for a hole."""
+    """
+    Neighbouring slices that are mapped alike.
+
+    :param pfn: ``None`` for a hole, or if that is not known.
+    :param is_known: Whether the page tables could be read.
+    """
 
     first: int
     last: int
     pfn: Optional[int]
     last_pfn: Optional[int]
     writable: bool
+    is_known: bool
 
 
 def _rows(hvo: Hvo, first: int, count: int) -> list[_Row]:
@@ -61,6 +67,7 @@ def _rows(hvo: Hvo, first: int, count: int) -> list[_Row]:
             int(pfns[start]) if mapped[start] else None,
             int(pfns[end - 1]) if mapped[start] else None,
             bool(mapped[start] and vmemmap.runs.writable[index[start]]),
+            vmemmap.unread_table(first + start, end - start) is None,
         )
         for start, end in zip(starts, ends)
     ]
@@ -147,7 +154,9 @@ def _print_picture(
         edge = edge or f" |{' ' * (side + 2)}|{' ' * 20}"
         print(f"{edge}{box}{'  mapping to  ' if not i else ' ' * 14}{frame_box}")
         body = f" | {folio if not i else ' ' * side} |{' ' * 20}"
-        access = "none" if row.pfn is None else ("RW" if row.writable else "RO")
+        access = "none" if row.is_known else "?"
+        if row.pfn is not None:
+            access = "RW" if row.writable else "RO"
         print(f"{body}| {text:<{width}} | --{access:-<5}---> | {frame:<{right}} |"
               f"{_owner(hvo, i, row, rows)}")  # fmt: skip
     print(f" +{'-' * (side + 2)}+{' ' * 20}{box}{' ' * 14}{frame_box}")
@@ -155,7 +164,7 @@ def _print_picture(
 
 def _frame(row: _Row) -> str:
     if row.pfn is None:
-        return "not mapped"
+        return "not mapped" if row.is_known else "not read"
     if row.last_pfn == row.pfn:
         return f"PFN {row.pfn}"
     return f"PFN {row.pfn} - {row.last_pfn}"
@@ -189,9 +198,14 @@ def _sharing(hvo: Hvo, head: Head, rows: list[_Row]) -> list[str]:
         named = ", ".join(map(str, heads[:_MAX_NAMED]))
         if len(heads) > _MAX_NAMED:
             named += f" and {len(heads) - _MAX_NAMED} more"
+        least = "" if hvo.vmemmap.has_all_mappings else "at least "
         lines.append(
-            f"PFN {pfn} is mapped by {users} pages of vmemmap, {users - own} of them "
-            f"elsewhere" + (f", in the folios of PFN {named}" if heads else "")
+            f"PFN {pfn} is mapped by {least}{users} pages of vmemmap, {users - own} of "
+            "them elsewhere" + (f", in the folios of PFN {named}" if heads else "")
+        )
+    if not hvo.vmemmap.has_all_mappings:
+        lines.append(
+            "Not all page tables of vmemmap could be read: others may map them."
         )
     return lines or ["No other folio maps any of these frames."]
 

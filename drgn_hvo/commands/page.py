@@ -110,9 +110,14 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
         "zone": None,
         "slice": _slice(hvo, pfn),
         "folio": None,
+        "unread": [],
     }
+    unread_table = vmemmap.unread_table(pfn * vmemmap.size // vmemmap.page_size)
+    if unread_table is not None:
+        page["unread"].append(unread_table)
     if vmemmap.has_mappings and page["slice"]["frame"] is None:
-        page["kind"] = "no struct page: vmemmap is not mapped here"
+        if unread_table is None:
+            page["kind"] = "no struct page: vmemmap is not mapped here"
         return page
     words = _read_words(hvo, pfn)
     if words is None:
@@ -133,6 +138,8 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
     if head_pfn is not None:
         page["head_pfn"] = head_pfn
         _add_head(hvo, page, read_head(hvo, head_pfn))
+        if page["order"] is None:
+            page["unread"].append(f"the struct pages of PFN {head_pfn}")
     return page
 
 
@@ -147,8 +154,16 @@ def _add_head(hvo: Hvo, page: PageEntry, head: Optional[Head]) -> None:
     )
     if page["pfn"] != head.pfn and not head.PG_head:
         page["kind"] += ", but its head has no PG_head"
-    if head.hugetlb and hvo.has_hugetlb:
+    if not head.hugetlb:
+        return
+    page["unread"] += hvo.unread_lists
+    if hvo.has_hugetlb:
         page["folio"] = _folio(hvo, head.pfn)
+    if page["folio"] is None and head.order is not None:
+        first, count = head.pfn * size // page_size, (size << head.order) // page_size
+        unread_table = hvo.vmemmap.unread_table(first, max(count, 1))
+        if unread_table is not None and unread_table not in page["unread"]:
+            page["unread"].append(unread_table)
 
 
 def _folio(hvo: Hvo, pfn: int) -> Optional[PageFolioEntry]:
@@ -160,14 +175,26 @@ def _folio(hvo: Hvo, pfn: int) -> Optional[PageFolioEntry]:
     optimized = found.has_hpg_flag("vmemmap_optimized")
     private = int(found.folios.private[index])
     order = int(found.folios.order[index])
+    present = bool(found.folios.present[index])
+    optimized_mapping: Optional[bool] = bool(found.optimized_mapping[index])
+    slices = int(found.folios.slices[index])
+    first = pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
+    if not optimized_mapping and hvo.vmemmap.unread_table(first, slices) is not None:
+        optimized_mapping = None
     return {
         "head_pfn": pfn,
         "page_bytes": hvo.kernel.geometry.page_size << order,
         "list": LIST_NAMES[found.folios.on_list[index]],
-        "refcount": int(found.folios.refcount[index]),
-        "flags": [n for n, bit in found.hpg_flags.items() if private >> bit & 1],
-        "optimized_flag": None if optimized is None else bool(optimized[index]),
-        "optimized_mapping": bool(found.optimized_mapping[index]),
+        "refcount": int(found.folios.refcount[index]) if present else None,
+        "flags": (
+            [n for n, bit in found.hpg_flags.items() if private >> bit & 1]
+            if present and found.hpg_flags
+            else None
+        ),
+        "optimized_flag": (
+            None if optimized is None or not present else bool(optimized[index])
+        ),
+        "optimized_mapping": optimized_mapping,
     }
 
 
@@ -192,8 +219,10 @@ def _slice(hvo: Hvo, pfn: int) -> SliceEntry:
         result["frame"] = mapping.pfn
         result["writable"] = mapping.writable
         result["page_bytes"] = vmemmap.page_size * page_table.pages(mapping.level)
-        result["shared"] = users > 1
-        result["mapped_by"] = users
+        # What could not be read may map it, too.
+        are_all = vmemmap.has_all_mappings
+        result["shared"] = True if users > 1 else (False if are_all else None)
+        result["mapped_by"] = users if are_all else None
     return result
 
 
@@ -231,10 +260,15 @@ def page_lines(page: PageEntry) -> list[tuple[str, str]]:
         nid = "unknown" if page["nid"] is None else page["nid"]
         lines.append(("Node, zone", f"{nid}, {zone}"))
     if page["folio"] is not None:
-        lines += _folio_lines(page["folio"])
+        lines += _folio_lines(page["folio"], are_lists_known=not page["unread"])
+    elif page["hugetlb"] and page["unread"]:
+        lines.append(("Huge page", "hugetlb; its list and mapping were not read"))
     elif page["hugetlb"]:
         lines.append(("Huge page", "hugetlb, but on no list and not optimized"))
-    lines += _slice_lines(page["slice"])
+    elif page["head"] is not None and page["hugetlb"] is None:
+        lines.append(("Huge page", "not known"))
+    lines += _slice_lines(page["slice"], is_known=not page["unread"])
+    lines += [("Not read", reason) for reason in page["unread"]]
     return [(name, str(value)) for name, value in lines]
 
 
@@ -244,13 +278,19 @@ def _read_as(page: PageEntry) -> str:
     return f": {page['spec']} was read as {page['read_as']}"
 
 
-def _folio_lines(folio: PageFolioEntry) -> list[tuple[str, str]]:
+def _folio_lines(
+    folio: PageFolioEntry, *, are_lists_known: bool
+) -> list[tuple[str, str]]:
     size = human_size(folio["page_bytes"])
-    on_list = "on no list" if folio["list"] is None else f"on the {folio['list']} list"
+    on_list = "on no list" if are_lists_known else "on no list that could be read"
+    if folio["list"] is not None:
+        on_list = f"on the {folio['list']} list"
+    refcount = "not known" if folio["refcount"] is None else str(folio["refcount"])
+    flags = folio["flags"]
     flag = {True: "yes", False: "no", None: "unknown"}
     return [
-        ("Huge page", f"{size}, {on_list}, reference count {folio['refcount']}"),
-        ("Flags", " ".join(folio["flags"]) or "none"),
+        ("Huge page", f"{size}, {on_list}, reference count {refcount}"),
+        ("Flags", "not known" if flags is None else " ".join(flags) or "none"),
         (
             "Optimized",
             f"by flag {flag[folio['optimized_flag']]}, by page tables "
@@ -259,15 +299,20 @@ def _folio_lines(folio: PageFolioEntry) -> list[tuple[str, str]]:
     ]
 
 
-def _slice_lines(slice_: SliceEntry) -> list[tuple[str, str]]:
+def _slice_lines(slice_: SliceEntry, *, is_known: bool) -> list[tuple[str, str]]:
     if slice_["frame"] is None or slice_["page_bytes"] is None:
-        return [("Slice", f"{slice_['address']}, mapping not known")]
+        how = "not mapped" if is_known else "mapping not known"
+        return [("Slice", f"{slice_['address']}, {how}")]
     index = slice_["index_in_folio"]
     number = "" if index is None else f"{index} of its folio, "
     size = f"a page of {human_size(slice_['page_bytes'])}"
     access = "writable" if slice_["writable"] else "read-only"
     users = slice_["mapped_by"]
-    sharing = f"shared by {users} slices" if slice_["shared"] else "private"
+    sharing = {True: "shared", False: "private", None: "shared or not: not known"}[
+        slice_["shared"]
+    ]
+    if slice_["shared"] and users is not None:
+        sharing += f" by {users} slices"
     return [
         ("Slice", f"{number}{slice_['address']}, mapped as {size}"),
         ("Frame", f"PFN {slice_['frame']}, {access}, {sharing}"),

@@ -397,14 +397,16 @@ class PageFolioEntry(TypedDict):
     head_pfn: int
     page_bytes: int
     list: Optional[str]
-    refcount: int
-    flags: _Strings
+    refcount: Optional[int]
+    flags: Optional[_Strings]
     optimized_flag: Optional[bool]
-    optimized_mapping: bool
+    optimized_mapping: Optional[bool]
 
 
 class PageEntry(TypedDict):
-    """A struct page, explained."""
+    """
+    A struct page, explained; ``unread`` is what could not be read and would tell more.
+    """
 
     spec: str
     read_as: Optional[str]
@@ -422,6 +424,7 @@ class PageEntry(TypedDict):
     zone: Optional[str]
     slice: SliceEntry
     folio: Optional[PageFolioEntry]
+    unread: _Strings
 
 
 class PageReport(TargetReport):

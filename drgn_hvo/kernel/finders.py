@@ -77,6 +77,9 @@ FINDER_NAME = "hvo"
 _CACHE_KEY = "drgn_hvo.sources"
 
 # The BTF of a distribution kernel has 2 to 7 MiB, of allyesconfig some 30.
+# The smallest page that a dump can leave out.
+_PAGE = 4096
+
 _MAX_BTF_SIZE = 256 << 20
 
 # MAX_NUMNODES is at most 1024, and no array that we know of is longer.
@@ -229,9 +232,16 @@ class CoreSources:
         if not start < stop <= start + _MAX_BTF_SIZE:
             raise FormatError(f"BTF is damaged: it spans {start:#x} to {stop:#x}")
         try:
-            return self.prog.read(start, stop - start)
+            data = self.prog.read(start, stop - start)
         except FaultError as e:
             raise UnavailableError(f"BTF is not in this dump: {e}") from None
+        # No page of BTF is all zeros. Of types without names, any could be another.
+        for at in range(-start % _PAGE, len(data) - _PAGE + 1, _PAGE):
+            if not any(data[at : at + 16]) and not any(data[at : at + _PAGE]):
+                raise UnavailableError(
+                    f"BTF is not in this dump: at {start + at:#x} it reads as zeros"
+                )
+        return data
 
     def early_struct(self, name: str) -> Optional[Type]:
         """

@@ -206,12 +206,12 @@ def read_head(hvo: Hvo, pfn: int) -> Optional[Head]:
     """
     Read a head, or a page that is its own head.
 
-    :return: ``None`` if the dump does not have it.
+    :return: ``None`` if the dump does not have it, or it reads as zeros.
     """
     vmemmap = hvo.vmemmap
     first = vmemmap.read_pages(np.array([pfn], dtype=np.int64))
-    if not first.present[0]:
-        return None
+    if not first.present[0] or not first.data.any():
+        return None  # What an ELF core does not hold reads as zeros.
     flags = vmemmap.flags(first)
     order: Optional[int] = 0
     hugetlb: Optional[bool] = False

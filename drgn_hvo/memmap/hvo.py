@@ -19,7 +19,7 @@ import numpy as np
 
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.bound import Kernel, kernel
-from drgn_hvo.kernel.unread import Unread
+from drgn_hvo.kernel.unread import Need, Unread
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
@@ -102,6 +102,21 @@ class Hvo:
             if part in vars(self):
                 found += getattr(self, part).unread
         return tuple(found)
+
+    @property
+    def unread_lists(self) -> tuple[str, ...]:
+        """
+        Why a folio may be on a list although none was found on which it is: empty if
+        all lists were followed to their ends.
+        """
+        if not self.kernel.has_types:
+            return (f"lists of pools need types: {self.kernel.no_types_reason}",)
+        if not self.vmemmap.has_mappings:
+            return (f"lists of pools were not read: {self.vmemmap.no_mappings_reason}",)
+        lists = self.hugetlb.lists
+        broken = [f"the {one} is broken" for one in lists if one.is_damaged]
+        needs = (Need.NODES, Need.POOLS, Need.LISTS)
+        return (*broken, *(str(one) for one in self.unread if one.need in needs))
 
     @cached_property
     def folio_nids(self) -> Int64Array:

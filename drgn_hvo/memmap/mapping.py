@@ -157,6 +157,26 @@ class VmemmapMapping:
         """Frames that more than one slice maps, ascending."""
         return _repeated_frames(self.runs)
 
+    def unread_table(self, first: int, count: int = 1) -> Optional[str]:
+        """
+        Why it is not known how slices are mapped, ``None`` if it is.
+
+        :param first: The first of *count* slices.
+        """
+        if isinstance(self._walk, str):
+            return self._walk
+        start = self.base + first * self.page_size
+        end = start + count * self.page_size
+        for table in self._walk.missing:
+            if table.start < end and start < table.end:
+                return f"a page table of vmemmap {table.reason}"
+        return None
+
+    @property
+    def has_all_mappings(self) -> bool:
+        """Whether all page tables of vmemmap could be read."""
+        return not isinstance(self._walk, str) and not self._walk.missing
+
     def mapped_by(self, pfn: int) -> int:
         """How many slices map a frame."""
         runs = self.runs
