@@ -3,6 +3,7 @@
 """Dumps with holes: what was not read is no error, no pass and not complete."""
 
 from functools import lru_cache
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,12 @@ import pytest
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.kernel.finders import core_sources
 from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.output import write_machine
+from drgn_hvo.synth.machine.machine import build_machine
+from tests.command_support import run
+from tests.extract_support import answers, extract
 from tests.overlay import image_to_phys
+from tests.synth_support import describe
 from tools.holes import HOLES, Answer, Dump, audited, judge
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
@@ -143,3 +149,30 @@ def test_zeros_in_btf_are_no_types(name):
         answer = audited(dump.program(pfn, "zeros"))
         assert answer.error is not None
         assert "reads as zeros" in answer.error
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("symbol", ["hstates", "node_data", "nr_node_ids"])
+def test_an_extract_lacks_what_its_source_lacks(symbol, hole, small, tmp_path):
+    dump, _ = whole("debian-7.2")
+    pfn = pfn_of("debian-7.2", symbol)
+    expected = answers(dump.program(pfn, hole))
+    made, _ = extract(dump.program(pfn, hole), tmp_path / "extract", small=small)
+    assert answers(made) == expected
+    assert expected["check"]["status"] == "incomplete"
+
+
+def test_an_extract_of_a_dump_that_is_cut_off_says_so(tmp_path):
+    machine = build_machine(describe("shared-7.3"))
+    cut, made = tmp_path / "cut", tmp_path / "extract"
+    write_machine(machine, cut)
+    os.truncate(cut, cut.stat().st_size * 97 // 100)
+    told = run("check", cut)
+    assert (told.returncode, "is cut off" in told.stdout) == (3, True)
+    assert run("extract", cut, "-o", made).returncode == 0
+    again = run("check", made)
+    assert (again.returncode, "is incomplete" in again.stdout) == (3, True)
+    # All else is the same, whatever the files are called.
+    lines = [text.stdout.splitlines()[2:] for text in (told, again)]
+    assert lines[0] == lines[1]

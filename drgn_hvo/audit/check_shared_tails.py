@@ -239,7 +239,8 @@ def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
     refcount = page.require("refcount")
     yield _Expectation("shared-tail-refcount", refcount, 4, 0xFFFFFFFF, 0, "_refcount")
     known = {page.flags, page.offset, mapping, mapcount & ~7, refcount & ~7}
-    if tail.boot:
+    # Where nothing tells, the rule is not decided for that word.
+    if tail.boot is not False:
         known.add(page.require("lru") + 8)
     for offset in sorted(set(range(0, context.size, 8)) - known):
         what = f"the word at offset {offset}"

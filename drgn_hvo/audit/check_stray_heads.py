@@ -158,8 +158,12 @@ class StrayHeads:
         for pfn in self._loose:
             if pfn >> order not in former:
                 self._add(pfn, None)
-        if restored:
+        if restored and not self._context.hvo.unread_lists:
             self._add_restored(restored, len(former))
+            return
+        # They may be on the lists that could not be read, and no former folios.
+        for pfn in restored:
+            self._add(pfn, pfn >> order << order)
 
     def _frame_owner(self, pfn: int) -> tuple[Subject, ...]:
         """The folio whose head lies in the frame behind a struct page."""

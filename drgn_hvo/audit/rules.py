@@ -209,7 +209,7 @@ RULES = (
         _with_shared_tails,
         decide="shared-tails",
         subject="slot",
-        needs=(Need.NODES, Need.SLOTS, Need.TAIL_FRAMES),
+        needs=(Need.NODES, Need.SLOTS, Need.TAIL_STRUCT_PAGES, Need.TAIL_FRAMES),
     ),
     Rule(
         "vmemmap-tail-frame",

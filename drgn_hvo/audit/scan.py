@@ -128,8 +128,17 @@ class BlankSlices:
     def __init__(self, context: Context) -> None:
         bits = context.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")
         self._shift = None if bits is None else bits - context.geometry.page_shift
+        self._are_all_used = self._are_sections_mapped_alone(context)
         self._sections = np.zeros(0, dtype=np.int64)
         self._blank: list[Int64Array] = []
+
+    def _are_sections_mapped_alone(self, context: Context) -> bool:
+        """Whether no large page of vmemmap reaches into the next section."""
+        page_table = context.kernel.page_table_format
+        if page_table is None or self._shift is None:
+            return False
+        large_page = page_table.pages(1) * context.page_size
+        return large_page <= context.size << self._shift
 
     def look(self, pages: SlicePages, rows: Rows) -> None:
         """Look at pages of vmemmap as they come by."""
@@ -147,7 +156,12 @@ class BlankSlices:
         """How many of them lie in sections of which others hold something."""
         if not self._blank:
             return 0
-        return int(np.isin(np.concatenate(self._blank), self._sections).sum())
+        blank = np.concatenate(self._blank)
+        return (
+            len(blank)
+            if self._are_all_used
+            else int(is_in(blank, self._sections).sum())
+        )
 
 
 class SliceRule(Protocol):

@@ -23,6 +23,7 @@ from drgn_hvo.extract.needs import REASONS, find_needs
 from drgn_hvo.extract.recorder import record
 from drgn_hvo.extract.small import Replaced, small_tables
 from drgn_hvo.files import check_replaceable, replace_file
+from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.progress import progress
 
@@ -65,7 +66,10 @@ def extract_document(
     for reason, (pages, count) in replaced.sizes.items():
         extract.add(reason, pages, count)
     with replace_file(path, force=force) as file:
-        write_extract(file, recording.hvo, extract, "small" if small else "full")
+        kind = "small" if small else "full"
+        source = dump_of(base)
+        is_incomplete = source is not None and bool(source.complaints)
+        write_extract(file, recording.hvo, extract, kind, is_incomplete=is_incomplete)
         size = file.seek(0, os.SEEK_END)
     return _document(recording.hvo, target, path, extract, size)
 

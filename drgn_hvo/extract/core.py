@@ -143,11 +143,19 @@ def _vmcoreinfo(prog: Program, kind: str) -> bytes:
     return b"\n".join([*lines, mark + kind.encode(), b""])
 
 
-def write_extract(file: IO[bytes], hvo: Hvo, extract: Extract, kind: str) -> None:
+def write_extract(
+    file: IO[bytes],
+    hvo: Hvo,
+    extract: Extract,
+    kind: str,
+    *,
+    is_incomplete: bool = False,
+) -> None:
     """
     Write the file.
 
     :param kind: ``"full"`` or ``"small"``.
+    :param is_incomplete: Whether the dump that it was made from is.
     """
     vmemmap, page_size = hvo.vmemmap, hvo.kernel.geometry.page_size
     note = _vmcoreinfo(hvo.kernel.prog, kind)
@@ -173,6 +181,8 @@ def write_extract(file: IO[bytes], hvo: Hvo, extract: Extract, kind: str) -> Non
         dump_level=_DUMP_LEVEL,
         max_mapnr=max_mapnr,
         byteorder=hvo.kernel.sources.byteorder,
+        # Whoever gets it would not know from what is missing.
+        is_incomplete=is_incomplete,
     )
     writer = KdumpWriter(
         file,

@@ -29,6 +29,7 @@ __all__ = (
     "FLATTENED_DATA",
     "FLATTENED_HEADER",
     "FLATTENED_SIGNATURE",
+    "INCOMPLETE",
     "KDUMP_SIGNATURE",
     "KdumpFrame",
     "disk_dump_header",
@@ -48,7 +49,7 @@ _FLATTENED_START = 4096
 _MAX_RECORDS = 1 << 26
 
 # DUMP_DH_COMPRESSED_INCOMPLETE: makedumpfile could not write all, for want of space.
-_INCOMPLETE = 1 << 3
+INCOMPLETE = 1 << 3
 
 _MAX_VMCOREINFO = 1 << 20
 
@@ -232,7 +233,7 @@ class KdumpFrame:
     @property
     def is_incomplete(self) -> bool:
         """Whether makedumpfile could not write all of it."""
-        return bool(int(self.header["status"]) & _INCOMPLETE)
+        return bool(int(self.header["status"]) & INCOMPLETE)
 
     @property
     def dump_level(self) -> Optional[int]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 from drgn_hvo.formats.kdump import (
+    INCOMPLETE,
     KDUMP_SIGNATURE,
     disk_dump_header,
     kdump_sub_header,
@@ -65,6 +66,7 @@ class KdumpHeader:
     :param vmcoreinfo: Must be part of *notes*, byte for byte.
     :param dump_level: What was filtered, as for ``makedumpfile -d``.
     :param max_mapnr: One more than the highest PFN.
+    :param is_incomplete: Whether to say that pages are missing that should be here.
     """
 
     nodename: str
@@ -78,6 +80,7 @@ class KdumpHeader:
     dump_level: int
     max_mapnr: int
     byteorder: ByteOrder = "little"
+    is_incomplete: bool = False
 
 
 def pack_page(data: bytes, level: int) -> PackedPage:
@@ -174,7 +177,7 @@ def _main_header(header: KdumpHeader, blocks: int, sub_size: int, count: int) ->
             "version": _uts(header.version),
             "machine": _uts(header.machine),
             "domainname": b"(none)",
-            "status": _COMPRESSED_ZLIB,
+            "status": _COMPRESSED_ZLIB | (INCOMPLETE if header.is_incomplete else 0),
             "block_size": header.page_size,
             "sub_hdr_size": sub_size,
             "bitmap_blocks": 2 * blocks,
