@@ -5,6 +5,8 @@
 from functools import lru_cache
 import os
 from pathlib import Path
+import shutil
+import struct
 
 import pytest
 
@@ -176,3 +178,48 @@ def test_an_extract_of_a_dump_that_is_cut_off_says_so(tmp_path):
     # All else is the same, whatever the files are called.
     lines = [text.stdout.splitlines()[2:] for text in (told, again)]
     assert lines[0] == lines[1]
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory):
+    """A healthy ELF core of two nodes."""
+    path = tmp_path_factory.mktemp("two") / "nodes"
+    write_machine(build_machine(describe("shared-7.3")), path)
+    return path
+
+
+def test_cut_at_every_twentieth(two_nodes, tmp_path):
+    path, size = tmp_path / "cut", two_nodes.stat().st_size
+    shutil.copy(two_nodes, path)
+    statuses = set()
+    for twentieth in range(19, 0, -1):
+        os.truncate(path, size * twentieth // 20)
+        result = run("check", path)
+        statuses.add(result.returncode)
+        assert "cut off" in result.stdout
+    assert statuses == {2, 3}
+
+
+@pytest.mark.parametrize("share", [99, 95, 80, 60])
+def test_segments_that_read_as_zeros(two_nodes, tmp_path, share):
+    """p_filesz is less than p_memsz from some byte of the file on."""
+    path = tmp_path / "zeros"
+    shutil.copy(two_nodes, path)
+    left = two_nodes.stat().st_size * share // 100
+    with path.open("r+b") as file:
+        header = file.read(64)
+        at, (size, count) = (
+            struct.unpack_from("<Q", header, 32)[0],
+            struct.unpack_from("<HH", header, 54),
+        )
+        for place in range(at, at + size * count, size):
+            file.seek(place)
+            kind, _, offset, _, _, length = struct.unpack("<IIQQQQ", file.read(40))
+            if kind == 1:
+                kept = max(0, min(length, left - offset)) & -4096
+                file.seek(place + 32)
+                file.write(struct.pack("<Q", kept))
+    result = run("check", path)
+    assert result.returncode in (2, 3)
+    assert "reads as zeros" in result.stdout or "not in this dump" in result.stdout
+    assert "error," not in result.stdout

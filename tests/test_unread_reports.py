@@ -8,9 +8,15 @@ something was not read.
 from functools import lru_cache
 from pathlib import Path
 
+from drgn import FaultError, Object
 from drgn.helpers.linux.mm import follow_phys
 import pytest
 
+from drgn_hvo import (
+    for_each_vmemmap_tail,
+    validate_shared_tail,
+    vmemmap_saved,
+)
 from drgn_hvo.commands.map import print_map
 from drgn_hvo.commands.page import page_document, page_lines
 from drgn_hvo.commands.show import print_show, show_document
@@ -203,3 +209,34 @@ def test_negative_counters_show(capsys):
     assert [pool["reserved"] for pool in doc["hstates"] or ()] == [-512, 0]
     print_show(doc)
     assert "-512" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_an_iterator_ends_with_what_could_not_be_read(hole):
+    """Not as if that had been all."""
+    dump, known = dump_of("debian-7.2")
+    zone = known.mmzone.pgdats[1].node_zones[1]
+    at = frame_of(known, zone.vmemmap_tails[2].address_of_().value_())
+    holey = dump.program(at, hole)
+    tails = for_each_vmemmap_tail(holey)
+    seen = next(tails).page.value_()
+    with pytest.raises(FaultError, match="there may be more shared tail pages"):
+        next(tails)
+    pages = {tail.page.value_() for tail in for_each_vmemmap_tail(dump.program())}
+    (lost,) = pages - {seen}
+    page = Object(holey, "struct page *", lost)
+    with pytest.raises(FaultError):
+        validate_shared_tail(page)
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_page_table_left_out_saves_nothing(hole):
+    dump, known = dump_of("debian-7.2")
+    head = int(known.hugetlb.folios.head_pfn[3])
+    address = known.vmemmap.base + head * known.vmemmap.size
+    page_table = known.kernel.page_table_format
+    assert page_table is not None
+    entry = find_entry(known.kernel.reader, page_table, address)
+    assert entry is not None
+    with pytest.raises(FaultError, match="page table"):
+        vmemmap_saved(dump.program(entry.address >> 12, hole))

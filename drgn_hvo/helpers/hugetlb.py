@@ -39,6 +39,7 @@ from drgn_hvo.helpers._bound import (
     validate,
 )
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array
+from drgn_hvo.kernel.unread import READS_AS_ZEROS
 from drgn_hvo.memmap.hvo import Hvo, hvo, saved_by_node_order
 from drgn_hvo.memmap.pools import hpg_flags
 
@@ -221,10 +222,13 @@ def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
 
     :return: Number of pages (in ``PAGE_SIZE`` units) by node ID (``None`` if it is not
         known) and order; nodes and orders that save nothing are not in it.
+    :raises FaultError: if a page table is not in the dump.
     :raises HvoError: if pools and page tables cannot be read.
     """
     bound = hvo(prog)
     require_hugetlb(bound)
+    for table in bound.vmemmap.walk.missing:
+        raise FaultError(f"page table {table.reason}", table.address)
     return saved_by_node_order(bound)
 
 
@@ -261,10 +265,14 @@ def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
     index = int(np.searchsorted(found.head_pfn, pfn))
     if index == len(found) or found.head_pfn[index] != pfn:
         if struct_page(bound, address).is_hugetlb():
+            for reason in bound.unread_lists:
+                raise FaultError(f"on no list that was read: {reason}", address)
             raise HvoError(
                 f"the hugetlb folio at {address:#x} is on no list and shares no page "
                 "of vmemmap: nothing says what it should be"
             )
+        if bound.kernel.known_words.is_blank(address):
+            raise FaultError(f"the head {READS_AS_ZEROS}", address)
         return SubjectAudit(no_subject=f"{address:#x} is not a hugetlb folio")
     head_pfn = int(found.head_pfn[index])
     audit = SubjectAudit()

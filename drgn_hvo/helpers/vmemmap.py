@@ -31,6 +31,7 @@ from drgn_hvo.helpers._bound import (
     require_hugetlb,
     validate,
 )
+from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.hvo import Hvo, hvo
 from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.memmap.tail_arrays import TailArray
@@ -118,6 +119,8 @@ def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
     1 b'DMA32' 9 (struct page *)0xff9e5eb5c0403e40
 
     :return: Iterator of :class:`VmemmapTail`.
+    :raises FaultError: behind the last one, if there may be more, in slots that could
+        not be read.
     :raises HvoError: if the kernel has no such array, or has no types.
     """
     bound = hvo(prog)
@@ -129,6 +132,9 @@ def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
             zone = zones[tail.zone_index].address_of_()
         page = Object(prog, "struct page *", _page_address(bound, tail))
         yield VmemmapTail(tail.nid, zone, tail.order, page)
+    unread = bound.unread_of(Need.NODES, Need.SLOTS)
+    if unread is not None:
+        raise FaultError(f"there may be more shared tail pages: {unread}", 0)
 
 
 def _page_address(bound: Hvo, tail: SharedTail) -> int:
@@ -170,6 +176,9 @@ def _audit_tail(bound: Hvo, address: int, *, strict: bool) -> SubjectAudit:
     tails = [t for t in bound.shared_tails if _page_address(bound, t) == address]
     if not tails:
         page_pfn(bound, address)
+        unread = bound.unread_of(Need.NODES, Need.SLOTS)
+        if unread is not None:
+            raise FaultError(f"no slot that could be read names it: {unread}", address)
         return SubjectAudit(
             no_subject=f"no slot of vmemmap_tails[] names the page {address:#x}"
         )

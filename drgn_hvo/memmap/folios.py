@@ -396,7 +396,9 @@ def _unread_links(lists: list[HugePageList]) -> Iterator[Unread]:
         link = a_list.broken
         if link is not None and a_list.is_unread:
             what = f"the {a_list} behind {len(a_list.heads)} folios"
-            yield Unread(Need.LISTS, what, link.reason)
+            is_blank = link.reason == READS_AS_ZEROS
+            reason = READS_AS_ZEROS if is_blank else NOT_IN_DUMP
+            yield Unread(Need.LISTS, what, reason)
 
 
 def _are_strays(

@@ -103,6 +103,10 @@ class Hvo:
                 found += getattr(self, part).unread
         return tuple(found)
 
+    def unread_of(self, *needs: Need) -> Optional[Unread]:
+        """The first thing that could not be read of what was needed, if any."""
+        return next((one for one in self.unread if one.need in needs), None)
+
     @property
     def unread_lists(self) -> tuple[str, ...]:
         """
