@@ -29,6 +29,7 @@ STEPS = {
     "debian-6.12": 61,
     "shared-7.3": 31,
     "fake-head-6.12": 31,
+    "odd-size-7.3": 61,
     "shared-7.3-two-slots": 97,
     "shared-7.3-pte-writable": 97,
     "shared-7.3-list-loop": 97,

@@ -145,7 +145,11 @@ class BlankSlices:
         if self._shift is None:
             return
         sections = pages.first_pfns[rows] >> self._shift
-        blank = pages.zeros[rows] & pages.present[rows]
+        blank = pages.zeros[rows]
+        if not pages.context.geometry.power_of_2:
+            # Struct pages straddle pages: those of one page are in two rows.
+            blank = ~np.all(np.any(pages.data[rows], axis=2), axis=1)
+        blank = blank & pages.present[rows]
         used = sections[~blank & pages.present[rows]]
         if len(used):
             self._sections = np.union1d(self._sections, used)
