@@ -149,7 +149,7 @@ class _Finder:
 
     def _wanted(self) -> tuple[U64Array, U64Array]:
         """Addresses that must stay mapped: first and last of ranges."""
-        start, end = self._hvo.vmemmap.limits
+        start, end = self._hvo.kernel.vmemmap_limits
         ours = np.array([(start, end - 1)], dtype=np.uint64)
         wanted = np.concatenate((ours, self._reads(), self._direct_map()))
         return wanted[:, 0], wanted[:, 1]

@@ -289,6 +289,35 @@ class Kernel:
         return base
 
     @cached_property
+    def vmemmap_limits(self) -> tuple[int, int]:
+        """
+        Where vmemmap can be at most. It may begin inside the page that holds the struct
+        page of PFN 0; some architectures say from where to where it goes.
+        """
+        vmcoreinfo = self.vmcoreinfo
+        start = max(self.vmemmap, vmcoreinfo.number("VMEMMAP_START") or 0)
+        end = min(self.vmemmap + self.max_pfn_limit * self.struct_page.size, 1 << 64)
+        stated = vmcoreinfo.number("VMEMMAP_END")
+        if stated is not None and start < stated < end:
+            return start, stated
+        vmalloc = vmcoreinfo.number("VMALLOC_START")
+        if vmalloc is not None and start < vmalloc < end:
+            # MAX_PHYSMEM_BITS is more than generous, and something else is mapped
+            # behind vmemmap, as on s390x.
+            end = min(
+                vmalloc, self.vmemmap + self._end_of_sections() * self.struct_page.size
+            )
+        return start, end
+
+    def _end_of_sections(self) -> int:
+        """One more than the highest PFN of the last present section."""
+        number = self.variable("__highest_present_section_nr")
+        bits = self.vmcoreinfo.number("SECTION_SIZE_BITS")
+        if number is None or bits is None:
+            return self.max_pfn_limit
+        return int(number) + 1 << max(0, bits - self.geometry.page_shift)
+
+    @cached_property
     def max_pfn_limit(self) -> int:
         """One more than the highest PFN that this kernel could address."""
         bits = self.vmcoreinfo.number("MAX_PHYSMEM_BITS") or 52

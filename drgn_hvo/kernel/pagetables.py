@@ -359,6 +359,8 @@ def read_tables(
         if size < page:
             at = (addresses % np.uint64(page)).astype(np.int64) // size
             data = data.reshape(-1, page // size, size)[np.arange(len(at)), at]
-    order = page_table.entry_byteorder or reader.byteorder
-    words = data.view(f"{type_prefix(order)}u8").reshape(len(addresses), -1)
+    dtype = reader.u64
+    if page_table.entry_byteorder is not None:
+        dtype = np.dtype(f"{type_prefix(page_table.entry_byteorder)}u8")
+    words = data.view(dtype).reshape(len(addresses), -1)
     return words.astype(np.uint64, copy=False), present

@@ -51,7 +51,7 @@ class VmemmapMapping:
         kernel = self.kernel
         if kernel.page_table_format is None:
             return kernel.no_page_tables_reason
-        found = walk(kernel.reader, kernel.page_table_format, *self.limits)
+        found = walk(kernel.reader, kernel.page_table_format, *kernel.vmemmap_limits)
         found = self._without_reserves(found)
         if not len(found.runs) and found.missing:
             return "the page tables of vmemmap are not in this dump"
@@ -72,33 +72,6 @@ class VmemmapMapping:
             if table.reason != READS_AS_ZEROS or table.start < end
         ]
         return Walk(found.runs, tuple(missing))
-
-    @cached_property
-    def limits(self) -> tuple[int, int]:
-        """
-        Where vmemmap can be at most. It may begin inside the page that holds the struct
-        page of PFN 0; some architectures say from where to where it goes.
-        """
-        vmcoreinfo = self.kernel.vmcoreinfo
-        start = max(self.base, vmcoreinfo.number("VMEMMAP_START") or 0)
-        end = min(self.base + self.kernel.max_pfn_limit * self.size, 1 << 64)
-        stated = vmcoreinfo.number("VMEMMAP_END")
-        if stated is not None and start < stated < end:
-            return start, stated
-        vmalloc = vmcoreinfo.number("VMALLOC_START")
-        if vmalloc is not None and start < vmalloc < end:
-            # MAX_PHYSMEM_BITS is more than generous, and something else is mapped
-            # behind vmemmap, as on s390x.
-            end = min(vmalloc, self.base + self._end_of_sections() * self.size)
-        return start, end
-
-    def _end_of_sections(self) -> int:
-        """One more than the highest PFN of the last present section."""
-        number = self.kernel.variable("__highest_present_section_nr")
-        bits = self.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")
-        if number is None or bits is None:
-            return self.kernel.max_pfn_limit
-        return int(number) + 1 << max(0, bits - self.kernel.geometry.page_shift)
 
     @property
     def has_mappings(self) -> bool:
