@@ -25,7 +25,6 @@ from drgn_hvo.memmap.page_spec import parse_page_spec
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS
 from drgn_hvo.synth.described.generations import generation
-from drgn_hvo.synth.machine.plan import KERNEL_PAGES
 
 __all__ = ("DAMAGED", "MARK", "PAGE", "Marked", "answers", "extract", "marks", "opened")
 
@@ -110,7 +109,7 @@ class Marked:
     def __init__(self, machine):
         self.image = machine.image
         first = machine.plan.kernel_pfn
-        self.kernel = range(first, first + KERNEL_PAGES)
+        self.kernel = range(first, first + machine.plan.kernel_pages)
         self.prog = drgn.Program(program(machine).platform)
         for start, end in machine.image.memory:
             size = (end - start) << 12

@@ -19,7 +19,7 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.description import HugePages, Pages
 from drgn_hvo.synth.machine.machine import build_machine
-from drgn_hvo.synth.machine.plan import KERNEL_PAGES, AnyPlaced
+from drgn_hvo.synth.machine.plan import AnyPlaced
 from tests.extract_support import MARK, Marked, extract, marks
 from tests.synth_support import describe
 
@@ -40,7 +40,7 @@ class Case:
         plan, image = self.machine.plan, self.machine.image
         placed: list[AnyPlaced] = [*plan.huge, *plan.pages]
         groups = [(group.first_pfn, group.end_pfn) for group in placed]
-        kernel = (plan.kernel_pfn, plan.kernel_pfn + KERNEL_PAGES)
+        kernel = (plan.kernel_pfn, plan.kernel_pfn + plan.kernel_pages)
         return next(
             pfn
             for pfn in range(0x2009, plan.max_pfn)
@@ -161,7 +161,7 @@ def test_what_is_inside_a_huge_page_is_whatever_its_struct_pages_say(name, tmp_p
 def test_only_the_kernels_half_of_the_top_table_is_kept(tmp_path):
     """The lower half is of the process that ran."""
     machine = build_machine(describe("shared-7.3"))
-    root = machine.tables.root
+    root = machine.kernel.physical("swapper_pg_dir") >> 12
     machine.image.write(root << 12, b"\xa5zQ9xW7v" * 256)
     copy, _ = extract(program(machine), tmp_path / "core")
     page = copy.read(root << 12, 4096, True)

@@ -117,7 +117,7 @@ def test_pahole(name, tmp_path):
     entry = generation(name)
     types = structures(entry)
     path = tmp_path / "vmlinux.btf"
-    path.write_bytes(write_btf(types.all, ["vmemmap_populate"]))
+    path.write_bytes(write_btf(types.all, "little", ["vmemmap_populate"]))
     for compound in (types.page, types.zone, types.pglist_data, types.hstate):
         result = run(pahole, "-F", "btf", "-C", compound.name, path)
         assert result.returncode == 0, result.stderr

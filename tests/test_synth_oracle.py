@@ -26,7 +26,6 @@ from drgn.helpers.linux.mmzone import (
 )
 import pytest
 
-from drgn_hvo.synth.described.description import SECTION_PAGES
 from drgn_hvo.synth.described.generations import generation
 from drgn_hvo.synth.machine.structures import ZONE_NAMES
 from tests.synth_support import (
@@ -188,7 +187,7 @@ def test_nodes_and_zones(any_case):
 def test_sections(any_case):
     machine, prog = any_case
     present = list(for_each_present_section(prog))
-    assert len(present) == len(machine.plan.sections) == 0x20000 // SECTION_PAGES
+    assert len(present) == len(machine.plan.sections) == 0x20000 // (1 << 27 - 12)
 
 
 def test_translation(any_case):

@@ -147,7 +147,7 @@ def compounds(draw, depth=0):
 @given(compounds())
 @settings(max_examples=60)
 def test_btf_round_trip(compound):
-    btf = Btf(write_btf([compound]))
+    btf = Btf(write_btf([compound], "little"))
     assert btf.unknown is None
     kind = BtfKind.STRUCT if compound.keyword == "struct" else BtfKind.UNION
     (type_id,) = btf.find("s", [kind])

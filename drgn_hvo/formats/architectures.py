@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from drgn_hvo.errors import FormatError
+from drgn_hvo.formats.machine_models import MODELS, MachineModel
 from drgn_hvo.formats.page_table_formats import (
     Bits,
     EntryAddress,
@@ -62,6 +63,7 @@ class Architecture:
         :exc:`~drgn_hvo.errors.FormatError` if VMCOREINFO lacks what is needed, or
         cannot be right.
     :param linear_ranges: What is mapped linearly, as far as VMCOREINFO tells.
+    :param model: How machines of it are made up.
     :param illegal_pointer_value: ``CONFIG_ILLEGAL_POINTER_VALUE``, which no type
         records.
     :param lowest_kernel_address: Below it are those of processes; 0 where the kernel
@@ -71,6 +73,7 @@ class Architecture:
     elf_machine: int
     page_tables: Callable[[Vmcoreinfo], tuple[PageTableFormat, ...]]
     linear_ranges: Callable[[Vmcoreinfo], tuple[LinearRange, ...]]
+    model: MachineModel
     illegal_pointer_value: int = 0xDEAD << 48
     lowest_kernel_address: int = 1 << 63
 
@@ -523,7 +526,10 @@ def _s390x(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
                 rodata=0x311,
                 table=0,
                 large=_S390X_LARGE,
-                empty=(_S390X_PAGE_INVALID, *(_S390X_REGION_INVALID for _ in "01234")),
+                empty=(
+                    _S390X_PAGE_INVALID,
+                    *(_S390X_REGION_INVALID | index << 2 for index in range(4)),
+                ),
             ),
             accessed=0x4,
             dirty=0x8,
@@ -541,10 +547,10 @@ def _s390x_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
         ranges.append(
             LinearRange("kernel image", start, start + (1 << 29), start - offset)
         )
-    # Ends where vmemmap begins, or below.
+    # Ends where vmemmap begins, or below: that is in the upper half of 4 TiB.
     base = vmcoreinfo.integer("IDENTITYBASE", 16) or 0
-    end = vmcoreinfo.symbol("vmemmap") or vmcoreinfo.number("VMALLOC_START")
-    if end is not None and base < end:
+    end = vmcoreinfo.symbol("vmemmap") or vmcoreinfo.number("VMALLOC_START") or 1 << 41
+    if base < end:
         ranges.append(LinearRange("identity mapping", base, end, 0, is_direct_map=True))
     return tuple(ranges)
 
@@ -616,14 +622,24 @@ def _ppc64_ranges(_vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
 
 #: By drgn's name for it, in lower case.
 ARCHITECTURES: dict[str, Architecture] = {
-    "x86_64": Architecture(62, _x86_64, _x86_64_ranges),
-    "riscv64": Architecture(243, _riscv64, _riscv64_ranges),
+    "x86_64": Architecture(62, _x86_64, _x86_64_ranges, MODELS["x86_64"]),
+    "riscv64": Architecture(243, _riscv64, _riscv64_ranges, MODELS["riscv64"]),
     "loongarch64": Architecture(
-        258, _loongarch64, _loongarch64_ranges, illegal_pointer_value=0
+        258,
+        _loongarch64,
+        _loongarch64_ranges,
+        MODELS["loongarch64"],
+        illegal_pointer_value=0,
     ),
-    "aarch64": Architecture(183, _arm64, _arm64_ranges),
-    "s390x": Architecture(22, _s390x, _s390x_ranges, lowest_kernel_address=0),
+    "aarch64": Architecture(183, _arm64, _arm64_ranges, MODELS["aarch64"]),
+    "s390x": Architecture(
+        22, _s390x, _s390x_ranges, MODELS["s390x"], lowest_kernel_address=0
+    ),
     "ppc64": Architecture(
-        21, _ppc64, _ppc64_ranges, illegal_pointer_value=0x5DEADBEEF << 28
+        21,
+        _ppc64,
+        _ppc64_ranges,
+        MODELS["ppc64"],
+        illegal_pointer_value=0x5DEADBEEF << 28,
     ),
 }

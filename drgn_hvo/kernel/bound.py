@@ -301,12 +301,11 @@ class Kernel:
         if stated is not None and start < stated < end:
             return start, stated
         vmalloc = vmcoreinfo.number("VMALLOC_START")
-        if vmalloc is not None and start < vmalloc < end:
+        if not self.lowest_kernel_address or start < (vmalloc or 0) < end:
             # MAX_PHYSMEM_BITS is more than generous, and something else is mapped
             # behind vmemmap, as on s390x.
-            end = min(
-                vmalloc, self.vmemmap + self._end_of_sections() * self.struct_page.size
-            )
+            sections = self._end_of_sections() * self.struct_page.size
+            end = min(vmalloc or end, self.vmemmap + sections)
         return start, end
 
     def _end_of_sections(self) -> int:

@@ -6,26 +6,25 @@ Containers
 
 The formats in which dumps come, written: ELF as QEMU's ``dump-guest-memory`` and as the
 kernel's ``/proc/vmcore`` lay it out (:mod:`~drgn_hvo.synth.containers.kdump` has the
-others), and a :class:`drgn.Program` without any file. Formats are declared with
-construct; memory itself is written in bulk, and zeros are left as holes.
+others), and a :class:`drgn.Program` without any file. Memory itself is written in bulk,
+and zeros are left as holes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+import struct
 from typing import IO
 
-import construct
-from drgn import Architecture, Platform, Program
+from drgn import Architecture, Platform, PlatformFlags, Program
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.kdump_writer import core_note
-from drgn_hvo.synth.described.generations import PAGE_SIZE
 from drgn_hvo.synth.machine.frames import Bytes, Image, Range, subtract
 from drgn_hvo.synth.machine.machine import Machine
-from drgn_hvo.synth.machine.plan import KERNEL_PAGES
 
 __all__ = (
     "CHUNK_FRAMES",
@@ -42,44 +41,21 @@ Progress = Callable[[int], None]
 #: 16 MiB at once.
 CHUNK_FRAMES = 4096
 
-_EHDR = construct.Struct(
-    "e_ident" / construct.Bytes(16),
-    "e_type" / construct.Int16ul,
-    "e_machine" / construct.Int16ul,
-    "e_version" / construct.Int32ul,
-    "e_entry" / construct.Int64ul,
-    "e_phoff" / construct.Int64ul,
-    "e_shoff" / construct.Int64ul,
-    "e_flags" / construct.Int32ul,
-    "e_ehsize" / construct.Int16ul,
-    "e_phentsize" / construct.Int16ul,
-    "e_phnum" / construct.Int16ul,
-    "e_shentsize" / construct.Int16ul,
-    "e_shnum" / construct.Int16ul,
-    "e_shstrndx" / construct.Int16ul,
-)
-_PHDR = construct.Struct(
-    "p_type" / construct.Int32ul,
-    "p_flags" / construct.Int32ul,
-    "p_offset" / construct.Int64ul,
-    "p_vaddr" / construct.Int64ul,
-    "p_paddr" / construct.Int64ul,
-    "p_filesz" / construct.Int64ul,
-    "p_memsz" / construct.Int64ul,
-    "p_align" / construct.Int64ul,
-)
-_ELFCLASS64_LSB = b"\x7fELF\x02\x01\x01" + bytes(9)
-_ET_CORE, _EM_X86_64, _PT_LOAD, _PT_NOTE = 4, 62, 1, 4
+# Elf64_Ehdr behind its e_ident, and Elf64_Phdr.
+_EHDR, _EHDR_SIZE = "HHIQQQIHHHHHH", 64
+_PHDR, _PHDR_SIZE = "IIQQQQQQ", 56
+_ELFDATA = {"little": 1, "big": 2}
+_ET_CORE, _PT_LOAD, _PT_NOTE = 4, 1, 4
 _NT_PRSTATUS = 1
 # sizeof(struct elf_prstatus) on x86-64.
 _PRSTATUS_SIZE = 336
 
 
-def core_notes(vmcoreinfo: bytes) -> bytes:
+def core_notes(machine: Machine) -> bytes:
     """The notes of a dump: one CPU, and VMCOREINFO."""
-    return core_note(b"CORE", _NT_PRSTATUS, bytes(_PRSTATUS_SIZE)) + core_note(
-        b"VMCOREINFO", 0, vmcoreinfo
-    )
+    order = machine.plan.description.model.byteorder
+    prstatus = core_note(b"CORE", _NT_PRSTATUS, bytes(_PRSTATUS_SIZE), order)
+    return prstatus + core_note(b"VMCOREINFO", 0, machine.vmcoreinfo, order)
 
 
 @dataclass(frozen=True)
@@ -108,7 +84,7 @@ def write_vmcore(machine: Machine, file: IO[bytes], progress: Progress) -> None:
     """
     space = machine.plan.space
     first = machine.plan.kernel_pfn
-    segments = [_Segment(first, first + KERNEL_PAGES, space.text)]
+    segments = [_Segment(first, first + machine.plan.kernel_pages, space.text)]
     segments += [
         _Segment(start, end, space.virtual(start))
         for start, end in _dumped(machine.image)
@@ -119,57 +95,50 @@ def write_vmcore(machine: Machine, file: IO[bytes], progress: Progress) -> None:
 def _write(
     machine: Machine, file: IO[bytes], segments: list[_Segment], progress: Progress
 ) -> None:
-    notes = core_notes(machine.vmcoreinfo)
+    notes, page = core_notes(machine), machine.plan.page_size
+    description = machine.plan.description
+    order = machine.plan.order
     count = len(segments) + 1
-    note_offset = _EHDR.sizeof() + count * _PHDR.sizeof()
+    note_offset = _EHDR_SIZE + count * _PHDR_SIZE
+    ident = bytes((0x7F, *b"ELF", 2, _ELFDATA[description.model.byteorder], 1))
     file.write(
-        _EHDR.build(
-            {
-                "e_ident": _ELFCLASS64_LSB,
-                "e_type": _ET_CORE,
-                "e_machine": _EM_X86_64,
-                "e_version": 1,
-                "e_entry": 0,
-                "e_phoff": _EHDR.sizeof(),
-                "e_shoff": 0,
-                "e_flags": 0,
-                "e_ehsize": _EHDR.sizeof(),
-                "e_phentsize": _PHDR.sizeof(),
-                "e_phnum": count,
-                "e_shentsize": 0,
-                "e_shnum": 0,
-                "e_shstrndx": 0,
-            }
+        ident.ljust(16, b"\0")
+        + struct.pack(
+            order + _EHDR,
+            _ET_CORE,
+            ARCHITECTURES[description.architecture].elf_machine,
+            1,  # EV_CURRENT
+            0,
+            _EHDR_SIZE,
+            0,
+            0,
+            _EHDR_SIZE,
+            _PHDR_SIZE,
+            count,
+            0,
+            0,
+            0,
         )
     )
-    file.write(_phdr(_PT_NOTE, note_offset, 0, 0, len(notes)))
-    data = -(-(note_offset + len(notes)) // PAGE_SIZE) * PAGE_SIZE
+
+    def header(kind: int, offset: int, vaddr: int, paddr: int, size: int) -> bytes:
+        flags = 7 if kind == _PT_LOAD else 0
+        return struct.pack(
+            order + _PHDR, kind, flags, offset, vaddr, paddr, size, size, 0
+        )
+
+    file.write(header(_PT_NOTE, note_offset, 0, 0, len(notes)))
+    data = -(-(note_offset + len(notes)) // page) * page
     offsets = []
     for segment in segments:
-        size = (segment.end - segment.start) * PAGE_SIZE
-        address = segment.start * PAGE_SIZE
-        file.write(_phdr(_PT_LOAD, data, segment.vaddr, address, size))
+        size = (segment.end - segment.start) * page
+        address = segment.start * page
+        file.write(header(_PT_LOAD, data, segment.vaddr, address, size))
         offsets.append((segment.start, segment.end, data))
         data += size
     file.write(notes)
     _write_memory(machine.image, file, offsets, progress)
     file.truncate(data)
-
-
-def _phdr(kind: int, offset: int, vaddr: int, paddr: int, size: int) -> bytes:
-    header: bytes = _PHDR.build(
-        {
-            "p_type": kind,
-            "p_flags": 7 if kind == _PT_LOAD else 0,
-            "p_offset": offset,
-            "p_vaddr": vaddr,
-            "p_paddr": paddr,
-            "p_filesz": size,
-            "p_memsz": size,
-            "p_align": 0,
-        }
-    )
-    return header
 
 
 def _write_memory(
@@ -189,7 +158,7 @@ def _write_memory(
             first, last = max(pfn, start), min(pfn + len(rows), end)
             if first < last:
                 part = slice(first - pfn, last - pfn)
-                at = offset + (first - start) * PAGE_SIZE
+                at = offset + (first - start) * image.page_size
                 _write_used(file, at, rows[part], used[part])
         progress(len(rows))
 
@@ -199,7 +168,7 @@ def _write_used(
 ) -> None:
     edges = np.flatnonzero(np.diff(np.concatenate(([0], used.view(np.int8), [0]))))
     for first, last in edges.reshape(-1, 2).tolist():
-        file.seek(offset + first * PAGE_SIZE)
+        file.seek(offset + first * rows.shape[1])
         file.write(np.ascontiguousarray(rows[first:last]).data)
 
 
@@ -210,13 +179,18 @@ def program(machine: Machine, *, is_live: bool = False) -> Program:
     :param is_live: Whether to pass it off as a running kernel, whose memory may
         change from one read to the next.
     """
-    prog = Program(Platform(Architecture.X86_64))
+    description = machine.plan.description
+    flags = PlatformFlags.IS_64_BIT
+    if description.model.byteorder == "little":
+        flags |= PlatformFlags.IS_LITTLE_ENDIAN
+    architecture = Architecture[description.architecture.upper()]
+    prog = Program(Platform(architecture, flags))
 
     def read(address: int, count: int, _offset: int, _physical: bool) -> bytes:
         return machine.image.read(address, count)
 
+    page = machine.plan.page_size
     for start, end in _dumped(machine.image):
-        size = (end - start) * PAGE_SIZE
-        prog.add_memory_segment(start * PAGE_SIZE, size, read, True)
+        prog.add_memory_segment(start * page, (end - start) * page, read, True)
     prog.set_linux_kernel_custom(machine.vmcoreinfo, is_live)
     return prog

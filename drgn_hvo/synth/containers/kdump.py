@@ -22,12 +22,15 @@ from drgn_hvo.formats.kdump_writer import (
     pack_page,
     pfn_bitmap,
 )
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.synth.containers.elf import CHUNK_FRAMES, Progress, core_notes
-from drgn_hvo.synth.described.generations import PAGE_SIZE
 from drgn_hvo.synth.machine.frames import Range, subtract
 from drgn_hvo.synth.machine.machine import Machine
 
 __all__ = ("FlattenedFile", "write_kdump")
+
+# MAX_SIZE_MDF_HEADER.
+_HEADER_SIZE = 4096
 
 # Everything but zero pages is filtered: cache, user and free pages.
 _DUMP_LEVEL = 30
@@ -50,13 +53,14 @@ def write_kdump(machine: Machine, file: IO[bytes], progress: Progress) -> None:
         nodename="synthetic",
         release=plan.description.release_string,
         version="#1 SMP",
-        machine=plan.description.architecture,
-        page_size=PAGE_SIZE,
-        phys_base=plan.space.phys_base,
+        machine=plan.description.model.uname,
+        page_size=plan.page_size,
+        phys_base=Vmcoreinfo(machine.vmcoreinfo).number("phys_base") or 0,
         vmcoreinfo=machine.vmcoreinfo,
-        notes=core_notes(machine.vmcoreinfo),
+        notes=core_notes(machine),
         dump_level=_DUMP_LEVEL,
         max_mapnr=plan.max_pfn,
+        byteorder=plan.description.model.byteorder,
     )
     memory = pfn_bitmap(image.memory, plan.max_pfn)
     dumped = pfn_bitmap(_dumped(machine), plan.max_pfn)
@@ -86,7 +90,7 @@ class FlattenedFile:
         self._file = file
         self._position = 0
         header = np.array((FLATTENED_SIGNATURE, 1, 1), dtype=FLATTENED_HEADER)
-        file.write(header.tobytes().ljust(PAGE_SIZE, b"\0"))
+        file.write(header.tobytes().ljust(_HEADER_SIZE, b"\0"))
 
     def write(self, data: bytes) -> int:
         """Record data at the present position."""

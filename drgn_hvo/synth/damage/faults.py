@@ -19,7 +19,7 @@ from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.tail_words import set_compound_head
 from drgn_hvo.synth.damage.targets import Change, Targets
 from drgn_hvo.synth.described.description import Description
-from drgn_hvo.synth.described.generations import PAGE_SIZE, Generation
+from drgn_hvo.synth.described.generations import Generation
 from drgn_hvo.synth.machine.machine import Machine, build_machine
 from drgn_hvo.synth.machine.struct_pages import flags_shifts
 from drgn_hvo.synth.machine.structures import HPG_FLAGS
@@ -157,16 +157,16 @@ def _boot_overwritten(t: Targets) -> Changes:
     page = bytearray()
     for i in range(g.geometry.pages_per_slice):
         one = bytearray(t.size)
-        lru = (t.lru(tail.last_alias + i)).to_bytes(8, "little")
+        lru = t.packed(t.lru(tail.last_alias + i), 8)
         at = t.page.offset("lru")
         one[at : at + 16] = lru * 2
         flags = zone.nid << node_shift | zone.index << zone_shift
-        one[0:8] = flags.to_bytes(8, "little")
+        one[0:8] = t.packed(flags, 8)
         at = t.page.offset("_mapcount")
-        one[at : at + 8] = b"\xff\xff\xff\xff\x01\x00\x00\x00"
+        one[at : at + 8] = t.packed(0xFFFFFFFF, 4) + t.packed(1, 4)
         page += one
     what = "every tail of a shared page, by memmap_init()"
-    return [Change(tail.pfn * PAGE_SIZE, bytes(page), what)]
+    return [Change(tail.pfn * t.plan.page_size, bytes(page), what)]
 
 
 def _slot(t: Targets, pfn: int, what: str) -> Changes:
@@ -201,36 +201,41 @@ def _two_slots(t: Targets) -> Changes:
 
 def _pte_foreign(t: Targets) -> Changes:
     entry = t.machine.slice_entry(t.optimized_head(), 3)
-    flags = t.read(entry) & ~((1 << 52) - (1 << 12))
-    value = flags | t.kernel_frame() << 12
-    return [t.word(entry, value, "entry of slice 3 of a folio")]
+    value = t.page_table.with_frame(t.read_entry(entry), 0, t.kernel_frame())
+    return [t.entry(entry, value, "entry of slice 3 of a folio")]
 
 
 def _pte_writable(t: Targets) -> Changes:
     entry = t.machine.slice_entry(t.optimized_head(), 3)
-    return [t.flip(entry, 2, "writable bit of slice 3 of a folio")]
+    if t.page_table.tails_are_writable:
+        architecture = t.plan.description.architecture
+        raise UsageError(f"shared tails are writable on {architecture} anyway")
+    value = t.page_table.with_write(t.read_entry(entry), 0, allowed=True)
+    return [t.entry(entry, value, "writable bit of slice 3 of a folio")]
 
 
 def _pte_none(t: Targets) -> Changes:
     entry = t.machine.slice_entry(t.optimized_head(), 3)
-    return [t.word(entry, 0, "entry of slice 3 of a folio")]
+    empty = t.page_table.protections.empty
+    return [t.entry(entry, empty[0] if empty else 0, "entry of slice 3 of a folio")]
 
 
 def _head_shared(t: Targets) -> Changes:
     one = t.machine.slice_entry(t.optimized_head(0))
     two = t.machine.slice_entry(t.optimized_head(1))
-    return [t.word(two, t.read(one), "entry of slice 0 of a folio")]
+    return [t.entry(two, t.read_entry(one), "entry of slice 0 of a folio")]
 
 
 def _head_read_only(t: Targets) -> Changes:
     entry = t.machine.slice_entry(t.optimized_head())
-    return [t.flip(entry, 2, "writable bit of slice 0 of a folio")]
+    value = t.page_table.with_write(t.read_entry(entry), 0, allowed=False)
+    return [t.entry(entry, value, "writable bit of slice 0 of a folio")]
 
 
 def _stray(t: Targets) -> Changes:
     entry = t.machine.slice_entry(t.order_0_slice())
-    value = t.read(t.machine.slice_entry(t.optimized_head(), 1))
-    return [t.word(entry, value, "entry of a slice of order-0 pages")]
+    value = t.read_entry(t.machine.slice_entry(t.optimized_head(), 1))
+    return [t.entry(entry, value, "entry of a slice of order-0 pages")]
 
 
 # Folios.

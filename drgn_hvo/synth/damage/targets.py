@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Optional
 
 from drgn_hvo.errors import UsageError
+from drgn_hvo.formats.byteorder import ByteOrder
+from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.synth.described.description import HugePages
-from drgn_hvo.synth.described.generations import PAGE_SIZE
 from drgn_hvo.synth.machine.machine import Machine
 from drgn_hvo.synth.machine.plan import AnyPlaced, Placed
 from drgn_hvo.synth.machine.vmemmap_writer import HeadFrames, TailPage
@@ -48,6 +49,7 @@ class Targets:
         self.machine = machine
         self.plan = machine.plan
         self.page = machine.plan.structures.page
+        self._byteorder = machine.plan.description.model.byteorder
         self.size = machine.plan.generation.struct_page_size
 
     def _missing(self, what: str) -> UsageError:
@@ -64,7 +66,11 @@ class Targets:
 
     def tail_field(self, member: str, index: int = INDEX) -> int:
         """A field of a struct page in the shared page of tails."""
-        return self.tail().pfn * PAGE_SIZE + index * self.size + self._offset(member)
+        return (
+            self.tail().pfn * self.plan.page_size
+            + index * self.size
+            + self._offset(member)
+        )
 
     def _offset(self, member: str) -> int:
         return self.page.offset(
@@ -187,12 +193,34 @@ class Targets:
 
     def read(self, address: int, size: int = 8) -> int:
         """A number in memory."""
-        return int.from_bytes(self.machine.image.read(address, size), "little")
+        return int.from_bytes(self.machine.image.read(address, size), self._byteorder)
+
+    def packed(self, value: int, size: int) -> bytes:
+        """A number as it is in memory."""
+        return value.to_bytes(size, self._byteorder)
+
+    @property
+    def page_table(self) -> PageTableFormat:
+        """How page tables are laid out."""
+        return self.machine.tables.format
+
+    @property
+    def _entry_byteorder(self) -> ByteOrder:
+        return self.page_table.entry_byteorder or self._byteorder
+
+    def read_entry(self, address: int) -> int:
+        """A page table entry."""
+        data = self.machine.image.read(address, 8)
+        return int.from_bytes(data, self._entry_byteorder)
+
+    def entry(self, address: int, value: int, what: str) -> Change:
+        """A change of a page table entry."""
+        return Change(address, value.to_bytes(8, self._entry_byteorder), what)
 
     def word(self, address: int, value: int, what: str, size: int = 8) -> Change:
         """A change of a number."""
         mask = (1 << (8 * size)) - 1
-        return Change(address, (value & mask).to_bytes(size, "little"), what)
+        return Change(address, (value & mask).to_bytes(size, self._byteorder), what)
 
     def flip(self, address: int, bits: int, what: str, size: int = 8) -> Change:
         """A change of bits."""

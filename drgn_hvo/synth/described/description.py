@@ -11,28 +11,21 @@ can have is refused with one line that says why.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Optional, Union
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional, Union
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.described.generations import PAGE_SIZE, Generation, generation
+from drgn_hvo.formats.architectures import ARCHITECTURES
+from drgn_hvo.formats.machine_models import KernelLayout, MachineModel
+from drgn_hvo.synth.described.generations import Generation, generation
 from drgn_hvo.synth.machine.structures import HUGE_MAX_HSTATE, ZONE_NAMES
 
 __all__ = (
-    "HSTATE_ORDERS",
-    "SECTION_PAGES",
     "Description",
     "HugePages",
     "Node",
     "Pages",
 )
-
-#: The huge pages of x86-64: PMD and PUD size. Other orders can be described, too:
-#: other architectures have them.
-HSTATE_ORDERS = (9, 18)
-
-#: Pages in a section: SECTION_SIZE_BITS is 27 on x86-64.
-SECTION_PAGES = 1 << (27 - 12)
 
 _GIB = 1 << 30
 _PMD_SIZE = 2 << 20
@@ -110,12 +103,17 @@ class Description:
 
     :param generation: Name of an entry of
         :data:`~drgn_hvo.synth.described.generations.GENERATIONS`.
-    :param paging_levels: 4 or 5.
+    :param architecture: A key of
+        :data:`~drgn_hvo.formats.architectures.ARCHITECTURES`.
+    :param page_size: 0 for the architecture's usual one.
+    :param paging_levels: 0 for the architecture's usual number.
     :param kernel_offset: KASLR: how far the kernel is from where it was linked.
-    :param physical_start: KASLR: where the kernel lies in memory.
+    :param physical_start: KASLR: where the kernel lies in memory; 0 for 16 MiB behind
+        its beginning.
     :param page_offset_shift: KASLR: how far the direct map has moved.
     :param vmemmap_shift: KASLR: how far vmemmap has moved.
-    :param hstates: Orders of the pools, as the kernel lists them.
+    :param hstates: Orders of the pools, as the kernel lists them; empty for those that
+        the architecture has.
     :param reserved: Reserved huge pages, by order.
     :param hvo: The run-time switch; ``None`` for on where HVO is built.
     :param seed: Decides the order in which frames were handed out.
@@ -126,26 +124,59 @@ class Description:
     huge_pages: tuple[HugePages, ...] = ()
     pages: tuple[Pages, ...] = ()
     architecture: str = "x86_64"
-    page_size: int = PAGE_SIZE
+    page_size: int = 0
     struct_page_size: Optional[int] = None
     release: Optional[str] = None
-    paging_levels: int = 4
+    paging_levels: int = 0
     kernel_offset: int = 0
-    physical_start: int = 16 << 20
+    physical_start: int = 0
     page_offset_shift: int = 0
     vmemmap_shift: int = 0
-    hstates: tuple[int, ...] = HSTATE_ORDERS
+    hstates: tuple[int, ...] = ()
     reserved: dict[int, int] = field(default_factory=dict)
     hvo: Optional[bool] = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _check_architecture(self)
+        for name, value in _defaults(self).items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
         _check(self)
 
     @property
+    def model(self) -> MachineModel:
+        """Machines of the architecture."""
+        return ARCHITECTURES[self.architecture].model
+
+    @property
+    def page_shift(self) -> int:
+        """``PAGE_SHIFT``."""
+        return self.page_size.bit_length() - 1
+
+    @property
+    def section_pages(self) -> int:
+        """``PAGES_PER_SECTION``."""
+        return 1 << (self.model.section_size_bits[self.page_shift] - self.page_shift)
+
+    @property
+    def layout(self) -> KernelLayout:
+        """Where the kernel has what, before KASLR moves it."""
+        return self.model.layouts[self.page_shift, self.paging_levels]
+
+    @property
     def kernel_generation(self) -> Generation:
-        """The entry that :attr:`generation` names."""
-        return generation(self.generation)
+        """The entry that :attr:`generation` names, on this architecture."""
+        entry = generation(self.generation)
+        kallsyms = entry.kallsyms
+        if kallsyms == "percpu" and not self.model.percpu_symbols:
+            kallsyms = "base"
+        return replace(
+            entry,
+            kallsyms=kallsyms,
+            page_size=self.page_size,
+            largest_order=self.model.max_folio_order.get(self.page_shift),
+        )
 
     @property
     def hvo_enabled(self) -> bool:
@@ -178,6 +209,32 @@ def _refuse(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def _check_architecture(d: Description) -> None:
+    known = ", ".join(ARCHITECTURES)
+    _refuse(
+        d.architecture not in ARCHITECTURES,
+        f"architecture {d.architecture!r} cannot be made up; there are: {known}",
+    )
+    sizes = [1 << shift for shift in d.model.page_shifts]
+    _refuse(
+        d.page_size not in (0, *sizes),
+        f"{d.architecture} has no pages of {d.page_size} bytes",
+    )
+
+
+def _defaults(d: Description) -> dict[str, Any]:
+    """What stands for values that are not given."""
+    shift = (d.page_size or 1 << d.model.page_shifts[0]).bit_length() - 1
+    begin = min((r[0] for node in d.nodes for r in node.ranges), default=0) << shift
+    below = -(-begin // _PMD_SIZE) * _PMD_SIZE if begin >= 16 << 20 else 0
+    return {
+        "page_size": 1 << shift,
+        "paging_levels": d.model.levels(shift)[0],
+        "physical_start": below + (16 << 20),
+        "hstates": d.model.huge_orders[shift],
+    }
+
+
 def _check(description: Description) -> None:
     _check_machine(description)
     _check_nodes(description)
@@ -189,20 +246,17 @@ def _check(description: Description) -> None:
 
 
 def _check_machine(d: Description) -> None:
-    entry = generation(d.generation)
-    _refuse(
-        d.architecture != "x86_64",
-        f"architecture {d.architecture!r} cannot be made up: only x86_64 can",
-    )
-    _refuse(d.page_size != PAGE_SIZE, f"x86_64 has no pages of {d.page_size} bytes")
+    entry = d.kernel_generation
     _refuse(
         d.struct_page_size not in (None, entry.struct_page_size),
         f"struct page has {entry.struct_page_size} bytes in {entry.name}, "
         f"not {d.struct_page_size}",
     )
+    levels = d.model.levels(d.page_shift)
     _refuse(
-        d.paging_levels not in (4, 5),
-        f"x86_64 has 4 or 5 levels of page tables, not {d.paging_levels}",
+        d.paging_levels not in levels,
+        f"{d.architecture} has {' or '.join(map(str, levels))} levels of page tables, "
+        f"not {d.paging_levels}",
     )
     for name, unit, limit in (
         ("kernel_offset", _PMD_SIZE, _GIB - (32 << 20)),
@@ -211,6 +265,10 @@ def _check_machine(d: Description) -> None:
         ("vmemmap_shift", _GIB, 1 << 38),
     ):
         value = getattr(d, name)
+        _refuse(
+            bool(value) and name not in (*d.model.kaslr, "physical_start"),
+            f"{d.architecture} has no {name}",
+        )
         _refuse(
             value % unit != 0 or not 0 <= value <= limit,
             f"{name} {value:#x} is not a multiple of {unit:#x} up to {limit:#x}",
@@ -229,10 +287,11 @@ def _check_machine(d: Description) -> None:
 
 def _check_pools(d: Description) -> None:
     orders = d.hstates
+    largest = max(d.model.huge_orders[d.page_shift])
     _refuse(
         not 0 < len(set(orders)) == len(orders) <= HUGE_MAX_HSTATE
-        or not all(0 < order <= max(HSTATE_ORDERS) for order in orders),
-        f"there are one or two pools, of different orders from 1 to 18, "
+        or not all(0 < order <= largest for order in orders),
+        f"there are one or two pools, of different orders from 1 to {largest}, "
         f"not {list(orders)}",
     )
 
@@ -247,7 +306,7 @@ def _check_reserved(d: Description) -> None:
 def _check_nodes(d: Description) -> None:
     _refuse(not d.nodes, "a machine has at least one node")
     # The direct map and its KASLR offset must end below vmalloc.
-    limit = 1 << (45 - 12 if d.paging_levels == 4 else 48 - 12)
+    limit = 1 << (d.layout.memory_bits - d.page_shift)
     ids = [node.id for node in d.nodes]
     _refuse(len(set(ids)) != len(ids), "two nodes have the same id")
     memory: list[tuple[Range, str]] = []
@@ -360,7 +419,8 @@ def _check_pages(d: Description, group: Pages) -> None:
     what = f"{group.kind} pages of order {group.order} on node {group.node}"
     _refuse(group.kind not in KINDS, f"{what}: kind is one of {', '.join(KINDS)}")
     single = group.kind in ("poisoned", "reserved")
-    most = {"buddy": 10, "thp": 9}.get(group.kind, 0 if single else 10)
+    thp = d.model.huge_orders[d.page_shift][0]
+    most = {"buddy": 10, "thp": thp}.get(group.kind, 0 if single else 10)
     least = 0 if single or group.kind == "buddy" else 1
     _refuse(
         not least <= group.order <= most,

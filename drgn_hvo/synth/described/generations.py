@@ -24,8 +24,6 @@ from drgn_hvo.formats.tail_words import (
 
 __all__ = ("GENERATIONS", "Generation", "generation")
 
-PAGE_SIZE = 4096
-
 
 @dataclass(frozen=True)
 class Generation:
@@ -55,6 +53,8 @@ class Generation:
     :param tail_mapcount: ``_mapcount`` of a shared tail allocated at run time.
     :param tail_has_zone: A shared tail has its owner's node and zone bits.
     :param hvo_enabled: Whether it makes sense to switch HVO on.
+    :param page_size: ``PAGE_SIZE``, which is the architecture's to say.
+    :param largest_order: ``MAX_FOLIO_ORDER``, where there are no gigantic pages.
     """
 
     name: str
@@ -78,11 +78,13 @@ class Generation:
     tail_mapcount: int = -1
     tail_has_zone: bool = True
     hvo_enabled: bool = True
+    page_size: int = 4096
+    largest_order: Optional[int] = None
 
     @property
     def geometry(self) -> Geometry:
         """Page size and sizeof(struct page)."""
-        return Geometry(PAGE_SIZE, self.struct_page_size)
+        return Geometry(self.page_size, self.struct_page_size)
 
     @property
     def has_mask(self) -> bool:
@@ -92,6 +94,8 @@ class Generation:
     @property
     def max_order(self) -> int:
         """``MAX_FOLIO_ORDER``."""
+        if self.largest_order is not None:
+            return self.largest_order
         return max_folio_order(self.geometry.page_shift)
 
     @property

@@ -16,6 +16,7 @@ from typing import Optional, Union
 
 from drgn_hvo.formats.btf import BtfKind
 from drgn_hvo.formats.btf_header import pack_btf
+from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 from drgn_hvo.synth.machine.ctype import (
     UINT,
     Array,
@@ -31,7 +32,9 @@ __all__ = ("write_btf",)
 
 
 class _Writer:
-    def __init__(self) -> None:
+    def __init__(self, byteorder: ByteOrder) -> None:
+        self._byteorder = byteorder
+        self._order = type_prefix(byteorder)
         self._records: list[bytes] = []
         self._ids: dict[object, int] = {}
         self._strings = bytearray(b"\0")
@@ -54,10 +57,12 @@ class _Writer:
         self, type_id: int, name: Optional[str], kind: BtfKind, vlen: int, word: int
     ) -> None:
         info = kind << 24 | vlen
-        self._records[type_id - 1] = struct.pack("<III", self._string(name), info, word)
+        self._records[type_id - 1] = struct.pack(
+            f"{self._order}III", self._string(name), info, word
+        )
 
     def _append(self, type_id: int, *words: int) -> None:
-        self._records[type_id - 1] += struct.pack(f"<{len(words)}I", *words)
+        self._records[type_id - 1] += struct.pack(f"{self._order}{len(words)}I", *words)
 
     def add(self, c_type: CType) -> int:
         """The ID of a type, which is written if it is not yet."""
@@ -128,19 +133,21 @@ class _Writer:
     def finish(self) -> bytes:
         """The blob."""
         types = b"".join(self._records)
-        return pack_btf("little", types, bytes(self._strings))
+        return pack_btf(self._byteorder, types, bytes(self._strings))
 
 
-def write_btf(types: Iterable[CType], functions: Iterable[str] = ()) -> bytes:
+def write_btf(
+    types: Iterable[CType], byteorder: ByteOrder, functions: Iterable[str] = ()
+) -> bytes:
     """
-    A BTF blob, little endian.
+    A BTF blob.
 
     :param functions: Names of functions, of which only the name matters.
 
     A pointer to a structure that comes later in *types* is written as one to a
     declaration, as compilers do for structures that are opaque in one file.
     """
-    writer = _Writer()
+    writer = _Writer(byteorder)
     for c_type in types:
         writer.add(c_type)
     for name in functions:

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.described.generations import PAGE_SIZE
 
 __all__ = ("Extent", "FrameAllocator", "Image", "subtract")
 
@@ -111,10 +110,10 @@ class Extent:
     make: Maker
 
     @classmethod
-    def stored(cls, pfn: int, data: bytes) -> Extent:
+    def stored(cls, pfn: int, data: bytes, page_size: int) -> Extent:
         """An extent of these bytes, filled up with zeros."""
-        count = -(-len(data) // PAGE_SIZE)
-        rows = np.zeros((count, PAGE_SIZE), dtype=np.uint8)
+        count = -(-len(data) // page_size)
+        rows = np.zeros((count, page_size), dtype=np.uint8)
         rows.reshape(-1)[: len(data)] = np.frombuffer(data, dtype=np.uint8)
         return cls.rows(pfn, rows)
 
@@ -131,8 +130,11 @@ class Image:
     :param memory: Ranges of PFNs with memory, ascending.
     """
 
-    def __init__(self, memory: list[Range], extents: Iterable[Extent]) -> None:
+    def __init__(
+        self, memory: list[Range], extents: Iterable[Extent], page_size: int
+    ) -> None:
         self.memory = memory
+        self.page_size = page_size
         self.extents = sorted(extents, key=lambda extent: extent.pfn)
         self._starts = [extent.pfn for extent in self.extents]
         for one, two in zip(self.extents, self.extents[1:]):
@@ -189,7 +191,7 @@ class Image:
         """One frame."""
         index = self._find(pfn)
         if index < 0:
-            return np.zeros(PAGE_SIZE, dtype=np.uint8)
+            return np.zeros(self.page_size, dtype=np.uint8)
         extent = self.extents[index]
         rows = self._made_extent(index)
         if rows is None:
@@ -200,14 +202,14 @@ class Image:
         """Bytes at a physical address."""
         parts = []
         while size:
-            pfn, offset = divmod(address, PAGE_SIZE)
+            pfn, offset = divmod(address, self.page_size)
             index = self._find(pfn)
             rows = None if index < 0 else self._made_extent(index)
             if rows is None:
                 flat, at = self.read_frame(pfn), offset
             else:
                 flat = rows.reshape(-1)
-                at = address - self.extents[index].pfn * PAGE_SIZE
+                at = address - self.extents[index].pfn * self.page_size
             part = flat[at : at + size].tobytes()
             parts.append(part)
             address += len(part)
@@ -220,8 +222,8 @@ class Image:
 
         :raises ValueError: if that frame has no content to change.
         """
-        pfn, offset = divmod(address, PAGE_SIZE)
-        if offset + len(data) > PAGE_SIZE or not self.has(pfn):
+        pfn, offset = divmod(address, self.page_size)
+        if offset + len(data) > self.page_size or not self.has(pfn):
             raise ValueError(f"nothing to change at {address:#x}")
         frame = self.read_frame(pfn).copy()
         frame[offset : offset + len(data)] = np.frombuffer(data, dtype=np.uint8)

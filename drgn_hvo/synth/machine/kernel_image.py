@@ -12,18 +12,15 @@ from __future__ import annotations
 
 from typing import Union
 
+from drgn_hvo.formats.byteorder import ByteOrder
 from drgn_hvo.formats.kallsyms import KernelSymbol
 from drgn_hvo.formats.kallsyms_writer import kallsyms_tables
-from drgn_hvo.synth.described.generations import PAGE_SIZE
 from drgn_hvo.synth.machine.btf_writer import write_btf
 from drgn_hvo.synth.machine.ctype import Compound
 from drgn_hvo.synth.machine.frames import Extent
-from drgn_hvo.synth.machine.plan import KERNEL_PAGES, Plan
+from drgn_hvo.synth.machine.plan import IMAGE_SECTION, Plan
 
 __all__ = ("KernelImage", "StructBytes")
-
-_PMD_SIZE = 2 << 20
-_PMD_PAGES = _PMD_SIZE // PAGE_SIZE
 
 # Functions of which nobody reads more than the name: drgn finds out about
 # CONFIG_SPARSEMEM_VMEMMAP by asking for vmemmap_populate().
@@ -44,8 +41,9 @@ _FUNCTIONS = (
 class StructBytes:
     """The bytes of a structure, set member by member."""
 
-    def __init__(self, c_type: Compound) -> None:
+    def __init__(self, c_type: Compound, byteorder: ByteOrder) -> None:
         self._type = c_type
+        self._byteorder = byteorder
         self.data = bytearray(c_type.size)
 
     def set(self, path: str, value: Union[int, bytes]) -> None:
@@ -57,7 +55,7 @@ class StructBytes:
             self.data[offset : offset + len(value)] = value
             return
         mask = (1 << (8 * member_type.size)) - 1
-        data = (value & mask).to_bytes(member_type.size, "little")
+        data = (value & mask).to_bytes(member_type.size, self._byteorder)
         self.data[offset : offset + member_type.size] = data
 
 
@@ -68,7 +66,7 @@ class _Section:
 
     def place(self, size: int, align: int) -> int:
         at = -(-len(self.data) // align) * align
-        if at + size > _PMD_SIZE:
+        if at + size > IMAGE_SECTION:
             raise ValueError("the kernel image has no room left")
         self.data += bytes(at + size - len(self.data))
         return self.address + at
@@ -85,8 +83,8 @@ class KernelImage:
         self._plan = plan
         text = plan.space.text
         self._text = _Section(text)
-        self._rodata = _Section(text + _PMD_SIZE)
-        self._data = _Section(text + 2 * _PMD_SIZE)
+        self._rodata = _Section(text + IMAGE_SECTION)
+        self._data = _Section(text + 2 * IMAGE_SECTION)
         self._symbols: dict[str, KernelSymbol] = {}
         self._functions()
         self._types()
@@ -108,8 +106,9 @@ class KernelImage:
             self.mark("cpu_number", 0x1B030, "A")
 
     def _types(self) -> None:
-        btf = write_btf(self._plan.structures.all, _FUNCTIONS)
-        address = self.rodata("__start_BTF", btf, 4096)
+        order = self._plan.description.model.byteorder
+        btf = write_btf(self._plan.structures.all, order, _FUNCTIONS)
+        address = self.rodata("__start_BTF", btf, self._plan.page_size)
         self.mark("__stop_BTF", address + len(btf), "R")
 
     def mark(self, name: str, address: int, kind: str) -> None:
@@ -162,7 +161,7 @@ class KernelImage:
             "kallsyms_token_index",
             "kallsyms_addresses" if addressing == "absolute" else "kallsyms_offsets",
         ]
-        if addressing == "percpu":
+        if addressing in ("base", "percpu"):
             names.append("kallsyms_relative_base")
         # As in the kernel's own passes of linking: sizes do not depend on addresses,
         # nor on their order, so a first pass says where everything will lie.
@@ -179,8 +178,12 @@ class KernelImage:
             *self._symbols.values(),
             *(KernelSymbol(name, places[name], "R") for name in names),
         ]
+        plan = self._plan
         tables = kallsyms_tables(
-            symbols, self._plan.generation.kallsyms, places[names[5]]
+            symbols,
+            plan.generation.kallsyms,
+            places[names[5]],
+            plan.description.model.byteorder,
         )
         parts = [
             tables.num_syms,
@@ -196,12 +199,12 @@ class KernelImage:
 
     def extents(self) -> list[Extent]:
         """The frames of the image, but for the top page table."""
-        pfn = self._plan.kernel_pfn
+        pfn, size = self._plan.kernel_pfn, self._plan.page_size
         return [
-            Extent.stored(pfn + i * _PMD_PAGES, bytes(section.data))
+            Extent.stored(pfn + i * IMAGE_SECTION // size, bytes(section.data), size)
             for i, section in enumerate((self._text, self._rodata, self._data))
         ]
 
     def end(self) -> int:
         """One more than the last address of the image."""
-        return self._plan.space.text + KERNEL_PAGES * PAGE_SIZE
+        return self._plan.space.text + self._plan.kernel_pages * self._plan.page_size

@@ -10,7 +10,7 @@ machine that has crashed. Every container holds the same machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 import struct
 
@@ -20,23 +20,21 @@ from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.synth.described.description import Description, HugePages, Node
-from drgn_hvo.synth.described.generations import PAGE_SIZE
-from drgn_hvo.synth.machine.frames import Extent, Image, Range
+from drgn_hvo.synth.machine.ctype import Compound
+from drgn_hvo.synth.machine.frames import Extent, Image, Range, subtract
 from drgn_hvo.synth.machine.kernel_image import KernelImage, StructBytes
-from drgn_hvo.synth.machine.pagetables import (
-    BuiltTables,
-    PageTables,
-)
-from drgn_hvo.synth.machine.plan import KERNEL_PAGES, Placed, Plan, make_plan
+from drgn_hvo.synth.machine.pagetables import BuiltTables, PageTables, TakeTables
+from drgn_hvo.synth.machine.plan import IMAGE_SECTION, Placed, Plan, make_plan
 from drgn_hvo.synth.machine.struct_pages import Links, PageWriter
 from drgn_hvo.synth.machine.structures import FREE_AREA_ORDERS, ZONE_NAMES
-from drgn_hvo.synth.machine.vmcoreinfo_writer import mem_section_roots, write_vmcoreinfo
+from drgn_hvo.synth.machine.vmcoreinfo_writer import (
+    made_kernel,
+    mem_section_roots,
+    write_vmcoreinfo,
+)
 from drgn_hvo.synth.machine.vmemmap_writer import VmemmapWriter
 
 __all__ = ("Machine", "build_machine")
-
-_PMD_PAGES = 512
-_PUD_PAGES = 512 * 512
 
 # SECTION_MARKED_PRESENT, _HAS_MEM_MAP, _IS_ONLINE, _IS_EARLY.
 _SECTION_FLAGS = 0xF
@@ -67,11 +65,11 @@ class Machine:
         :raises KeyError: if it has none of its own.
         """
         offset = pfn * self.plan.generation.struct_page_size
-        slice_, rest = divmod(offset, PAGE_SIZE)
+        slice_, rest = divmod(offset, self.plan.page_size)
         frame = self.vmemmap.frame_of(slice_)
         if frame is None:
             frame = self._head_frame(pfn)
-        return frame * PAGE_SIZE + rest
+        return frame * self.plan.page_size + rest
 
     def _head_frame(self, pfn: int) -> int:
         per_slice = self.plan.generation.geometry.pages_per_slice
@@ -85,19 +83,24 @@ class Machine:
 
     def slice_entry(self, pfn: int, slice_: int = 0) -> int:
         """Physical address of the page table entry of a slice of a folio."""
-        address = self.plan.space.page_address(pfn) + slice_ * PAGE_SIZE
-        return self.tables.entry(address & -PAGE_SIZE, 0)
+        size = self.plan.page_size
+        address = self.plan.space.page_address(pfn) + slice_ * size
+        return self.tables.entry(address & -size, 0)
 
 
 class _Builder:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.reserved: list[Range] = [(plan.kernel_pfn, plan.kernel_pfn + KERNEL_PAGES)]
+        self._order = plan.order
+        self._byteorder = plan.description.model.byteorder
+        self.reserved: list[Range] = [
+            (plan.kernel_pfn, plan.kernel_pfn + plan.kernel_pages)
+        ]
         if any(start == 0 for start, _ in plan.memory):
             self.reserved.append((0, 1))
         # The firmware's page is there, and zero.
         self.extents: list[Extent] = [
-            Extent.stored(start, bytes(PAGE_SIZE)) for start, _ in self.reserved[1:]
+            self._stored(start, bytes(plan.page_size)) for start, _ in self.reserved[1:]
         ]
         self.kernel = KernelImage(plan)
         self.links: dict[int, Links] = {}
@@ -114,17 +117,36 @@ class _Builder:
             self.reserved.append((pfn, pfn + count))
         return pfn
 
+    def _stored(self, pfn: int, data: bytes) -> Extent:
+        return Extent.stored(pfn, data, self.plan.page_size)
+
+    def _struct(self, c_type: Compound) -> StructBytes:
+        return StructBytes(c_type, self._byteorder)
+
+    def _pack(self, form: str, *values: int) -> bytes:
+        """As :func:`struct.pack()`, in the kernel's byte order."""
+        return struct.pack(self._order + form, *values)
+
     def store(self, nid: int, data: bytes, what: str) -> int:
         """Put data into frames of their own; its physical address."""
-        pfn = self.take(nid, -(-len(data) // PAGE_SIZE), what)
-        self.extents.append(Extent.stored(pfn, data))
-        return pfn * PAGE_SIZE
+        size = self.plan.page_size
+        pfn = self.take(nid, -(-len(data) // size), what)
+        self.extents.append(self._stored(pfn, data))
+        return pfn * size
+
+    def _noted(self) -> Vmcoreinfo:
+        """What VMCOREINFO says so far, which is enough for an architecture."""
+        return Vmcoreinfo(write_vmcoreinfo(self.plan, self.kernel, mem_section=0))
 
     def page_table_format(self) -> PageTableFormat:
-        """That of this kernel: what VMCOREINFO says so far is enough for it."""
-        noted = Vmcoreinfo(write_vmcoreinfo(self.plan, self.kernel, mem_section=0))
+        """That of this kernel."""
         entry = ARCHITECTURES[self.plan.description.architecture]
-        return entry.page_tables(noted)[0]
+        levels = self.plan.space.levels
+        return next(
+            form
+            for form in entry.page_tables(self._noted())
+            if len(form.levels) == levels
+        )
 
     def first_nid(self) -> int:
         """The node that the kernel lies on."""
@@ -137,43 +159,38 @@ class _Builder:
         plan, kernel = self.plan, self.kernel
         nodes = plan.description.nodes
 
-        def number(name: str, value: int, form: str = "<Q") -> None:
-            kernel.variable(name, struct.pack(form, value))
+        def number(name: str, value: int, form: str = "Q") -> None:
+            kernel.variable(name, self._pack(form, value))
 
-        kernel.reserve("swapper_pg_dir", PAGE_SIZE, PAGE_SIZE)
-        number("vmemmap_base", plan.space.vmemmap)
-        number("page_offset_base", plan.space.page_offset)
-        number("vmalloc_base", plan.space.vmalloc)
-        number("phys_base", plan.space.phys_base, "<q")
-        number("sme_me_mask", 0)
-        number("max_pfn", plan.max_pfn)
-        number("__pgtable_l5_enabled", int(plan.space.levels == 5), "<I")
-        number("pgdir_shift", 12 + 9 * (plan.space.levels - 1), "<I")
-        number("ptrs_per_p4d", 512 if plan.space.levels == 5 else 1, "<I")
-        number("nr_node_ids", max(node.id for node in nodes) + 1, "<I")
-        number("nr_online_nodes", len(nodes), "<I")
+        d = plan.description
+        size = max(plan.page_size, d.model.root_size)
+        kernel.reserve("swapper_pg_dir", size, size)
+        for name, value, form in d.model.variables(made_kernel(plan, kernel)):
+            number(name, value, form)
+        number("nr_node_ids", max(node.id for node in nodes) + 1, "I")
+        number("nr_online_nodes", len(nodes), "I")
         number("__highest_present_section_nr", plan.sections[-1])
-        number("hugetlb_max_hstate", len(plan.description.hstates), "<I")
-        number("default_hstate_idx", 0, "<I")
-        number("hugetlb_lock", 0, "<I")
+        number("hugetlb_max_hstate", len(plan.description.hstates), "I")
+        number("default_hstate_idx", 0, "I")
+        number("hugetlb_lock", 0, "I")
         if plan.generation.hvo_built:
             enabled = plan.description.hvo_enabled
-            number("vmemmap_optimize_enabled", int(enabled), "<B")
+            number("vmemmap_optimize_enabled", int(enabled), "B")
         self._uts()
         self._node_states()
-        init_mm = StructBytes(plan.structures.mm_struct)
+        init_mm = self._struct(plan.structures.mm_struct)
         init_mm.set("pgd", kernel.address("swapper_pg_dir"))
         kernel.variable("init_mm", bytes(init_mm.data))
         kernel.variable("saved_command_line", bytes(8))
 
     def _uts(self) -> None:
-        uts = StructBytes(self.plan.structures.uts_namespace)
+        uts = self._struct(self.plan.structures.uts_namespace)
         for name, text in (
             ("sysname", "Linux"),
             ("nodename", "synthetic"),
             ("release", self.plan.description.release_string),
             ("version", "#1 SMP"),
-            ("machine", self.plan.description.architecture),
+            ("machine", self.plan.description.model.uname),
             ("domainname", "(none)"),
         ):
             uts.set(f"name.{name}", text.encode())
@@ -182,7 +199,8 @@ class _Builder:
     def _node_states(self) -> None:
         size = self.plan.structures.nodemask_t.size
         mask = sum(1 << node.id for node in self.plan.description.nodes)
-        online = mask.to_bytes(size, "little")
+        words = [mask >> 64 * i & (1 << 64) - 1 for i in range(size // 8)]
+        online = self._pack(f"{size // 8}Q", *words)
         # N_POSSIBLE, N_ONLINE, N_NORMAL_MEMORY, N_MEMORY; the others do not matter.
         address = self.kernel.variable(
             "node_states", online * 4 + bytes(2 * size), align=64
@@ -195,7 +213,7 @@ class _Builder:
         if self.plan.generation.fake_heads:
             count = sum(p.group.count for p in self.plan.huge if p.optimized)
             self.kernel.variable(
-                "hugetlb_optimize_vmemmap_key", struct.pack("<QQ", count, 0)
+                "hugetlb_optimize_vmemmap_key", self._pack("QQ", count, 0)
             )
 
     # Lists.
@@ -231,7 +249,7 @@ class _Builder:
 
     def _hstate(self, order: int, address: int) -> bytes:
         c_type = self.plan.structures.hstate
-        state = StructBytes(c_type)
+        state = self._struct(c_type)
         groups = [p for p in self.plan.huge if p.group.order == order]
         self._counters(state, order, groups)
         active = [p for p in groups if p.group.list == "active"]
@@ -246,16 +264,17 @@ class _Builder:
     ) -> None:
         offset = self.plan.structures.hstate.offset(path)
         following, before = self._link(chain, base + offset)
-        state.data[offset : offset + 16] = struct.pack("<QQ", following, before)
+        state.data[offset : offset + 16] = self._pack("QQ", following, before)
 
     def _counters(
         self, state: StructBytes, order: int, groups: list[Placed[HugePages]]
     ) -> None:
         d = self.plan.description
-        span = PAGE_SIZE << order
+        span = self.plan.page_size << order
         state.set("order", order)
         state.set("mask", -span)
-        state.set("demote_order", 9 if order > 9 else 0)
+        smallest = d.model.huge_orders[d.page_shift][0]
+        state.set("demote_order", smallest if order > smallest else 0)
         state.set("name", f"hugepages-{span // 1024}kB".encode())
         state.set("resv_huge_pages", d.reserved.get(order, 0))
         # Those on no list are not counted: add_hugetlb_folio() has not run yet, or
@@ -290,11 +309,12 @@ class _Builder:
         size = self.plan.structures.pglist_data.size
         pointers = bytearray(8 * self.plan.generation.max_numnodes)
         for node in self.plan.description.nodes:
-            pfn = self.take(node.id, -(-size // PAGE_SIZE), "struct pglist_data")
+            page_size = self.plan.page_size
+            pfn = self.take(node.id, -(-size // page_size), "struct pglist_data")
             self._pglist_pfns[node.id] = pfn
-            self.nodes[node.id] = pfn * PAGE_SIZE
+            self.nodes[node.id] = pfn * page_size
             address = self.plan.space.virtual(pfn)
-            struct.pack_into("<Q", pointers, 8 * node.id, address)
+            struct.pack_into(f"{self._order}Q", pointers, 8 * node.id, address)
         self.kernel.variable("node_data", bytes(pointers))
 
     def fill_pglists(self, vmemmap: VmemmapWriter) -> None:
@@ -302,11 +322,11 @@ class _Builder:
         for node in self.plan.description.nodes:
             pfn = self._pglist_pfns[node.id]
             data = self._pglist(node, self.plan.space.virtual(pfn), vmemmap)
-            self.extents.append(Extent.stored(pfn, data))
+            self.extents.append(self._stored(pfn, data))
 
     def _pglist(self, node: Node, address: int, vmemmap: VmemmapWriter) -> bytes:
         plan = self.plan
-        pgdat = StructBytes(plan.structures.pglist_data)
+        pgdat = self._struct(plan.structures.pglist_data)
         start, end = node.ranges[0][0], node.ranges[-1][1]
         pgdat.set("node_id", node.id)
         pgdat.set("node_start_pfn", start)
@@ -363,7 +383,7 @@ class _Builder:
             for i in range(count):
                 head = address + lists + 16 * i
                 ends = self._chain(free if i == 0 else [], head)
-                struct.pack_into("<QQ", pgdat.data, lists + 16 * i, *ends)
+                struct.pack_into(f"{self._order}QQ", pgdat.data, lists + 16 * i, *ends)
             blocks = sum((end - first) >> order for first, end, _ in free)
             pgdat.set(f"{area}.nr_free", blocks)
 
@@ -373,56 +393,86 @@ class _Builder:
         """The roots of ``mem_section``; their virtual address."""
         plan = self.plan
         nid = self.first_nid()
-        per_root = PAGE_SIZE // plan.structures.mem_section.size
+        per_root = plan.page_size // plan.structures.mem_section.size
+        dtype = f"{self._order}u8"
         usage_size = plan.structures.mem_section_usage.size
         numbers = np.array(plan.sections, dtype=np.int64)
-        usages = np.full(len(numbers) * usage_size // 8, ~np.uint64(0), dtype="<u8")
+        usages = np.full(len(numbers) * usage_size // 8, ~np.uint64(0), dtype=dtype)
         usage = self.store(nid, usages.tobytes(), "mem_section_usage")
         rows, inverse = np.unique(numbers // per_root, return_inverse=True)
-        data = np.zeros((len(rows), per_root, 2), dtype="<u8")
+        data = np.zeros((len(rows), per_root, 2), dtype=dtype)
         word = plan.space.vmemmap | _SECTION_FLAGS
         data[inverse, numbers % per_root, 0] = np.uint64(word)
         data[inverse, numbers % per_root, 1] = np.uint64(
-            plan.space.page_offset + usage
+            plan.space.direct(usage)
         ) + np.arange(len(numbers), dtype=np.uint64) * np.uint64(usage_size)
         sections = self.store(nid, data.tobytes(), "mem_section")
-        roots = np.zeros(mem_section_roots(plan.space.levels), dtype="<u8")
-        roots[rows] = np.uint64(plan.space.page_offset + sections) + np.arange(
+        roots = np.zeros(mem_section_roots(plan.description), dtype=dtype)
+        roots[rows] = np.uint64(plan.space.direct(sections)) + np.arange(
             len(rows), dtype=np.uint64
-        ) * np.uint64(PAGE_SIZE)
-        address = plan.space.page_offset + self.store(
-            nid, roots.tobytes(), "the roots of mem_section"
+        ) * np.uint64(plan.page_size)
+        address = plan.space.direct(
+            self.store(nid, roots.tobytes(), "the roots of mem_section")
         )
-        self.kernel.variable("mem_section", struct.pack("<Q", address))
+        self.kernel.variable("mem_section", self._pack("Q", address))
         return address
 
     def map_kernel(self, tables: PageTables) -> None:
         """The kernel image, and the direct map of all memory."""
-        plan = self.plan
-        flags = tables.format.protections
+        plan, flags = self.plan, tables.format.protections
+        if not self.is_mapped(plan.space.text):
+            return
+        large = int(IMAGE_SECTION % (tables.format.pages(1) * plan.page_size) == 0)
+        step = tables.format.pages(large)
+        count = IMAGE_SECTION // plan.page_size
         for i, part in enumerate((flags.text, flags.rodata, flags.kernel)):
-            pfn = np.array([plan.kernel_pfn + i * _PMD_PAGES], dtype=np.int64)
-            tables.map(plan.space.text + i * (2 << 20), pfn, part, level=1)
-        for start, end, level in _large_pages(plan.memory):
-            step = _PUD_PAGES if level == 2 else _PMD_PAGES
-            pfns = np.arange(start, end, step, dtype=np.int64)
-            tables.map(plan.space.virtual(start), pfns, flags.kernel, level)
+            first = plan.kernel_pfn + i * count
+            pfns = np.arange(first, first + count, step, dtype=np.int64)
+            address = plan.space.text + i * IMAGE_SECTION
+            tables.map(address, pfns, part, level=large)
+        begin = plan.space.ram_base // plan.page_size
+        image = (plan.kernel_pfn, plan.kernel_pfn + plan.kernel_pages)
+        in_map = plan.space.text == plan.space.virtual(plan.kernel_pfn)
+        for start, end, level in _large_pages(tables.format, plan.memory, begin):
+            # What is mapped already is not mapped again.
+            parts = subtract([(start, end)], [image] if in_map else [])
+            for first, last in parts:
+                step = tables.format.pages(level)
+                pfns = np.arange(first, last, step, dtype=np.int64)
+                tables.map(plan.space.virtual(first), pfns, flags.kernel, level)
+
+    def is_mapped(self, address: int) -> bool:
+        """Whether page tables map an address of the direct map or the image."""
+        architecture = ARCHITECTURES[self.plan.description.architecture]
+        ranges = architecture.linear_ranges(self._noted())
+        inside = [one for one in ranges if one.start <= address < one.end]
+        return all(one.by_page_tables for one in inside)
 
 
-def _large_pages(memory: list[Range]) -> Iterator[tuple[int, int, int]]:
-    """Memory in 1 GiB pages where it fills them, in 2 MiB pages elsewhere."""
+def _large_pages(
+    page_table: PageTableFormat, memory: list[Range], begin: int
+) -> Iterator[tuple[int, int, int]]:
+    """
+    Memory in the largest pages that it fills, in those of the second size elsewhere.
+
+    :param begin: The page that the direct map begins with, which is aligned.
+    """
+    pmd, pud = page_table.pages(1), page_table.pages(2)
+    gigantic = (
+        page_table.levels[2].has_mappings if len(page_table.levels) > 2 else False
+    )
     blocks: list[Range] = []
     for start, end in memory:
-        first = start // _PMD_PAGES * _PMD_PAGES
-        last = -(-end // _PMD_PAGES) * _PMD_PAGES
+        first = begin + (start - begin) // pmd * pmd
+        last = begin + -(-(end - begin) // pmd) * pmd
         if blocks and first <= blocks[-1][1]:
             blocks[-1] = (blocks[-1][0], last)
         else:
             blocks.append((first, last))
     for start, end in blocks:
-        first = -(-start // _PUD_PAGES) * _PUD_PAGES
-        last = end // _PUD_PAGES * _PUD_PAGES
-        if first < last:
+        first = -(-start // pud) * pud
+        last = end // pud * pud
+        if gigantic and not begin % pud and first < last:
             yield from ((start, first, 1), (first, last, 2), (last, end, 1))
         else:
             yield start, end, 1
@@ -449,9 +499,11 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
     mem_section = builder.mem_section()
     builder.fill_pglists(vmemmap)
     kernel = builder.kernel
-    root = kernel.physical("swapper_pg_dir") // PAGE_SIZE
-    built = tables.build(root, _table_taker(builder))
-    kernel.fill("swapper_pg_dir", built.extents.pop().make(0, 1).tobytes())
+    root = kernel.physical("swapper_pg_dir")
+    built = tables.build(root, _table_taker(builder), plan.order)
+    top = next(e for e in built.extents if e.pfn == root // plan.page_size)
+    built.extents.remove(top)
+    kernel.fill("swapper_pg_dir", top.make(0, top.count).tobytes())
     kernel.mark("_end", kernel.end(), "B")
     kernel.kallsyms()
     regions = plan.regions(builder.reserved)
@@ -464,7 +516,7 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
     ]
     return Machine(
         plan=plan,
-        image=Image(plan.memory, extents),
+        image=Image(plan.memory, extents, plan.page_size),
         vmcoreinfo=write_vmcoreinfo(plan, kernel, mem_section),
         kernel=kernel,
         tables=built,
@@ -473,6 +525,6 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
     )
 
 
-def _table_taker(builder: _Builder) -> Callable[[int], int]:
+def _table_taker(builder: _Builder) -> TakeTables:
     nid = builder.first_nid()
-    return lambda count: builder.take(nid, count, "page tables")
+    return lambda count, align: builder.take(nid, count, "page tables", align)

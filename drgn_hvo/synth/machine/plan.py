@@ -16,19 +16,14 @@ from dataclasses import dataclass
 from typing import Generic, Optional, TypeVar, Union
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.described.description import (
-    SECTION_PAGES,
-    Description,
-    HugePages,
-    Pages,
-)
-from drgn_hvo.synth.described.generations import PAGE_SIZE, Generation
+from drgn_hvo.formats.byteorder import type_prefix
+from drgn_hvo.synth.described.description import Description, HugePages, Pages
+from drgn_hvo.synth.described.generations import Generation
 from drgn_hvo.synth.machine.frames import FrameAllocator, Range
 from drgn_hvo.synth.machine.structures import ZONE_NAMES, Structures, structures
 
 __all__ = (
-    "KERNEL_PAGES",
-    "START_KERNEL_MAP",
+    "IMAGE_SECTION",
     "AddressSpace",
     "AnyPlaced",
     "Placed",
@@ -38,42 +33,41 @@ __all__ = (
     "make_plan",
 )
 
-#: __START_KERNEL_map, and where the kernel is linked (CONFIG_PHYSICAL_START).
-START_KERNEL_MAP = 0xFFFFFFFF80000000
-_LINKED_AT = 16 << 20
-
-#: 2 MiB each for text, read-only data and data.
-KERNEL_PAGES = 3 * 512
-
-# arch/x86/include/asm/page_64_types.h and pgtable_64_types.h, by paging levels.
-_PAGE_OFFSET = {4: 0xFFFF888000000000, 5: 0xFF11000000000000}
-_VMALLOC = {4: 0xFFFFC90000000000, 5: 0xFFA0000000000000}
-_VMEMMAP = {4: 0xFFFFEA0000000000, 5: 0xFFD4000000000000}
+#: Bytes for each of text, read-only data and data.
+IMAGE_SECTION = 2 << 20
+_IMAGE_SECTIONS = 3
 
 
 @dataclass(frozen=True)
 class AddressSpace:
     """Where the kernel has what, with KASLR."""
 
+    page_size: int
     levels: int
     text: int
-    phys_base: int
+    text_physical: int
     page_offset: int
+    ram_base: int
     vmalloc: int
     vmemmap: int
+    vmemmap_start: int
     struct_page_size: int
 
     def page_address(self, pfn: int) -> int:
         """``pfn_to_page()``."""
         return self.vmemmap + pfn * self.struct_page_size
 
+    def direct(self, physical: int) -> int:
+        """Where the direct map has a physical address."""
+        return self.page_offset + physical - self.ram_base
+
     def virtual(self, pfn: int) -> int:
         """Where the direct map has a frame."""
-        return self.page_offset + pfn * PAGE_SIZE
+        return self.direct(pfn * self.page_size)
 
     def image_physical(self, address: int) -> int:
         """Physical address of something in the kernel image."""
-        return address - START_KERNEL_MAP + self.phys_base
+        return address - self.text + self.text_physical
 
 
 G = TypeVar("G", bound=Union[HugePages, Pages], covariant=True)
@@ -148,6 +142,21 @@ class Plan:
     kernel_pfn: int
 
     @property
+    def page_size(self) -> int:
+        """``PAGE_SIZE``."""
+        return self.description.page_size
+
+    @property
+    def kernel_pages(self) -> int:
+        """How many pages the kernel image has."""
+        return _IMAGE_SECTIONS * IMAGE_SECTION // self.page_size
+
+    @property
+    def order(self) -> str:
+        """What formats of :mod:`struct` and types of NumPy begin with."""
+        return type_prefix(self.description.model.byteorder)
+
+    @property
     def memory(self) -> list[Range]:
         """Ranges of all nodes, ascending."""
         return sorted(r for node in self.description.nodes for r in node.ranges)
@@ -181,8 +190,9 @@ class Plan:
         cuts = {cut for (start, end), _ in uses for cut in (start, end)}
         cuts |= {cut for r in self.memory for cut in r}
         cuts |= {cut for zone in self.zones for cut in (zone.start, zone.end)}
+        section_pages = self.description.section_pages
         for section in self.sections:
-            cuts |= {section * SECTION_PAGES, (section + 1) * SECTION_PAGES}
+            cuts |= {section * section_pages, (section + 1) * section_pages}
         present = set(self.sections)
         ordered = sorted(cuts)
         starts = {r[0]: (r[1], use) for r, use in sorted(uses)}
@@ -191,7 +201,7 @@ class Plan:
         for start, end in zip(ordered, ordered[1:]):
             if start in starts:
                 until, current = starts[start]
-            if start // SECTION_PAGES not in present:
+            if start // section_pages not in present:
                 continue
             use = current if start < until else "used"
             if not any(first <= start < last for first, last in self.memory):
@@ -216,16 +226,27 @@ class Plan:
         return groups[max(first for first in groups if first <= pfn)]
 
 
-def _address_space(d: Description) -> AddressSpace:
-    text = START_KERNEL_MAP + _LINKED_AT + d.kernel_offset
+def _address_space(d: Description, kernel_pfn: int) -> AddressSpace:
+    layout, entry = d.layout, d.kernel_generation
+    begin = min(r[0] for node in d.nodes for r in node.ranges)
+    ram_base = begin * d.page_size
+    vmemmap = vmemmap_start = layout.vmemmap + d.vmemmap_shift
+    if d.model.vmemmap_begins_with_memory and not entry.has_mask:
+        vmemmap -= begin * entry.struct_page_size // d.page_size * d.page_size
+    page_offset = layout.page_offset + d.page_offset_shift
+    physical = kernel_pfn * d.page_size
+    text = page_offset + physical if layout.text is None else layout.text
     return AddressSpace(
+        page_size=d.page_size,
         levels=d.paging_levels,
-        text=text,
-        phys_base=d.physical_start - _LINKED_AT - d.kernel_offset,
-        page_offset=_PAGE_OFFSET[d.paging_levels] + d.page_offset_shift,
-        vmalloc=_VMALLOC[d.paging_levels],
-        vmemmap=_VMEMMAP[d.paging_levels] + d.vmemmap_shift,
-        struct_page_size=d.kernel_generation.struct_page_size,
+        text=text + d.kernel_offset,
+        text_physical=physical,
+        page_offset=page_offset,
+        ram_base=ram_base if d.model.ram_base_is_mapped else 0,
+        vmalloc=layout.vmalloc,
+        vmemmap=vmemmap,
+        vmemmap_start=vmemmap_start,
+        struct_page_size=entry.struct_page_size,
     )
 
 
@@ -263,8 +284,9 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
     :raises UsageError: if there is no room.
     """
     allocator = FrameAllocator({node.id: list(node.ranges) for node in d.nodes})
-    kernel_pfn = d.physical_start // PAGE_SIZE
-    allocator.reserve(kernel_pfn, kernel_pfn + KERNEL_PAGES, "the kernel")
+    kernel_pfn = d.physical_start // d.page_size
+    image = _IMAGE_SECTIONS * IMAGE_SECTION // d.page_size
+    allocator.reserve(kernel_pfn, kernel_pfn + image, "the kernel")
     memory = [r for node in d.nodes for r in node.ranges]
     if any(start == 0 for start, _ in memory):
         allocator.reserve(0, 1, "the firmware")
@@ -276,7 +298,7 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
             if (group.first_pfn is None) == automatic:
                 first_pfns[i] = _place(allocator, d, group)
     huge = len(d.huge_pages)
-    space = _address_space(d)
+    space = _address_space(d, kernel_pfn)
     if vmemmap_offset:
         space = AddressSpace(
             **{**vars(space), "vmemmap": space.vmemmap + vmemmap_offset}
@@ -284,7 +306,7 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
     sections = {
         section
         for start, end in memory
-        for section in range(start // SECTION_PAGES, -(-end // SECTION_PAGES))
+        for section in range(start // d.section_pages, -(-end // d.section_pages))
     }
     return Plan(
         description=d,

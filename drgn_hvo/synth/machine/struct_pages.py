@@ -18,6 +18,7 @@ from typing import Union
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.tail_words import ALL_ONES, prep_compound_tail
 from drgn_hvo.synth.described.description import HugePages, Pages
 from drgn_hvo.synth.machine.ctype import Compound
@@ -29,9 +30,9 @@ __all__ = ("Links", "PageWriter", "flags_shifts")
 U64 = npt.NDArray[np.uint64]
 Int64 = npt.NDArray[np.int64]
 
-# include/linux/poison.h: where list_del() left the page.
-LIST_POISON1 = 0xDEAD000000000100
-LIST_POISON2 = 0xDEAD000000000122
+# include/linux/poison.h: where list_del() left the page, above ILLEGAL_POINTER_VALUE.
+_LIST_POISON1 = 0x100
+_LIST_POISON2 = 0x122
 _MINUS_1 = 0xFFFFFFFF
 # The destructors of those that have one of their own, before v6.6.
 _DTORS = {"hugetlb": "HUGETLB_PAGE", "thp": "TRANSHUGE_PAGE"}
@@ -100,6 +101,8 @@ class PageWriter:
         self._size = plan.generation.struct_page_size
         self.offsets = _Offsets.of(plan.structures.page, plan.generation.tail_word)
         self._shifts = flags_shifts(plan)
+        architecture = ARCHITECTURES[plan.description.architecture]
+        self._illegal_pointer_value = architecture.illegal_pointer_value
 
     # Fields of rows of struct pages.
 
@@ -111,11 +114,13 @@ class PageWriter:
 
     def put32(self, rows: U64, offset: int, value: int) -> None:
         """Set half a word of all rows."""
-        rows.view("<u4")[..., offset // 4] = np.uint32(value & 0xFFFFFFFF)
+        rows.view(f"{self._plan.order}u4")[..., offset // 4] = np.uint32(
+            value & 0xFFFFFFFF
+        )
 
     def blank(self, *shape: int) -> U64:
         """Rows of zeros."""
-        return np.zeros((*shape, self._size // 8), dtype="<u8")
+        return np.zeros((*shape, self._size // 8), dtype=f"{self._plan.order}u8")
 
     def flags(self, nid: int, zone: int, *, last_cpupid: bool = True) -> int:
         """The upper part of ``page->flags``."""
@@ -140,7 +145,10 @@ class PageWriter:
             stop = min(end, region.end)
             parts.append(self._region(region, at, stop))
             at = stop
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        # concatenate() gives them the byte order of this machine.
+        return np.concatenate(parts).astype(parts[0].dtype, copy=False)
 
     def _region(self, region: Region, first: int, end: int) -> U64:
         placed = region.placed
@@ -164,8 +172,9 @@ class PageWriter:
         return rows
 
     def _off_list(self, rows: U64) -> None:
-        self.put(rows, self.offsets.lru, LIST_POISON1)
-        self.put(rows, self.offsets.lru + 8, LIST_POISON2)
+        poison = self._illegal_pointer_value
+        self.put(rows, self.offsets.lru, poison + _LIST_POISON1)
+        self.put(rows, self.offsets.lru + 8, poison + _LIST_POISON2)
 
     def _tails(self, flags: int, pfns: Int64, head: int, order: int) -> U64:
         """
@@ -185,6 +194,7 @@ class PageWriter:
             self._plan.space.page_address(head),
             order,
             generation.has_mask,
+            self._illegal_pointer_value,
         )
         if generation.has_mask:
             self.put(rows, self.offsets.tail_word, word)
@@ -251,8 +261,11 @@ class PageWriter:
         offset %= self._size
         width = member_type.size
         byte_rows = rows.view(np.uint8)
-        for i in range(width):
-            byte_rows[..., offset + i] = value >> (8 * i) & 0xFF
+        data = (value & (1 << 8 * width) - 1).to_bytes(
+            width, self._plan.description.model.byteorder
+        )
+        for i, byte in enumerate(data):
+            byte_rows[..., offset + i] = byte
 
     def _set_type(self, rows: U64, heads: Int64, firsts: Int64, type_name: str) -> None:
         """Mark heads as hugetlb or slab, the way this kernel does."""
@@ -397,7 +410,9 @@ class PageWriter:
         rows = self.blank(generation.geometry.pages_per_slice)
         if generation.tail_has_zone:
             self.put(rows, 0, self.flags(nid, zone, last_cpupid=False))
-        word, mapping = prep_compound_tail(generation.geometry, 0, order, True)
+        word, mapping = prep_compound_tail(
+            generation.geometry, 0, order, True, self._illegal_pointer_value
+        )
         self.put(rows, self.offsets.tail_word, word)
         self.put(rows, self.offsets.mapping, mapping)
         self.put32(rows, self.offsets.mapcount, generation.tail_mapcount)

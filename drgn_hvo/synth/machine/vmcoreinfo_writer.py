@@ -5,15 +5,16 @@ VMCOREINFO, written
 -------------------
 
 The note as crash_save_vmcoreinfo_init() and arch_crash_save_vmcoreinfo() print it
-(:linux:`kernel/vmcore_info.c`, :linux:`arch/x86/kernel/vmcore_info_64.c`), in their
-order, as far as it concerns memory management.
+(:linux:`kernel/vmcore_info.c` and those of architectures), in their order, as far as
+it concerns memory management.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from drgn_hvo.synth.described.generations import PAGE_SIZE
+from drgn_hvo.formats.machine_models import MadeKernel
+from drgn_hvo.synth.described.description import Description
 from drgn_hvo.synth.machine.ctype import Array, Compound
 from drgn_hvo.synth.machine.kernel_image import KernelImage
 from drgn_hvo.synth.machine.plan import Plan
@@ -24,16 +25,36 @@ from drgn_hvo.synth.machine.structures import (
     PAGE_TYPES,
 )
 
-__all__ = ("mem_section_roots", "write_vmcoreinfo")
-
-_MAX_PHYSMEM_BITS = {4: 46, 5: 52}
-_SECTION_SIZE_BITS = 27
+__all__ = ("made_kernel", "mem_section_roots", "write_vmcoreinfo")
 
 
-def mem_section_roots(levels: int) -> int:
+def mem_section_roots(d: Description) -> int:
     """``NR_SECTION_ROOTS``."""
-    per_root = PAGE_SIZE // 16
-    return (1 << (_MAX_PHYSMEM_BITS[levels] - _SECTION_SIZE_BITS)) // per_root
+    per_root = d.page_size // 16
+    bits = d.model.physmem_bits(d.paging_levels)
+    sections = 1 << (bits - d.model.section_size_bits[d.page_shift])
+    return -(-sections // per_root)
+
+
+def made_kernel(plan: Plan, image: KernelImage) -> MadeKernel:
+    """What an architecture's own lines and variables are made of."""
+    space = plan.space
+    return MadeKernel(
+        levels=space.levels,
+        page_shift=plan.description.page_shift,
+        text=space.text,
+        text_physical=space.text_physical,
+        page_offset=space.page_offset,
+        ram_base=space.ram_base,
+        vmalloc=space.vmalloc,
+        vmemmap=space.vmemmap,
+        vmemmap_start=space.vmemmap_start,
+        kernel_offset=plan.description.kernel_offset,
+        swapper_pg_dir=image.address("swapper_pg_dir"),
+        node_data=image.address("node_data") if image.has("node_data") else 0,
+        max_numnodes=plan.generation.max_numnodes,
+        max_pfn=plan.max_pfn,
+    )
 
 
 def _offsets(name: str, owner: Compound, *members: str) -> Iterator[str]:
@@ -106,23 +127,11 @@ def _numbers(plan: Plan) -> Iterator[str]:
     yield f"NUMBER(PG_head_mask)={1 << flags.index('head')}"
 
 
-def _architecture(plan: Plan, image: KernelImage) -> Iterator[str]:
-    yield f"NUMBER(phys_base)={plan.space.phys_base}"
-    yield f"SYMBOL(init_top_pgt)={image.address('swapper_pg_dir'):x}"
-    yield f"NUMBER(pgtable_l5_enabled)={int(plan.space.levels == 5)}"
-    yield f"SYMBOL(node_data)={image.address('node_data'):x}"
-    yield f"LENGTH(node_data)={plan.generation.max_numnodes}"
-    yield f"KERNELOFFSET={plan.description.kernel_offset:x}"
-    yield "NUMBER(KERNEL_IMAGE_SIZE)=1073741824"
-    yield "NUMBER(sme_mask)=0"
-
-
 def _lines(plan: Plan, image: KernelImage, mem_section: int) -> Iterator[str]:
-    s = plan.structures
-    levels = plan.space.levels
+    s, d = plan.structures, plan.description
     yield f"OSRELEASE={plan.description.release_string}"
     yield f"BUILD-ID={plan.description.seed:040x}"
-    yield f"PAGESIZE={PAGE_SIZE}"
+    yield f"PAGESIZE={plan.page_size}"
     yield f"SYMBOL(init_uts_ns)={image.address('init_uts_ns'):x}"
     yield f"OFFSET(uts_namespace.name)={s.uts_namespace.offset('name')}"
     for name in ("node_online_map", "swapper_pg_dir", "_stext"):
@@ -131,11 +140,11 @@ def _lines(plan: Plan, image: KernelImage, mem_section: int) -> Iterator[str]:
         yield f"NUMBER(VMALLOC_START)={plan.space.vmalloc:#x}"
         yield f"SYMBOL(vmemmap)={plan.space.vmemmap:x}"
     yield f"SYMBOL(mem_section)={mem_section:x}"
-    yield f"LENGTH(mem_section)={mem_section_roots(levels)}"
+    yield f"LENGTH(mem_section)={mem_section_roots(d)}"
     yield f"SIZE(mem_section)={s.mem_section.size}"
     yield from _offsets("mem_section", s.mem_section, "section_mem_map")
-    yield f"NUMBER(SECTION_SIZE_BITS)={_SECTION_SIZE_BITS}"
-    yield f"NUMBER(MAX_PHYSMEM_BITS)={_MAX_PHYSMEM_BITS[levels]}"
+    yield f"NUMBER(SECTION_SIZE_BITS)={d.model.section_size_bits[d.page_shift]}"
+    yield f"NUMBER(MAX_PHYSMEM_BITS)={d.model.physmem_bits(d.paging_levels)}"
     for name, owner in (
         ("page", s.page),
         ("pglist_data", s.pglist_data),
@@ -161,7 +170,7 @@ def _lines(plan: Plan, image: KernelImage, mem_section: int) -> Iterator[str]:
     ):
         if image.has(name):
             yield f"SYMBOL({name})={image.address(name):x}"
-    yield from _architecture(plan, image)
+    yield from d.model.notes(made_kernel(plan, image))
 
 
 def write_vmcoreinfo(plan: Plan, image: KernelImage, mem_section: int) -> bytes:

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.described.description import SECTION_PAGES, HugePages
-from drgn_hvo.synth.described.generations import PAGE_SIZE
+from drgn_hvo.synth.described.description import HugePages
 from drgn_hvo.synth.machine.frames import Bytes, Extent, Range, subtract
 from drgn_hvo.synth.machine.pagetables import (
     PageTables,
@@ -35,8 +34,6 @@ Int64 = npt.NDArray[np.int64]
 
 #: ``take(nid, count, what, align, boot)``: hands out frames behind each other.
 Take = Callable[[int, int, str, int, bool], int]
-
-_PMD_SLICES = 512
 
 
 @dataclass(frozen=True)
@@ -113,14 +110,17 @@ class VmemmapWriter:
 
     def __post_init__(self) -> None:
         self._per_slice = self.plan.generation.geometry.pages_per_slice
+        self._page_size = self.plan.page_size
+        # A large page of vmemmap.
+        self._block = self.tables.format.pages(1)
         self._power_of_2 = self.plan.generation.geometry.power_of_2
 
     def slice_of(self, pfn: int) -> int:
         """The slice in which the struct page of a PFN begins."""
-        return pfn * self.plan.generation.struct_page_size // PAGE_SIZE
+        return pfn * self.plan.generation.struct_page_size // self._page_size
 
     def _address(self, slice_: int) -> int:
-        return self.plan.space.vmemmap + slice_ * PAGE_SIZE
+        return self.plan.space.vmemmap + slice_ * self._page_size
 
     def _slices(self, placed: Placed[HugePages]) -> Range:
         return self.slice_of(placed.first_pfn), self.slice_of(placed.end_pfn)
@@ -175,33 +175,34 @@ class VmemmapWriter:
         dirty = self.plan.generation.fields == "6.1"
         form = self.tables.format
         flags = tail_flags(form, boot=boot, dirty=dirty)
-        heads = frames * np.uint64(PAGE_SIZE)
+        heads = frames * np.uint64(self._page_size)
         if page is None:
             entries[:] = form.make(heads[:, None], 0, flags)
         else:
-            entries[:] = form.make(page.pfn * PAGE_SIZE, 0, flags)
+            entries[:] = form.make(page.pfn * self._page_size, 0, flags)
         entries[:, 0] = form.make(heads, 0, form.protections.kernel)
         first = self.slice_of(placed.first_pfn)
         self.tables.map_entries(self._address(first), entries.reshape(-1))
 
     def _stretches(self) -> list[tuple[bool, int, int]]:
         """Slices of present sections: whether HVO split them, first and end."""
+        section_pages = self.plan.description.section_pages
         touched = {
             section
             for placed in self.plan.huge
             if placed.optimized or placed.group.origin in ("restored", "demoted")
             for section in range(
-                placed.first_pfn // SECTION_PAGES,
-                (placed.end_pfn - 1) // SECTION_PAGES + 1,
+                placed.first_pfn // section_pages,
+                (placed.end_pfn - 1) // section_pages + 1,
             )
         }
         stretches: list[tuple[bool, int, int]] = []
         node = -1
         for section in self.plan.sections:
-            first = self.slice_of(section * SECTION_PAGES)
-            end = self.slice_of((section + 1) * SECTION_PAGES)
+            first = self.slice_of(section * section_pages)
+            end = self.slice_of((section + 1) * section_pages)
             split = section in touched or not self._power_of_2
-            nid = self.plan.nid_of(section * SECTION_PAGES)
+            nid = self.plan.nid_of(section * section_pages)
             same = stretches and stretches[-1][0] == split and node == nid
             if same and stretches[-1][2] == first:
                 stretches[-1] = (split, stretches[-1][1], end)
@@ -212,17 +213,20 @@ class VmemmapWriter:
 
     def _map_own(self, first: int, end: int, split: bool) -> None:
         nid = self.plan.nid_of(
-            first * PAGE_SIZE // self.plan.generation.struct_page_size
+            first * self._page_size // self.plan.generation.struct_page_size
         )
         count = end - first
+        shift = self.tables.format.shift(1)
+        aligned = self._address(first) % (1 << shift) == count % self._block == 0
+        split = split or not aligned
         if not split:
             try:
-                pfn = self.take(nid, count, "vmemmap", _PMD_SLICES, True)
+                pfn = self.take(nid, count, "vmemmap", self._block, True)
             except UsageError:
                 split = True  # vmemmap_populate() falls back to base pages, too.
         if split:
             pfn = self.take(nid, count, "vmemmap", 1, True)
-        step = 1 if split else _PMD_SLICES
+        step = 1 if split else self._block
         frames = pfn + np.arange(0, count, step, dtype=np.int64)
         flags = self.tables.format.protections.kernel
         self.tables.map(self._address(first), frames, flags, level=int(not split))
@@ -250,19 +254,21 @@ class VmemmapWriter:
                 rows = writer.boot_tail(tail.nid, zone, tail.order, tail.last_alias)
             else:
                 rows = writer.shared_tail(tail.nid, zone, tail.order)
-            extents.append(Extent.stored(tail.pfn, rows.tobytes()))
+            extents.append(Extent.stored(tail.pfn, rows.tobytes(), self._page_size))
         return extents
 
     def _own_maker(self, writer: PageWriter, run: _Run) -> Callable[[int, int], Bytes]:
         size = self.plan.generation.struct_page_size
 
         def make(first: int, count: int) -> Bytes:
-            start = (run.first_slice + first) * PAGE_SIZE
-            end = start + count * PAGE_SIZE
+            start = (run.first_slice + first) * self._page_size
+            end = start + count * self._page_size
             rows = writer.pages(start // size, -(-end // size))
             flat = rows.view(np.uint8).reshape(-1)
             skip = start % size
-            return flat[skip : skip + count * PAGE_SIZE].reshape(count, PAGE_SIZE)
+            return flat[skip : skip + count * self._page_size].reshape(
+                count, self._page_size
+            )
 
         return make
 
@@ -276,6 +282,6 @@ class VmemmapWriter:
             pfns = placed.first_pfn + (folios << placed.group.order)
             behind = np.arange(self._per_slice, dtype=np.int64)
             rows = writer.folios(placed, (pfns[:, None] + behind).reshape(-1))
-            return rows.view(np.uint8).reshape(count, PAGE_SIZE)
+            return rows.view(np.uint8).reshape(count, self._page_size)
 
         return make
