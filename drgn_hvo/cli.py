@@ -20,7 +20,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, TextIO
 
 from drgn_hvo import __version__
-from drgn_hvo.commands.document import print_document, print_json
+from drgn_hvo.commands.document import print_document, print_json, printable
 from drgn_hvo.commands.failures import (
     EXIT_BUG,
     EXIT_USAGE,
@@ -57,6 +57,10 @@ EXIT_STATUSES = {
     130: "interrupted",
     141: "the reader of the output went away",
 }
+
+# GiB for each of several targets: the largest machines that were measured, 4 TiB, take
+# one. It is the last fence against a core made to eat the memory of its reader.
+_MEMORY = 16
 
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -116,18 +120,45 @@ def _add_command(
 def _add_verbs(commands: argparse._SubParsersAction[_Parser]) -> None:
     for verb in VERBS:
         if verb.name == "check":
-            parser = _add_command(commands, verb.name, verb.help, _run_check, "+")
-            parser.add_argument(
-                "-j",
-                dest="jobs",
-                metavar="N",
-                type=_jobs,
-                default=1,
-                help="so many processes",
-            )
+            parser = _add_command(commands, verb.name, verb.help, _run_check, "*")
+            _add_fleet_options(parser)
         else:
             parser = _add_command(commands, verb.name, verb.help, _run_verb(verb))
         verb.add_options(parser)
+
+
+def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
+    """What only makes sense for several targets, or for one in a process of its own."""
+    parser.add_argument(
+        "--targets-from",
+        metavar="FILE",
+        help="more targets, one a line ('-': stdin)",
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="leave out what FILE, the JSON lines of an earlier run, has already",
+    )
+    parser.add_argument(
+        "-j",
+        dest="jobs",
+        metavar="N",
+        type=_jobs,
+        default=1,
+        help="how many targets to audit at the same time",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_seconds,
+        help="give a target up after this long, and go on with the others",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="GIB",
+        type=_seconds,
+        help=f"give a target up that needs more memory (several targets: {_MEMORY})",
+    )
 
 
 def _parser() -> _Parser:
@@ -241,6 +272,13 @@ def _jobs(text: str) -> int:
     return jobs
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
 def _quieten(args: argparse.Namespace) -> None:
     """Keep drgn from warning about what we say ourselves, as an error."""
     if not args.debug:
@@ -273,8 +311,13 @@ def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
 
 def _run_check(args: argparse.Namespace) -> int:
     from drgn_hvo.commands.check_targets import CheckOptions, check_targets
+    from drgn_hvo.commands.targets import expand_targets, without_done
+    from drgn_hvo.commands.workers import Limits
 
     _quieten(args)
+    targets = expand_targets(args.target, args.targets_from)
+    if args.resume is not None:
+        targets = without_done(targets, args.resume)
     options = CheckOptions(
         symbols=tuple(args.symbols),
         vmcoreinfo=args.vmcoreinfo,
@@ -282,7 +325,11 @@ def _run_check(args: argparse.Namespace) -> int:
         debug=args.debug,
         scope=check_scope(args),
     )
-    return check_targets(args.target, options, args.format, args.jobs)
+    memory = args.memory or (_MEMORY if len(targets) > 1 else None)
+    limits = Limits(
+        args.jobs, args.timeout, None if memory is None else int(memory * (1 << 30))
+    )
+    return check_targets(targets, options, args.format, limits)
 
 
 def _run_extract(args: argparse.Namespace) -> int:
@@ -368,7 +415,7 @@ def _warn_of_dump(prog: Program) -> None:
 def _fail(status: int, message: str) -> int:
     """Say why, if anybody can hear it; the status says enough if not."""
     try:
-        print(f"drgn-hvo: {' '.join(message.split())}", file=sys.stderr)
+        print(f"drgn-hvo: {printable(' '.join(message.split()))}", file=sys.stderr)
     except OSError:
         _discard(sys.stderr)
     return status

@@ -25,6 +25,7 @@ from drgn_hvo.cli import main
 from drgn_hvo.commands import check_targets
 from drgn_hvo.commands.schema import load_schema
 from tests.command_support import COMMAND, run
+from tests.ktap_support import parse_ktap
 from tools.rules_page import rules_page
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
@@ -102,40 +103,6 @@ def test_documents_come_in_the_order_of_the_targets(bad, incomplete, jobs):
 def test_show_is_what_its_schema_says(core):
     shown = json.loads(run("show", "--json", "--folios", core).stdout)
     jsonschema.validate(shown, load_schema("show"))
-
-
-def parse_ktap(text):
-    """
-    A parser of KTAP (Documentation/dev-tools/ktap.rst): results by nesting, as lists
-    of (ok, number, name, directive, subtests).
-    """
-    lines = text.splitlines()
-
-    def block(depth):
-        indent = "  " * depth
-        assert lines.pop(0) == f"{indent}KTAP version 1"
-        plan = re.fullmatch(rf"{indent}1\.\.(\d+)", lines.pop(0))
-        results, subtests = [], []
-        while lines and lines[0].startswith(indent):
-            if lines[0].startswith(f"{indent}  KTAP"):
-                subtests = block(depth + 1)
-                continue
-            line = lines.pop(0)[len(indent) :]
-            if line.startswith("# "):
-                continue
-            match = re.fullmatch(r"(ok|not ok) (\d+) ([^#]+?)(?: # (SKIP .+))?", line)
-            assert match, line
-            ok, number, name, directive = match.groups()
-            results.append((ok == "ok", int(number), name, directive, subtests))
-            subtests = []
-        assert [result[1] for result in results] == list(range(1, len(results) + 1))
-        assert plan
-        assert len(results) == int(plan[1])
-        return results
-
-    results = block(0)
-    assert not lines
-    return results
 
 
 def test_ktap(bad, incomplete):

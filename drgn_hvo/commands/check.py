@@ -46,7 +46,6 @@ __all__ = (
     "error_document",
     "exit_status",
     "parse_rules",
-    "print_ktap",
     "print_result",
 )
 
@@ -147,12 +146,17 @@ def _checked(counts: Mapping[str, int]) -> CheckedEntry:
     }
 
 
-def error_document(target: str, message: str) -> ErrorReport:
-    """What ``check --format json`` prints for a target that cannot be audited."""
+def error_document(target: str, message: str, *, timeout: bool = False) -> ErrorReport:
+    """
+    What ``check --format json`` prints for a target that cannot be audited.
+
+    :param timeout: Whether that is because it took too long.
+    """
     return {
         **kernel_document(target, None),
         "status": "error",
         "error": message,
+        "timeout": timeout,
         "complete": False,
     }
 
@@ -307,46 +311,3 @@ def _print_defects(findings: list[FindingEntry]) -> None:
         print(f"  kernels   {defect.kernels}")
         print(f"  confirm   {defect.confirm}")
         print(f"  leads to  {defect.leads_to}")
-
-
-def print_ktap(docs: Sequence[CheckReport], *, strict: bool) -> None:
-    """
-    Print documents as KTAP: one test a rule and target.
-
-    :param strict: Whether warnings are failures.
-    """
-    print("KTAP version 1")
-    print(f"1..{len(docs)}")
-    for number, doc in enumerate(docs, 1):
-        if doc["status"] == "error":
-            print(f"# {doc['error']}")
-            print(f"not ok {number} {_ktap_name(doc['target'])}")
-            continue
-        for problem in dump_problems(doc):
-            print(f"# the dump is {problem}")
-        print("  KTAP version 1")
-        print(f"  1..{len(doc['rules'])}")
-        failed = [
-            _print_ktap_rule(i, rule, doc, strict)
-            for i, rule in enumerate(doc["rules"], 1)
-        ]
-        result = "ok" if doc["complete"] and not any(failed) else "not ok"
-        print(f"{result} {number} {_ktap_name(doc['target'])}")
-
-
-def _ktap_name(target: str) -> str:
-    """A description must not contain what begins a directive."""
-    return target.replace("#", "_").replace("\n", "_")
-
-
-def _print_ktap_rule(
-    number: int, rule: RuleResultEntry, doc: AuditReport, strict: bool
-) -> bool:
-    """Print one result; say whether it is a failure."""
-    findings = [f for f in doc["findings"] if f["rule"] == rule["id"]]
-    for finding in findings:
-        print(f"  # {finding['severity']}: {finding['message']}")
-    failed = any(strict or finding["severity"] == "error" for finding in findings)
-    skip = f" # SKIP {rule['reason']}" if rule["result"] == "skip" else ""
-    print(f"  {'not ok' if failed else 'ok'} {number} {rule['id']}{skip}")
-    return failed

@@ -4,39 +4,38 @@
 ``check`` over several targets
 ------------------------------
 
-Each target is audited by itself: one that cannot be opened, or a bug of ours, never
-stops the others.
+Each target is audited by itself, in a process that may be lost: one that cannot be
+opened, hangs or kills its process, or a bug of ours, never stops the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-import logging
-import signal
+from functools import partial
+import os
 import sys
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Optional, Union
 
 from drgn_hvo.commands.check import (
     CheckScope,
     check_document,
     error_document,
     exit_status,
-    print_ktap,
     print_result,
 )
-from drgn_hvo.commands.document import with_dump
+from drgn_hvo.commands.document import printable, with_dump
 from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
+from drgn_hvo.commands.ktap import print_ktap_document, print_ktap_plan
 from drgn_hvo.commands.reports import CheckReport
+from drgn_hvo.commands.workers import Limits, Lost, results
 from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.progress import progress
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ProcessPoolExecutor
-
     from drgn import Program
 
 __all__ = ("CheckOptions", "check_targets")
@@ -59,8 +58,9 @@ class CheckOptions:
 _Result = tuple[int, CheckReport]
 
 
-def _check(target: str, options: CheckOptions) -> _Result:
+def _check(options: CheckOptions, target: str) -> _Result:
     """Audit one target: exit status and document, whatever happens."""
+    before = _state(target)
     prog: Optional[Program] = None
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
@@ -74,106 +74,104 @@ def _check(target: str, options: CheckOptions) -> _Result:
         if options.debug:
             raise
         return EXIT_BUG, error_document(target, bug(e))
+    if _state(target) != before:
+        return EXIT_USAGE, error_document(target, "changed while it was read")
     return exit_status(document, strict=options.scope.strict), document
 
 
-def _begin_worker(log_level: int) -> None:
-    """Set up a process of ours: it logs as its parent, which Ctrl-C is for."""
-    logging.getLogger("drgn").setLevel(log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _state(target: str) -> Optional[tuple[int, int]]:
+    """What changes when somebody still writes a core; ``None`` if it is no file."""
+    try:
+        status = os.stat(target)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _preload() -> None:
-    """Import once, here, what each worker would import for its first target."""
+    """Import once, here, what each process would import for its first target."""
     import drgn_hvo.formats.kallsyms
     import drgn_hvo.kernel.btf_types
     import drgn_hvo.kernel.variables  # noqa: F401
 
 
-@contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    from concurrent.futures import ProcessPoolExecutor
-
-    _preload()
-    log_level = logging.getLogger("drgn").level
-    pool = ProcessPoolExecutor(jobs, initializer=_begin_worker, initargs=(log_level,))
-    try:
-        yield pool
-    except BaseException:
-        for process in list((pool._processes or {}).values()):  # noqa: SLF001 (ends what shutdown() would wait for)
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _result(target: str, future: Future[_Result]) -> _Result:
-    from concurrent.futures.process import BrokenProcessPool
-
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        message = "internal error: the process that read this target died"
-        return EXIT_BUG, error_document(target, message)
+def _result(result: Union[_Result, Lost[str]]) -> _Result:
+    if not isinstance(result, Lost):
+        return result
+    document = error_document(result.task, result.reason, timeout=result.timeout)
+    return EXIT_BUG if result.crashed else EXIT_USAGE, document
 
 
 def _results(
-    targets: Sequence[str], options: CheckOptions, jobs: int
+    targets: Sequence[str], options: CheckOptions, limits: Limits
 ) -> Iterator[_Result]:
     """Results in the order of the targets, as soon as they are there."""
-    if jobs == 1 or len(targets) == 1:
-        yield from (_check(target, options) for target in targets)
+    check = partial(_check, options)
+    if len(targets) == 1 and limits.seconds is None and limits.memory is None:
+        yield check(targets[0])
         return
-    with _workers(min(jobs, len(targets))) as pool:
-        futures = [pool.submit(_check, target, options) for target in targets]
-        for target, future in zip(targets, futures):
-            yield _result(target, future)
+    _preload()
+    for result in results(check, targets, limits):
+        yield _result(result)
 
 
-def _print_next(document: CheckReport, output_format: str, first: bool) -> None:
-    if output_format == "text" and not first:
-        print()
-    print_result(document, output_format)
+class _Printer:
+    """Prints results as they come."""
+
+    def __init__(self, output_format: str, targets: int, strict: bool) -> None:
+        self._format = output_format
+        self._strict = strict
+        self._number = 0
+        if output_format == "ktap":
+            print_ktap_plan(targets)
+
+    def print(self, document: CheckReport) -> None:
+        self._number += 1
+        if self._format == "ktap":
+            print_ktap_document(self._number, document, strict=self._strict)
+        else:
+            if self._format == "text" and self._number > 1:
+                print()
+            print_result(document, self._format)
+        sys.stdout.flush()
+        _report_error(document)
+
+    def interrupted(self) -> None:
+        """Say that no more will come, where that is not plain."""
+        if self._format == "ktap":
+            print("Bail out! interrupted", flush=True)
 
 
 def _report_error(document: CheckReport) -> None:
     if document["status"] == "error":
         target, error = document["target"], document["error"]
         named = error if error.startswith(target) else f"{target}: {error}"
-        print(f"drgn-hvo: error: {named}", file=sys.stderr)
+        print(f"drgn-hvo: error: {printable(named)}", file=sys.stderr)
 
 
 def check_targets(
-    targets: Sequence[str], options: CheckOptions, output_format: str, jobs: int
+    targets: Sequence[str], options: CheckOptions, output_format: str, limits: Limits
 ) -> int:
     """
     Audit targets and print the results.
 
     :param output_format: ``"text"``, ``"json"`` or ``"ktap"``.
-    :param jobs: How many processes to use.
     :return: The exit status.
     :raises KeyboardInterrupt: with a text that says how far it got.
     """
     statuses: list[int] = []
-    documents: list[CheckReport] = []
+    printer = _Printer(output_format, len(targets), options.scope.strict)
     # A single target shows how far it is itself.
     show = nullcontext(None) if len(targets) == 1 else progress(len(targets), "target")
     try:
         with show as bar:
-            for status, document in _results(targets, options, jobs):
+            for status, document in _results(targets, options, limits):
                 statuses.append(status)
-                if output_format == "ktap":
-                    # Begins with the number of its tests.
-                    documents.append(document)
-                else:
-                    _print_next(document, output_format, len(statuses) == 1)
-                _report_error(document)
-                sys.stdout.flush()
+                printer.print(document)
                 if bar is not None:
                     bar.update()
     except KeyboardInterrupt:
+        printer.interrupted()
         done = f"{len(statuses)} of {len(targets)} targets were done"
         raise KeyboardInterrupt(done) from None
-    if output_format == "ktap":
-        print_ktap(documents, strict=options.scope.strict)
-    return next(status for status in _PRECEDENCE if status in statuses)
+    return next((status for status in _PRECEDENCE if status in statuses), 0)

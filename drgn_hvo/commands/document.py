@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import sys
-from typing import TYPE_CHECKING, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Optional, TypeVar, Union
 
 from drgn_hvo import __version__
 
@@ -38,6 +38,7 @@ __all__ = (
     "kernel_document",
     "print_document",
     "print_json",
+    "printable",
     "with_dump",
 )
 
@@ -120,6 +121,31 @@ def human_size(size: int) -> str:
     return f"{size} TiB"
 
 
+def printable(text: str) -> str:
+    """
+    Text that may come from a dump, a log or a file name, fit for a terminal and for one
+    line: what would move the cursor, begin a line or set a title is escaped.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def _printable_values(value: Any) -> Any:
+    """A document with all its strings fit for a terminal."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {key: _printable_values(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable_values(part) for part in value]
+    return value
+
+
 def print_json(doc: Mapping[str, object]) -> None:
     """Print a document on one line."""
     # Not at the top: every drgn session imports this module.
@@ -140,4 +166,4 @@ def print_document(
     if as_json:
         print_json(doc)
     else:
-        print_text(doc)
+        print_text(_printable_values(doc))

@@ -20,6 +20,7 @@ from drgn import Program
 from drgn.commands import CommandArgumentError, CommandError, parse_shell_command
 from drgn.commands.linux import linux_kernel_custom_command
 
+from drgn_hvo.commands.document import printable
 from drgn_hvo.commands.failures import bug, failure, output_failure
 
 if TYPE_CHECKING:
@@ -79,11 +80,11 @@ def _run(prog: Program, args: argparse.Namespace) -> int:
     except (BrokenPipeError, CommandError):
         raise
     except OSError as e:
-        raise CommandError(output_failure(e)) from None
+        raise CommandError(printable(output_failure(e))) from None
     except Exception as e:
         known = failure(e)
         if known is not None:
-            raise CommandError(with_complaint(known, prog)) from None
+            raise CommandError(printable(with_complaint(known, prog))) from None
         if args.debug:
             traceback.print_exc()
         raise CommandError(bug(e, "; --debug shows where")) from e

@@ -15,7 +15,7 @@ from typing import Optional
 
 import numpy as np
 
-from drgn_hvo.commands.document import human_size
+from drgn_hvo.commands.document import human_size, printable
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.memmap.heads import Head, read_head
@@ -120,7 +120,11 @@ def _title(hvo: Hvo, head: Head) -> str:
     size = human_size(hvo.kernel.geometry.page_size << head.order)
     last = head.pfn + (1 << head.order) - 1
     kind = {True: "hugetlb folio", False: "compound page", None: "compound page"}
-    place = "" if head.nid is None else f", node {head.nid}, zone {head.zone}"
+    place = (
+        ""
+        if head.nid is None
+        else f", node {head.nid}, zone {printable(head.zone or 'unknown')}"
+    )
     return (
         f"{kind[head.hugetlb]} of order {head.order} ({size}), PFN {head.pfn} to "
         f"{last}{place}"
@@ -177,7 +181,8 @@ def _owner(hvo: Hvo, i: int, row: _Row, rows: list[_Row]) -> str:
         if tail.pfn is not None and tail.pfn == row.pfn:
             zone = ""
             if tail.zone_index is not None:
-                zone = f" zone {hvo.mmzone.zone_name(tail.nid, tail.zone_index)}"
+                name = hvo.mmzone.zone_name(tail.nid, tail.zone_index)
+                zone = f" zone {printable(name or 'unknown')}"
             return f" shared tail page of node {tail.nid}{zone} order {tail.order}"
     return " the head" if not i else ""
 

@@ -370,6 +370,7 @@ class ErrorReport(KernelReport):
 
     status: Literal["error"]
     error: str
+    timeout: bool
     complete: bool
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Optional
 
-from drgn.helpers.common.format import CellFormat, escape_ascii_string, print_table
+from drgn.helpers.common.format import CellFormat, print_table
 import numpy as np
 
 from drgn_hvo.audit.properties import kernel_properties
@@ -295,10 +295,7 @@ def _missing_tables(hvo: Hvo) -> list[str]:
 
 
 def _text(value: Optional[str]) -> str:
-    """A string from the kernel, fit for a terminal."""
-    if value is None:
-        return "unknown"
-    return escape_ascii_string(value.encode(), escape_backslash=True)
+    return "unknown" if value is None else value
 
 
 def _known(value: object) -> object:

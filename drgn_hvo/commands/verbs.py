@@ -205,19 +205,16 @@ def check_scope(args: argparse.Namespace) -> CheckScope:
 
 
 def _run_check(session: Session, args: argparse.Namespace) -> int:
-    from drgn_hvo.commands.check import (
-        check_document,
-        exit_status,
-        print_ktap,
-        print_result,
-    )
+    from drgn_hvo.commands.check import check_document, exit_status, print_result
+    from drgn_hvo.commands.ktap import print_ktap_document, print_ktap_plan
 
     scope = check_scope(args)
     found = session.open()
     document = check_document(found, session.target, scope)
     document = with_dump(document, found.kernel.prog)
     if args.format == "ktap":
-        print_ktap([document], strict=scope.strict)
+        print_ktap_plan(1)
+        print_ktap_document(1, document, strict=scope.strict)
     else:
         print_result(document, args.format)
     return exit_status(document, strict=scope.strict)
