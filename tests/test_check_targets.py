@@ -70,7 +70,7 @@ def test_one_lost_process_costs_one_result(tmp_path):
     targets = links(tmp_path, names)
     (tmp_path / "garbage").write_bytes(b"\0" * 4096)
     targets.insert(3, tmp_path / "garbage")
-    result = ran(*targets, "-j", 2, "--timeout", 6, "--memory", 1, "--format", "json")
+    result = ran(*targets, "-j", 2, "--timeout", 10, "--memory", 1, "--format", "json")
     documents = [json.loads(line) for line in result.stdout.splitlines()]
     assert [doc["target"] for doc in documents] == [str(path) for path in targets]
     by_name = {Path(doc["target"]).name: doc for doc in documents}
@@ -83,7 +83,7 @@ def test_one_lost_process_costs_one_result(tmp_path):
         "killed": "SIGKILL",
         "crash": "SIGSEGV",
         "memory": "not enough memory",
-        "hang": "not done after 6 seconds",
+        "hang": "not done after 10 seconds",
         "garbage": "",
     }
     for name, words in lost.items():
@@ -148,7 +148,7 @@ def test_interrupted_in_the_middle(tmp_path):
 
 def test_ktap(tmp_path):
     targets = [*links(tmp_path, ["hang", "good"]), DAMAGED, tmp_path / "nowhere"]
-    result = ran(*targets, "-j", 2, "--timeout", 4, "--format", "ktap")
+    result = ran(*targets, "-j", 2, "--timeout", 8, "--format", "ktap")
     found = parse_ktap(result.stdout)
     assert [ok for ok, *_ in found] == [False, True, False, False]
     assert [directive for _, _, _, directive, _ in found] == [

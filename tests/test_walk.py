@@ -78,7 +78,11 @@ def tree(memory, chance):
     memory.table(6)[index(START, 2)] = 0x7000 | PRESENT | p3_write
     memory.table(7)
     above = p4_write and p3_write
-    for i, kind in enumerate(chance.choices(("table", "large", "none"), k=3)):
+    kinds = chance.choices(("table", "large", "none"), k=3)
+    if set(kinds) == {"none"}:
+        # A table that maps nothing reads as one that was left out.
+        kinds[1] = "table"
+    for i, kind in enumerate(kinds):
         va = START + (i << 21)
         p2_write = chance.choice((0, WRITE))
         if kind == "none":
