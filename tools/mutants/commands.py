@@ -120,9 +120,9 @@ COMMANDS = (
     ),
     Mutant(
         "commands-ktap-directives",
-        "commands/check.py::_ktap_name",
-        'target.replace("#", "_")',
-        "target",
+        "commands/ktap.py::_description",
+        'printable(text).replace("#", "_")',
+        "printable(text)",
         "a file name with # SKIP in it would be a skipped test",
         ("test_command_words.py::test_names_of_files_are_no_directives",),
     ),
