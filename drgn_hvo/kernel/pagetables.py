@@ -229,36 +229,41 @@ def _read_entries(
     form, shift = page_table.levels[level], page_table.shift(level)
     reach = 1 << (shift + form.index_bits)
     values, present = read_tables(reader, page_table, tables.address, level)
-    blank = _blank(reader, values)
-    for i in np.union1d((~present).nonzero()[0], blank).tolist():
-        first = max(int(tables.va[i]), limits[0])
-        last = min(int(tables.va[i]) + reach, limits[1])
-        reason = READS_AS_ZEROS if present[i] else NOT_IN_DUMP
-        missing.append(MissingTable(int(tables.address[i]), first, last, reason))
     # Only the first and the last table reach beyond the range.
     low = max(0, limits[0] - int(tables.va[0])) >> shift
     beyond = max(0, int(tables.va[-1]) + reach - limits[1]) >> shift
-    values = values.reshape(-1)
-    values = values[low : len(values) - beyond]
-    (index,) = form.is_present(values).nonzero()
-    value = values[index]
+    entries = values.reshape(-1)
+    entries = entries[low : values.size - beyond]
+    (index,) = form.is_present(entries).nonzero()
+    value = entries[index]
     index += low
     table = index >> form.index_bits
+    # Tables that hold anything need no second look.
+    edges = table.searchsorted(np.arange(len(tables.va) + 1))
+    if (edges[1:] == edges[:-1]).any():
+        # Where one table stands for all that are not in use, it holds nothing.
+        ends = not page_table.none_is_a_table and not reader.is_live
+        suspect = ~present | _are_blank(values) if ends else ~present
+        for i in suspect.nonzero()[0].tolist():
+            first = max(int(tables.va[i]), limits[0])
+            last = min(int(tables.va[i]) + reach, limits[1])
+            reason = READS_AS_ZEROS if present[i] else NOT_IN_DUMP
+            missing.append(MissingTable(int(tables.address[i]), first, last, reason))
     va = (index & ((1 << form.index_bits) - 1)).astype(np.uint64)
     va <<= np.uint64(shift)
     va += tables.va[table]
     return _Entries(value, va, tables.writable[table])
 
 
-def _blank(reader: FrameReader, values: U64Array) -> npt.NDArray[np.intp]:
+def _are_blank(values: U64Array) -> BoolArray:
     """
     Which tables hold nothing at all. A kernel frees those of vmemmap; it is a running
     one if we find it doing that.
     """
-    if reader.is_live:
-        return np.zeros(0, dtype=np.intp)
-    (some,) = (values[:, 0] == 0).nonzero()
-    return some[~values[some].any(axis=1)]
+    blank: BoolArray = values[:, 0] == 0
+    if blank.any():
+        blank[blank] = ~values[blank].any(axis=1)
+    return blank
 
 
 def _split(

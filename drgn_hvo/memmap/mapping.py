@@ -62,6 +62,8 @@ class VmemmapMapping:
         Without tables that are empty because no memory was added there: riscv's
         preallocate_pgd_pages_range() makes some for all of vmemmap.
         """
+        if not any(table.reason == READS_AS_ZEROS for table in found.missing):
+            return found
         end = self.base + (self.kernel.variable("max_pfn") or 0) * self.size
         if len(found.runs):
             last = int(found.runs.va[-1]) + int(found.runs.count[-1]) * self.page_size
