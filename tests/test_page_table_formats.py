@@ -5,12 +5,15 @@ Bits of page table entries, against entries that were seen in dumps of running k
 and against the definitions in kernel headers: numbers, not names of the table.
 """
 
+from dataclasses import replace
+
 from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.architectures import ARCHITECTURES
+from drgn_hvo.formats.machine_models import MadeKernel
 from drgn_hvo.formats.page_table_formats import (
     DecodedEntry,
     PageTableFormat,
@@ -33,6 +36,34 @@ x86_64 = format_of("x86_64", FOUR_LEVELS)
 x86_64_sme = format_of("x86_64", FOUR_LEVELS + f"NUMBER(sme_mask)={1 << 47}\n")
 x86_64_l5 = format_of("x86_64", DEBIAN_7_2)
 
+RISCV64 = """SYMBOL(swapper_pg_dir)=ffffffff82307000
+NUMBER(VA_BITS)=39
+NUMBER(va_kernel_pa_offset)=0xfffffffeffe00000
+"""
+LOONGARCH64 = "SYMBOL(swapper_pg_dir)=9000000000b50000\nPAGESIZE=16384\n"
+ARM64 = """SYMBOL(swapper_pg_dir)=ffff917de0f03000
+PAGESIZE=4096
+NUMBER(VA_BITS)=52
+NUMBER(TCR_EL1_T1SZ)=0xc
+NUMBER(kimage_voffset)=0xffff917d9e800000
+"""
+ARM64_64K = ARM64.replace("=4096", "=65536")
+PPC64 = """SYMBOL(swapper_pg_dir)=c0000000029d0000
+PAGESIZE=4096
+NUMBER(RADIX_MMU)=1
+"""
+S390X = """SYMBOL(swapper_pg_dir)=3fffff54000
+KERNELOFFSET=3fffe3a8000
+KERNELOFFPHYS=9a8000
+"""
+
+riscv64 = format_of("riscv64", RISCV64)
+loongarch64 = format_of("loongarch64", LOONGARCH64)
+arm64 = format_of("aarch64", ARM64)
+arm64_64k = format_of("aarch64", ARM64_64K)
+ppc64 = format_of("ppc64", PPC64)
+s390x = format_of("s390x", S390X)
+
 # An entry, its level, and what it says.
 SEEN = [
     # Entries of vmemmap in Debian's kernels. 7.2: a head's slice, a tail's, a large
@@ -52,6 +83,40 @@ SEEN = [
     (x86_64, 0x80000000DEAD51E3, 0, DecodedEntry(True, True, True, 0xDEAD5000)),
     (x86_64_sme, 0x80008000018BB121, 0, DecodedEntry(True, True, False, 0x18BB000)),
     (x86_64_l5, 0x000000001FFD1067, 4, DecodedEntry(True, False, True, 0x1FFD1000)),
+    # Debian's 7.2.13 of riscv64: tables have no permissions; text is read-only.
+    (riscv64, 0x2BFFC401, 2, DecodedEntry(True, False, True, 0xAFFF1000)),
+    (riscv64, 0x20EC5CE7, 0, DecodedEntry(True, True, True, 0x83B17000)),
+    (riscv64, 0x200800EB, 1, DecodedEntry(True, True, False, 0x80200000)),
+    # Svpbmt and Svnapot are no part of the address.
+    (riscv64, 0xE000000020EC5CE7, 0, DecodedEntry(True, True, True, 0x83B17000)),
+    # A LoongArch kernel: tables are named by addresses in a direct window.
+    (loongarch64, 0x90000000EFEEC000, 2, DecodedEntry(True, False, True, 0xEFEEC000)),
+    (loongarch64, 0x87F01D3, 0, DecodedEntry(True, True, True, 0x87F0000)),
+    (loongarch64, 0x87F00D3, 0, DecodedEntry(True, True, False, 0x87F0000)),
+    # Debian's 7.2.13 of arm64, with LPA2: bits 50 and 51 are those of shareability.
+    (arm64, 0x10000000430EC003, 4, DecodedEntry(True, False, True, 0x430EC000)),
+    (arm64, 0x00E800006BA00401, 1, DecodedEntry(True, True, True, 0x6BA00000)),
+    (arm64, 0x00D0000040210483, 0, DecodedEntry(True, True, False, 0x40210000)),
+    (
+        arm64,
+        0x00E800006BA00703,
+        0,
+        DecodedEntry(True, True, True, 0xC00006BA00000),
+    ),
+    (
+        arm64_64k,
+        0x00E800006BA09703,
+        0,
+        DecodedEntry(True, True, True, 0x900006BA00000),
+    ),
+    # Debian's 7.2.13 of ppc64el and s390x.
+    (ppc64, 0x800000003FF9D009, 3, DecodedEntry(True, False, True, 0x3FF9D000)),
+    (ppc64, 0xC00000003F40018E, 1, DecodedEntry(True, True, True, 0x3F400000)),
+    (ppc64, 0xC00000000000018D, 1, DecodedEntry(True, True, False, 0)),
+    (s390x, 0x2FAD8007, 2, DecodedEntry(True, False, True, 0x2FAD8000)),
+    (s390x, 0x2FADE001, 1, DecodedEntry(True, False, True, 0x2FADE000)),
+    (s390x, 0x2FADD13D, 0, DecodedEntry(True, True, True, 0x2FADD000)),
+    (s390x, 0xAA821D, 0, DecodedEntry(True, True, False, 0xAA8000)),
 ]
 
 
@@ -72,6 +137,11 @@ def test_reach():
     assert [x86_64.shift(level) for level in range(5)] == [12, 21, 30, 39, 48]
     assert x86_64_l5.reach_shift == 57
     assert x86_64.root == 0x16C2A000
+    assert riscv64.root == 0x82507000
+    assert loongarch64.root == 0xB50000
+    assert s390x.root == 0x2554000
+    assert [len(form.levels) for form in (riscv64, arm64, arm64_64k)] == [3, 5, 3]
+    assert [loongarch64.reach_shift, ppc64.reach_shift] == [47, 52]
     assert x86_64.index(0xFFFFEA0000000000, 3) == 0x1D4
 
 
@@ -91,7 +161,42 @@ def test_vmcoreinfo_that_leads_nowhere(vmcoreinfo):
         format_of("x86_64", vmcoreinfo)
 
 
-FORMATS = [x86_64, x86_64_sme, x86_64_l5]
+def made_formats() -> list[PageTableFormat]:
+    """What machines of all architectures have."""
+    formats = []
+    for name, entry in ARCHITECTURES.items():
+        for page_shift, levels in entry.model.layouts:
+            made = MadeKernel(
+                levels=levels,
+                page_shift=page_shift,
+                text=entry.model.layouts[page_shift, levels].text or 0x9000 << 48,
+                text_physical=0x80200000,
+                page_offset=0,
+                ram_base=0x80000000,
+                vmalloc=0,
+                vmemmap=0,
+                vmemmap_start=0,
+                kernel_offset=0,
+                swapper_pg_dir=0,
+                node_data=0,
+                max_numnodes=1,
+                max_pfn=1,
+            )
+            # The top table lies where the image does.
+            made = replace(made, swapper_pg_dir=made.text + 0x10000)
+            if name == "ppc64":
+                made = replace(made, swapper_pg_dir=(0xC << 60) + 0x80210000)
+            lines = [
+                *entry.model.notes(made),
+                f"PAGESIZE={1 << page_shift}",
+                f"SYMBOL(swapper_pg_dir)={made.swapper_pg_dir:x}",
+            ]
+            candidates = entry.page_tables(Vmcoreinfo("\n".join(lines).encode()))
+            formats += [form for form in candidates if len(form.levels) == levels]
+    return formats
+
+
+FORMATS = [x86_64, x86_64_sme, x86_64_l5, *made_formats()]
 entries = st.integers(0, (1 << 64) - 1)
 of_a_level = st.sampled_from(
     [(form, level) for form in FORMATS for level in range(len(form.levels))]
@@ -120,17 +225,22 @@ def test_what_is_made_is_decoded(at, number, writable):
     flags = page_table.protections.kernel
     if not writable:
         flags = page_table.protections.read_only
+        if flags is None:
+            flags = page_table.protections.rodata
     address = (number << page_table.shift(level)) & 0x7FFF_FFFF_F000
     entry = page_table.make(address, level, flags)
-    assert page_table.decode(entry, level) == DecodedEntry(
-        True, True, writable, address
-    )
+    said = DecodedEntry(True, True, writable, address)
+    assert page_table.decode(entry, level) == said
+    assert page_table.mapped_to(entry, level, 0x123) == address | 0x123
     other = page_table.with_write(entry, level, allowed=not writable)
     assert page_table.decode(other, level).writable == (not writable)
     assert page_table.with_write(other, level, allowed=writable) == entry
     moved = page_table.with_frame(entry, level, 0)
     assert page_table.decode(moved, level).address == 0
-    assert page_table.with_frame(moved, level, address >> 12) == entry
+    again = page_table.with_frame(moved, level, address >> page_table.page_shift)
+    assert page_table.decode(again, level) == said
+    many = page_table.make(np.array([address, 0], dtype=np.uint64), level, flags)
+    assert many.tolist() == [entry, page_table.make(0, level, flags)]
 
 
 @given(of_a_level, st.integers(0, 1 << 34))
@@ -138,9 +248,20 @@ def test_what_leads_to_a_table_is_decoded(at, number):
     page_table, level = at
     if not level:
         return
-    address = (number << 12) & 0x7FFF_FFFF_F000
+    size = page_table.table_size(level - 1)
+    address = number * size & 0x7FFF_FFFF_FFFF
     entry = page_table.make_table(address, level)
     assert page_table.decode(entry, level) == DecodedEntry(True, False, True, address)
+
+
+@pytest.mark.parametrize("page_table", FORMATS)
+def test_what_is_empty_is_not_there(page_table):
+    empty = page_table.protections.empty
+    for level in range(len(page_table.levels)):
+        if level and page_table.none_is_a_table:
+            continue
+        entry = empty[level] if empty else 0
+        assert not page_table.decode(entry, level).present
 
 
 def test_what_is_made_is_what_kernels_make():

@@ -468,6 +468,7 @@ _S390X_REGION_INVALID = 0x20
 _S390X_PAGE_INVALID = 0x400
 _S390X_TYPE = 0xC
 _S390X_LENGTH = 0x3
+_S390X_SEGMENT_PRESENT = 0x1
 
 
 def _s390x_offset(vmcoreinfo: Vmcoreinfo) -> int:
@@ -501,7 +502,8 @@ def _s390x_upper(index: int, mask: int) -> TableLevel:
         table_address=EntryAddress(_WORD ^ mask),
         table_writable=Bits(_S390X_PROTECT, 0),
         has_mappings=index < 2,
-        table_flags=kind | (_S390X_LENGTH if index else 0),
+        table_flags=kind | (_S390X_LENGTH if index else _S390X_SEGMENT_PRESENT),
+        mapping_flags=kind,
     )
 
 
@@ -525,7 +527,9 @@ def _s390x(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
                 text=0x211,
                 rodata=0x311,
                 table=0,
-                large=_S390X_LARGE,
+                # Read, write, dirty, young: other bits than those of pages.
+                large=_S390X_LARGE | 0x3003,
+                not_large=0x3D,
                 empty=(
                     _S390X_PAGE_INVALID,
                     *(_S390X_REGION_INVALID | index << 2 for index in range(4)),

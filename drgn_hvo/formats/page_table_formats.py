@@ -117,6 +117,7 @@ class TableLevel:
     :param has_mappings: Whether mappings are possible at this level.
     :param table_flags: What an entry that leads to a table has besides
         :attr:`Protections.table`.
+    :param mapping_flags: What one that maps memory has besides.
     """
 
     index_bits: int
@@ -128,6 +129,7 @@ class TableLevel:
     table_writable: Optional[Bits] = None
     has_mappings: bool = True
     table_flags: int = 0
+    mapping_flags: int = 0
 
     def is_present(self, entry: Any) -> Any:
         """Whether an entry, or each of an array, is there at all."""
@@ -330,6 +332,7 @@ class PageTableFormat:
         """
         if level:
             flags = flags & ~self.protections.not_large | self.protections.large
+            flags |= self.levels[level].mapping_flags
         # The address leads, so that an array stays one.
         return self.levels[level].address.put(address & 0, address) | flags
 

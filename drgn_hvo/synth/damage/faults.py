@@ -28,8 +28,10 @@ __all__ = ("FAULTS", "AppliedFault", "Fault", "make_machine")
 
 Changes = list[Change]
 
-#: vmemmap where the mask of no order above 20 works: 64 MiB too high.
-_MISALIGNED_BY = 64 << 20
+
+def _misaligned_by(g: Generation) -> int:
+    """How much too high vmemmap is, so that the two largest orders' masks fail."""
+    return g.struct_page_size << g.max_order - 2
 
 
 def _hvo(g: Generation) -> bool:
@@ -192,7 +194,10 @@ def _slot_pfn_0(t: Targets) -> Changes:
 
 def _two_slots(t: Targets) -> Changes:
     tail = t.tail()
-    address = t.slot(tail.order + 1)
+    g = t.plan.generation
+    # The last slot has one in front of it only.
+    other = tail.order + (1 if tail.order < g.min_order + g.slots - 1 else -1)
+    address = t.slot(other)
     return [t.word(address, t.slot_value(tail.pfn), "the slot of the next order")]
 
 
@@ -252,6 +257,10 @@ def _wrong_order(t: Targets) -> Changes:
     folio = t.plan.structures.folio
     where = folio.offset(t.plan.structures.fields.order_member)
     address = t.machine.page_physical(pfn + 1) + where - t.size
+    if t.plan.order == ">":
+        # The order is the lowest byte of its member.
+        _, member = folio.find(t.plan.structures.fields.order_member)
+        address += member.size - 1
     return [t.flip(address, 1, "the order in the first tail of a folio", 1)]
 
 
@@ -478,7 +487,7 @@ def make_machine(
         if not fault.possible(entry):
             raise UsageError(f"fault {fault.name} makes no sense with {entry.name}")
     wanted = {fault.name for fault in faults}
-    offset = _MISALIGNED_BY if "vmemmap-misaligned" in wanted else 0
+    offset = _misaligned_by(entry) if "vmemmap-misaligned" in wanted else 0
     machine = build_machine(description, offset)
     if "truncated" in wanted:
         machine = replace(machine, truncated=True)
