@@ -198,7 +198,8 @@ def test_cut_at_every_twentieth(two_nodes, tmp_path):
         result = run("check", path)
         statuses.add(result.returncode)
         assert "cut off" in result.stdout
-    assert statuses == {2, 3}
+    # Without any page table, too, what is left is looked at.
+    assert statuses == {3}
 
 
 @pytest.mark.parametrize("share", [99, 95, 80, 60])

@@ -5,11 +5,13 @@ Machines of every architecture: page sizes, levels of page tables, byte orders, 
 of the kernel. And an architecture that does not exist, as one more entry.
 """
 
+from dataclasses import replace
+
 import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.show import show_document
-from drgn_hvo.errors import UsageError
+from drgn_hvo.errors import FormatError, UsageError
 from drgn_hvo.extract.command import extract_document
 from drgn_hvo.formats.architectures import ARCHITECTURES, Architecture, LinearRange
 from drgn_hvo.formats.machine_models import KernelLayout, MachineModel
@@ -255,3 +257,49 @@ def test_an_architecture_is_one_entry(generation, monkeypatch, tmp_path):
         machine, _ = make_machine(description, ["pte-writable"])
         document = check_document(hvo(program(machine)), "core", CheckScope())
         assert [f["rule"] for f in document["findings"]] == ["vmemmap-tail-writable"]
+
+
+def without_page_tables(monkeypatch, name):
+    """As if nobody knew how they are laid out; drgn's own walk still does."""
+
+    def unknown(vmcoreinfo):
+        raise FormatError("nobody knows")
+
+    entry = replace(ARCHITECTURES[name], page_tables=unknown)
+    monkeypatch.setitem(ARCHITECTURES, name, entry)
+
+
+@pytest.mark.parametrize("generation", ["shared-7.3", "fake-head-6.12", "plain-7.2"])
+@pytest.mark.parametrize("name", ["aarch64", "ppc64"])
+def test_without_page_tables(name, generation, monkeypatch):
+    """Pools, lists, counters, nodes, zones and tails are told; mappings are unknown."""
+    description = describe(name, 12, 4, generation)
+    machine = build_machine(description)
+    looping, _ = make_machine(description, ["list-loop"])
+    whole = show_document(hvo(program(machine)), "core", folios=True)
+    without_page_tables(monkeypatch, name)
+    bound = hvo(program(machine))
+    shown = show_document(bound, "core", folios=True)
+    assert shown["hstates"] is not None
+    assert whole["hstates"] is not None
+    for state, known in zip(shown["hstates"], whole["hstates"]):
+        for node in known["nodes"]:
+            node["optimized"] = None
+        assert state == known
+    assert shown["folios"] is not None
+    assert whole["folios"] is not None
+    for folio, told in zip(shown["folios"], whole["folios"]):
+        for key in ("head_pfn", "order", "nid", "zone", "list", "refcount", "flags"):
+            assert folio[key] == told[key]
+        assert folio["optimized_mapping"] is None
+        assert folio["optimized_flag"] == told["optimized_flag"]
+    assert shown["saved"] is not None
+    assert shown["saved"]["pages"] is None
+    document = check_document(bound, "core", CheckScope(deep=True))
+    assert document["findings"] == []
+    assert not document["complete"]
+    results = {rule["id"]: rule["result"] for rule in document["rules"]}
+    assert results["hstate-lists"] == results["hstate-counters"] == "pass"
+    assert results["folio-head"] == results["compound-heads"] == "skip"
+    document = check_document(hvo(program(looping)), "core", CheckScope())
+    assert document["findings"][0]["rule"] == "hstate-lists"

@@ -162,10 +162,12 @@ class Context:
     def translate(self, address: int) -> Optional[int]:
         """Physical address of kernel virtual memory; ``None`` if not mapped."""
         page_table = self.kernel.page_table_format
-        assert page_table is not None, "run_audit() has checked that"
         physical = self.kernel.translation.outside_page_tables(address)
         if physical is not None:
             return physical
+        if page_table is None:
+            found = self.kernel.translation.physical(address)
+            return None if found is None else found[0]
         start = address & -self.page_size
         end = start + self.page_size
         runs = walk(self.kernel.reader, page_table, start, end).runs

@@ -23,7 +23,7 @@ from drgn_hvo.audit.check_stray_heads import StrayHeads
 from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit
-from drgn_hvo.audit.rules import RULES, Check, RuleId
+from drgn_hvo.audit.rules import RULES, Check, Rule, RuleId
 from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.kernel.unread import Need, Unread
@@ -86,7 +86,8 @@ def _with_earlier(checks: Iterable[Check]) -> set[Check]:
 
 def run_checks(context: Context, checks: Iterable[Check]) -> None:
     """Run some checks, and those that have to run before them."""
-    wanted = _with_earlier(checks)
+    possible = {r.decide for r in RULES if _is_possible(context.hvo, r)}
+    wanted = _with_earlier(checks) & possible
     scans = []
     for name, check in _CHECKS.items():
         if name not in wanted:
@@ -99,6 +100,15 @@ def run_checks(context: Context, checks: Iterable[Check]) -> None:
         scan(context, scans)
     for scanned in scans:
         scanned.report()
+
+
+# What cannot be decided without page tables.
+_BY_PAGE_TABLES = {Need.PAGE_TABLES, Need.ALL_STRUCT_PAGES}
+
+
+def _is_possible(hvo: Hvo, rule: Rule) -> bool:
+    """Whether the page tables that a rule needs are known at all."""
+    return hvo.vmemmap.has_mappings or not _BY_PAGE_TABLES.intersection(rule.needs)
 
 
 def confirmed_audit(
@@ -128,11 +138,6 @@ def run_audit(
             f"an audit needs types: {hvo.kernel.no_types_reason}; debuginfo, given "
             "with -s, would do"
         )
-    if not hvo.vmemmap.has_mappings:
-        raise UnavailableError(
-            f"an audit needs page tables, and those of {hvo.kernel.arch} cannot be "
-            "walked"
-        )
     audit = Audit()
     for rule in RULES:
         reason: Optional[str] = rule.applies(hvo.layout)
@@ -143,7 +148,12 @@ def run_audit(
         if reason is not None:
             audit.skipped[rule.id] = reason
     active = [rule for rule in RULES if rule.id not in audit.skipped]
-    run_checks(Context(hvo, audit), {rule.decide for rule in active})
+    decided = [rule for rule in active if _is_possible(hvo, rule)]
+    run_checks(Context(hvo, audit), {rule.decide for rule in decided})
+    if len(decided) < len(active) and not hvo.vmemmap.has_mappings:
+        audit.checked["folios"] = len(hvo.hugetlb.folios)
+        why = hvo.vmemmap.no_mappings_reason or ""
+        audit.unread(Unread(Need.ALL_STRUCT_PAGES, "all struct pages", why))
     if any(Need.PAGE_TABLES in rule.needs for rule in active):
         for table in hvo.vmemmap.walk.missing:
             unread = Unread(Need.PAGE_TABLES, "page tables of vmemmap", table.reason)

@@ -333,6 +333,9 @@ def print_show(doc: ShowReport) -> None:
 def _print_kernel(doc: ShowReport) -> None:
     page, tails, vmemmap = doc["struct_page"], doc["tail_layout"], doc["vmemmap"]
     enabled = {True: "on", False: "off", None: "unknown"}[doc["hvo_enabled"]]
+    is_plain = tails["kind"] == "plain" and doc["types_from"] != "vmcoreinfo"
+    if is_plain and doc["hvo_enabled"] is None:
+        enabled = "this kernel was built without it"
     kind = _known(tails["kind"])
     if tails["where"] is not None:
         kind = f"shared, vmemmap_tails of struct {tails['where']} ({tails['element']})"

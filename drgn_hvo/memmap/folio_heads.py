@@ -119,6 +119,13 @@ class FolioHeads:
     def _read_whole(self, pfns: Int64Array) -> HeadRecords:
         """Read heads with all of their page of vmemmap, in the order of frames."""
         vmemmap = self._vmemmap
+        if not vmemmap.has_mappings:
+            pages = vmemmap.read_pages(pfns, vmemmap.kernel.geometry.pages_per_slice)
+            found: HeadRecords = np.zeros(len(pfns), dtype=_RECORD)
+            if len(pfns):
+                self._record(pages.data, pages.present, found)
+                self._look_behind(pages.data, found)
+            return found
         behind, _ = vmemmap.frames(pfns * vmemmap.size // vmemmap.page_size)
         frames, index = distinct_index(behind)
         records: HeadRecords = np.zeros(len(frames), dtype=_RECORD)

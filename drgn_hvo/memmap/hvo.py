@@ -71,7 +71,7 @@ class Hvo:
     @property
     def has_hugetlb(self) -> bool:
         """Whether pools and folios can be read at all."""
-        return self.kernel.has_types and self.vmemmap.has_mappings
+        return self.kernel.has_types
 
     @cached_property
     def mmzone(self) -> Mmzone:
@@ -115,8 +115,6 @@ class Hvo:
         """
         if not self.kernel.has_types:
             return (f"lists of pools need types: {self.kernel.no_types_reason}",)
-        if not self.vmemmap.has_mappings:
-            return (f"lists of pools were not read: {self.vmemmap.no_mappings_reason}",)
         lists = self.hugetlb.lists
         broken = [f"the {one} is broken" for one in lists if one.is_damaged]
         needs = (Need.NODES, Need.POOLS, Need.LISTS)

@@ -17,11 +17,11 @@ from typing import Optional, Union
 
 import numpy as np
 
-from drgn_hvo.errors import NotInDumpError, TargetError
+from drgn_hvo.errors import TargetError
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, ranges
 from drgn_hvo.kernel.bound import Kernel
-from drgn_hvo.kernel.pagetables import Runs, Walk, walk
+from drgn_hvo.kernel.pagetables import MissingTable, Runs, Walk, walk
 from drgn_hvo.kernel.unread import READS_AS_ZEROS
 
 __all__ = ("SliceMapping", "VmemmapMapping")
@@ -91,18 +91,17 @@ class VmemmapMapping:
     @property
     def walk(self) -> Walk:
         """
-        All mappings of vmemmap.
-
-        :raises NotInDumpError: if they are not known.
+        All mappings of vmemmap; if none are known, one table of all of it is missing.
         """
         if isinstance(self._walk, str):
-            raise NotInDumpError(self._walk)
+            table = MissingTable(0, *self.kernel.vmemmap_limits, self._walk)
+            return Walk(Runs.merge([]), (table,))
         return self._walk
 
     @property
     def runs(self) -> Runs:
         """As :attr:`walk`, just the mappings; none if they are not known."""
-        return Runs.merge([]) if isinstance(self._walk, str) else self._walk.runs
+        return self.walk.runs
 
     @cached_property
     def run_slices(self) -> tuple[Int64Array, Int64Array]:
