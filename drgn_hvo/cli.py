@@ -150,13 +150,13 @@ def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=_positive,
         help="give a target up after this long, and go on with the others",
     )
     parser.add_argument(
         "--memory",
         metavar="GIB",
-        type=_seconds,
+        type=_positive,
         help=f"give a target up that needs more memory (several targets: {_MEMORY})",
     )
 
@@ -272,11 +272,11 @@ def _jobs(text: str) -> int:
     return jobs
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds < float("inf"):
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
         raise ValueError
-    return seconds
+    return number
 
 
 def _quieten(args: argparse.Namespace) -> None:

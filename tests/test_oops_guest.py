@@ -257,8 +257,13 @@ def command(*args: object) -> str:
     return run("drgn_hvo.cli", *args)
 
 
-def test_write_to_a_tail(guest: Guest) -> None:
-    told = guest.wait_for("ready")
+def stopped_in_getpid(guest: Guest, told: dict[str, int]) -> tuple[Debugger, int]:
+    """
+    Stop a guest where a process of its calls getpid().
+
+    :param told: Addresses that the guest told.
+    :return: A debugger, and the address of vmemmap.
+    """
     getpid = told["__x64_sys_getpid"]
     debugger = Debugger(guest.directory / "gdb")
     # QEMU takes single registers only from those who know its description of them.
@@ -268,8 +273,15 @@ def test_write_to_a_tail(guest: Guest) -> None:
     memory = bytes.fromhex(
         debugger.ask(f"m{told['vmemmap_base']:x},8", "[0-9a-f]{16}$")
     )
+    return debugger, int.from_bytes(memory, "little")
+
+
+def test_write_to_a_tail(guest: Guest) -> None:
+    told = guest.wait_for("ready")
+    getpid = told["__x64_sys_getpid"]
+    debugger, base = stopped_in_getpid(guest, told)
     tail = told["pfn"] + 64 * _SLICE + 5
-    address = int.from_bytes(memory, "little") + 64 * tail + _REFCOUNT
+    address = base + 64 * tail + _REFCOUNT
     debugger.ask(f"P{_RDI}={address.to_bytes(8, 'little').hex()}", "OK")
     code = _INSTRUCTIONS
     debugger.ask(f"M{getpid:x},{len(code):x}:{code.hex()}", "OK")
@@ -306,14 +318,7 @@ def _write(debugger: Debugger, address: int, data: bytes) -> None:
 def test_other_reports(guest: Guest) -> None:
     told = guest.wait_for("ready")
     getpid = told["__x64_sys_getpid"]
-    debugger = Debugger(guest.directory / "gdb")
-    debugger.ask("qXfer:features:read:target.xml:0,ffb", "[lm]")
-    debugger.ask(f"Z1,{getpid:x},1", "OK")
-    debugger.ask("c", "T05")
-    memory = bytes.fromhex(
-        debugger.ask(f"m{told['vmemmap_base']:x},8", "[0-9a-f]{16}$")
-    )
-    base = int.from_bytes(memory, "little")
+    debugger, base = stopped_in_getpid(guest, told)
     # mapping of a tail in the huge page's own frame, _mapcount of an ordinary page.
     _write(debugger, base + 64 * (told["pfn"] + 5) + 24, bytes(8))
     _write(debugger, base + 64 * told["mapped"] + 48, b"\xff" * 4)

@@ -39,6 +39,7 @@ __all__ = (
     "print_document",
     "print_json",
     "printable",
+    "printable_document",
     "with_dump",
 )
 
@@ -135,8 +136,13 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def printable_document(doc: _Doc) -> _Doc:
+    """A document with all its strings fit for a terminal, see :func:`printable()`."""
+    made: _Doc = _printable_values(doc)
+    return made
+
+
 def _printable_values(value: Any) -> Any:
-    """A document with all its strings fit for a terminal."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -166,4 +172,4 @@ def print_document(
     if as_json:
         print_json(doc)
     else:
-        print_text(_printable_values(doc))
+        print_text(printable_document(doc))

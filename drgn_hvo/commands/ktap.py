@@ -10,7 +10,7 @@ test for each target, with one for each rule in it, printed as results come.
 
 from __future__ import annotations
 
-from drgn_hvo.commands.document import dump_problems, printable
+from drgn_hvo.commands.document import dump_problems, printable_document
 from drgn_hvo.commands.reports import (
     AuditReport,
     CheckReport,
@@ -34,15 +34,16 @@ def print_ktap_document(number: int, doc: CheckReport, *, strict: bool) -> None:
     :param number: Of the target, from 1 on.
     :param strict: Whether warnings are failures.
     """
+    doc = printable_document(doc)
     name = _description(doc["target"])
     if doc["status"] == "error":
-        print(f"# {printable(doc['error'])}")
+        print(f"# {doc['error']}")
         # ktap.rst knows TIMEOUT and ERROR as directives; both are failures.
         directive = "TIMEOUT" if doc["timeout"] else "ERROR"
         print(f"not ok {number} {name} # {directive}")
         return
     for problem in dump_problems(doc):
-        print(f"# the dump is {printable(problem)}")
+        print(f"# the dump is {problem}")
     rules = doc["rules"]
     print("  KTAP version 1")
     print(f"  1..{len(rules)}")
@@ -55,8 +56,8 @@ def print_ktap_document(number: int, doc: CheckReport, *, strict: bool) -> None:
 
 
 def _description(text: str) -> str:
-    """A description must not contain what begins a directive, or a line."""
-    return printable(text).replace("#", "_")
+    """A description must not contain what begins a directive."""
+    return text.replace("#", "_")
 
 
 def _print_rule(
@@ -65,14 +66,12 @@ def _print_rule(
     """Print the result of one rule; say whether it is a failure."""
     findings = [f for f in doc["findings"] if f["rule"] == rule["id"]]
     for finding in findings:
-        print(f"  # {finding['severity']}: {printable(finding['message'])}")
+        print(f"  # {finding['severity']}: {finding['message']}")
         where = _where(finding)
         if where:
             print(f"  #   {where}")
     failed = any(strict or finding["severity"] == "error" for finding in findings)
-    skip = ""
-    if rule["result"] == "skip":
-        skip = f" # SKIP {printable(rule['reason'] or '')}"
+    skip = f" # SKIP {rule['reason']}" if rule["result"] == "skip" else ""
     print(f"  {'not ok' if failed else 'ok'} {number} {rule['id']}{skip}")
     return failed
 
@@ -84,4 +83,4 @@ def _where(finding: FindingEntry) -> str:
     """Node, zone, PFN and so on of a finding, as far as they are known."""
     values: dict[str, object] = dict(finding)
     known = ((name, values[name]) for name in _PLACES if values[name] is not None)
-    return " ".join(f"{name}={printable(str(value))}" for name, value in known)
+    return " ".join(f"{name}={value}" for name, value in known)

@@ -17,11 +17,14 @@ import sys
 from typing import Any, Optional
 
 from drgn_hvo.errors import UsageError
+from drgn_hvo.formats.elf_segments import ELF_MAGIC
+from drgn_hvo.formats.kdump import FLATTENED_SIGNATURE, KDUMP_SIGNATURE
 
 __all__ = ("expand_targets", "without_done")
 
-# What begins a file that drgn can open: ELF, kdump-compressed, flattened.
-_MAGICS = (b"\x7fELF", b"KDUMP   ", b"DISKDUMP", b"makedumpfile\0")
+# What begins a dump that is no ELF file. Those of diskdump cannot be opened, but are
+# cores: better refused than passed over.
+_SIGNATURES = (KDUMP_SIGNATURE, FLATTENED_SIGNATURE, b"DISKDUMP")
 
 # As e_type in an ELF header says in either byte order: ET_CORE. Directories of cores
 # have kernels and modules beside them.
@@ -94,9 +97,9 @@ def _is_core(path: str) -> bool:
             head = f.read(_E_TYPE.stop)
     except OSError:
         return True
-    if head.startswith(b"\x7fELF"):
+    if head.startswith(ELF_MAGIC):
         return head[_E_TYPE] in _ET_CORE
-    return head.startswith(_MAGICS)
+    return head.startswith(_SIGNATURES)
 
 
 def without_done(targets: Sequence[str], path: str) -> list[str]:

@@ -19,7 +19,7 @@ from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.kdump import KdumpFrame, read_kdump_frame
 from drgn_hvo.formats.kdump_reader import KdumpReader
 
-__all__ = ("kdump_platform", "program_of_kdump")
+__all__ = ("kdump_platform", "program_of_kdump", "read_or_fault")
 
 # UTS_MACHINE of kernels, and ELF_MACHINE_UNAME of QEMU, in lower case.
 _MACHINES = {
@@ -42,6 +42,21 @@ def kdump_platform(frame: KdumpFrame) -> Optional[Platform]:
     if frame.byteorder == "little":
         flags |= PlatformFlags.IS_LITTLE_ENDIAN
     return Platform(architecture, flags)
+
+
+def read_or_fault(reader: KdumpReader, address: int, count: int) -> bytes:
+    """
+    Read physical memory as drgn wants it of a memory segment.
+
+    :raises FaultError: if the file does not hold it, or not rightly.
+    """
+    try:
+        data = reader.read(address, count)
+    except FormatError as e:
+        raise FaultError(str(e), address) from None
+    if data is None:
+        raise FaultError("not in this dump", address)
+    return data
 
 
 def program_of_kdump(path: str, vmcoreinfo: Optional[bytes]) -> Optional[Program]:
@@ -68,13 +83,7 @@ def program_of_kdump(path: str, vmcoreinfo: Optional[bytes]) -> Optional[Program
     reader = KdumpReader(frame)
 
     def read(address: int, count: int, _offset: int, _physical: bool) -> bytes:
-        try:
-            data = reader.read(address, count)
-        except FormatError as e:
-            raise FaultError(str(e), address) from None
-        if data is None:
-            raise FaultError("not in this dump", address)
-        return data
+        return read_or_fault(reader, address, count)
 
     prog = Program(platform)
     prog.add_memory_segment(0, reader.end, read, True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 import os
 import re
 from typing import TYPE_CHECKING, BinaryIO, Callable, NamedTuple, Optional
@@ -424,8 +424,10 @@ def _is_translated(prog: Program, architecture: Architecture) -> bool:
         return True
     if prog.core_dump_path is None:
         return not _reads_too_much(prog)
+    from drgn_hvo.formats.elf_segments import ELF_MAGIC
+
     with suppress(OSError), open(prog.core_dump_path, "rb") as f:
-        return f.read(4) == b"\x7fELF"
+        return f.read(len(ELF_MAGIC)) == ELF_MAGIC
     return False
 
 
@@ -490,6 +492,7 @@ def _unread_elf(file: BinaryIO) -> Optional[_Unread]:
 def _unread_kdump(file: BinaryIO) -> Optional[_Unread]:
     from drgn_hvo.formats.kdump import read_kdump_frame
     from drgn_hvo.formats.kdump_reader import KdumpReader
+    from drgn_hvo.kernel.kdump_program import read_or_fault
 
     try:
         frame = read_kdump_frame(file)
@@ -498,17 +501,7 @@ def _unread_kdump(file: BinaryIO) -> Optional[_Unread]:
     if frame is None:
         return None
     reader = KdumpReader(frame)
-
-    def read(address: int, count: int) -> bytes:
-        try:
-            data = reader.read(address, count)
-        except FormatError as e:
-            raise FaultError(str(e), address) from None
-        if data is None:
-            raise FaultError("not in this dump", address)
-        return data
-
-    return _Unread(reader.first, reader.end, read)
+    return _Unread(reader.first, reader.end, partial(read_or_fault, reader))
 
 
 def _reads_physical(prog: Program, address: int) -> bool:
