@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("EXIT_STATUSES", "main")
+__all__ = ("EXIT_STATUSES", "command_line", "main")
 
 #: What scripts can rely on.
 EXIT_STATUSES = {
@@ -161,7 +161,7 @@ def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _parser() -> _Parser:
+def command_line() -> _Parser:
     parser = _Parser(
         prog="drgn-hvo",
         description="Explain HugeTLB Vmemmap Optimization (HVO) in a Linux kernel.",
@@ -177,6 +177,11 @@ def _parser() -> _Parser:
     _add_extract(commands)
     _add_synth(commands)
     _add_oops(commands)
+    demo = commands.add_parser(
+        "demo", help="show every command at work on a small core that came along"
+    )
+    demo.add_argument("--debug", action="store_true", help="show tracebacks")
+    demo.set_defaults(run=_run_demo)
     for name, run, text in (
         ("rules", _run_rules, "what check checks"),
         ("faults", _run_faults, "what damage synth can do"),
@@ -361,6 +366,22 @@ def _run_oops(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_demo(args: argparse.Namespace) -> int:
+    from tempfile import TemporaryDirectory
+
+    from drgn_hvo.demo import demo_steps
+
+    debug = ("--debug",) if args.debug else ()
+    with TemporaryDirectory(prefix="drgn-hvo-demo-") as directory:
+        for step in demo_steps(directory):
+            print(f"# {step.about}\n$ drgn-hvo {' '.join(step.argv)}", flush=True)
+            status = _run([*step.argv, *debug])
+            if status != 0:
+                return status
+            print()
+    return 0
+
+
 def _run_synth(args: argparse.Namespace) -> int:
     from drgn_hvo.commands.synth import run_synth
 
@@ -446,7 +467,7 @@ def _prepare_streams() -> None:
 def _run(argv: Optional[Sequence[str]]) -> int:
     """Parse and do; argparse's own exits are statuses like any other."""
     try:
-        args = _parser().parse_args(argv)
+        args = command_line().parse_args(argv)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else EXIT_USAGE
     try:
