@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         vmemmap_tails as vmemmap_tails,
     )
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # The module of drgn_hvo.helpers that each helper is in.
 _HELPERS = {

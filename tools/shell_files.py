@@ -11,14 +11,13 @@ argparse-manpage, completions for bash, zsh and fish with shtab.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
 from pathlib import Path
 import re
 import sys
 
 from drgn_hvo import __version__
 from drgn_hvo.cli import EXIT_STATUSES, command_line
+from tools.command_line import arguments, commands
 
 __all__ = ("SHELL_FILES", "completion", "man_page", "write_shell_files")
 
@@ -29,6 +28,9 @@ SHELL_FILES = {
     "zsh": "zsh/site-functions/_drgn-hvo",
     "fish": "fish/vendor_completions.d/drgn-hvo.fish",
 }
+
+# What stands for a file in the help of commands.
+_FILES = ("DESCRIPTION", "FILE", "FILE.npy", "PATH", "TARGET")
 
 _SEE_ALSO = """\
 .SH SEE ALSO
@@ -46,20 +48,13 @@ def completion(shell: str) -> str:
     import shtab
 
     parser = command_line()
-    for command in _commands(parser):
-        for action in command._actions:
-            if action.metavar in ("TARGET", "FILE", "PATH", "DESCRIPTION", "FILE.npy"):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    for command in commands(parser).values():
+        for argument in arguments(command):
+            if argument.metavar in _FILES:
+                argument.complete = shtab.FILE  # type: ignore[attr-defined]
     text: str = shtab.complete(parser, shell=shell)
     # shtab leaves spaces behind some lines.
     return re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"
-
-
-def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    """The parsers of all commands."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            yield from action.choices.values()
 
 
 def man_page() -> str:
@@ -69,6 +64,8 @@ def man_page() -> str:
     page = Manpage(command_line(), format="single-commands-section")
     page.description = "explain HugeTLB Vmemmap Optimization in Linux kernels"
     text = re.sub(r"(?m)^\.TH .*$", _title(), str(page), count=1)
+    # A quote that begins a line would begin a request of roff.
+    text = re.sub(r"(?m)^'", r"\\&'", text)
     text = text.replace(".SH POSITIONAL ARGUMENTS", ".SH COMMANDS")
     return text.rstrip("\n") + "\n" + _exit_statuses() + _SEE_ALSO
 

@@ -4,9 +4,9 @@
 Demonstration
 -------------
 
-The core of ``drgn-hvo demo`` rides in the package, so that every command can be seen at
-work before there is a core of one's own: ``debian-7.2.kdump`` of ``sample_vmcores/``, an
-extract of a stock Debian kernel.
+The core of ``drgn-hvo demo`` rides in the package, so that every command can be seen
+at work before there is a core of one's own: ``debian-7.2.kdump`` of
+``sample_vmcores/``, an extract of a stock Debian kernel.
 """
 
 from __future__ import annotations

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What is around the program: README and documentation say what the program does, the man
+page and completions know every option, and the packages have what they must.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+import drgn_hvo
+from drgn_hvo.audit.rules import RULES
+from drgn_hvo.demo import DEMO_CORE, demo_steps
+from drgn_hvo.synth.damage.faults import FAULTS
+from tests.command_support import run
+from tools.command_line import arguments, commands
+from tools.examples import differs, documents, examples, run_example
+from tools.shell_files import SHELL_FILES, completion, man_page
+from tools.site_pages import SITE_PAGES
+
+ROOT = Path(__file__).parents[1]
+SAMPLES = ROOT / "sample_vmcores"
+
+EXAMPLES = [example for path in documents() for example in examples(path)]
+
+
+@pytest.mark.parametrize(
+    "example", EXAMPLES, ids=lambda one: f"{one.path.name}: {one.command}"
+)
+def test_examples(example):
+    """What documentation shows is what the program prints."""
+    assert differs(example, run_example(example)) == "", "run python -m tools.examples"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        if not link.startswith("generated/"):
+            assert (path.parent / link).exists(), link
+
+
+def test_demo(capsys):
+    """Every command that takes a target, on the core that rides in the package."""
+    printed = run("demo").stdout
+    shown = [step.argv[0] for step in demo_steps("")]
+    assert shown == ["show", "check", "page", "map", "heads", "extract"]
+    for command in shown:
+        assert f"$ drgn-hvo {command} {DEMO_CORE}" in printed
+    assert f"{DEMO_CORE}: clean" in printed
+    assert DEMO_CORE.read_bytes() == (SAMPLES / DEMO_CORE.name).read_bytes()
+
+
+def _spellings():
+    for name, command in commands().items():
+        for argument in arguments(command):
+            for option in argument.option_strings:
+                yield name, option
+
+
+def test_man_page_and_completions_know_everything():
+    texts = {kind: (ROOT / "share" / f).read_text() for kind, f in SHELL_FILES.items()}
+    texts["man"] = re.sub(r"\\f.|\\", "", texts["man"])
+    for kind, text in texts.items():
+        for command, option in _spellings():
+            name = option.lstrip("-") if kind == "fish" else option
+            assert command in text
+            assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", text), (
+                f"{kind}: {command} {option}; run python -m tools.shell_files"
+            )
+
+
+@pytest.mark.skipif(
+    sys.version_info[:2] not in ((3, 11), (3, 12)),
+    reason="argparse words its help in another way in this version of Python",
+)
+@pytest.mark.parametrize("kind", SHELL_FILES)
+def test_shell_files_are_current(kind):
+    pytest.importorskip("argparse_manpage" if kind == "man" else "shtab")
+    made = man_page() if kind == "man" else completion(kind)
+    assert (ROOT / "share" / SHELL_FILES[kind]).read_text() == made, (
+        "run python -m tools.shell_files"
+    )
+
+
+def test_man_page_is_well_formed():
+    if not shutil.which("groff"):
+        pytest.skip("groff is not here")
+    path = ROOT / "share" / SHELL_FILES["man"]
+    done = subprocess.run(
+        ["groff", "-k", "-man", "-Tutf8", "-ww", str(path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0
+    # Lines that cannot be filled are no mistake.
+    said = [line for line in done.stderr.splitlines() if "adjust" not in line]
+    assert not said
+    assert "EXIT STATUS" in re.sub(r".\x08", "", done.stdout)
+
+
+def test_completion_in_bash():
+    pexpect = pytest.importorskip("pexpect")
+    if not shutil.which("bash"):
+        pytest.skip("bash is not here")
+    shell = pexpect.spawn(
+        "bash", ["--norc", "--noprofile"], encoding="utf-8", dimensions=(40, 200)
+    )
+    try:
+        shell.sendline("PS1='> '; bind 'set enable-bracketed-paste off'")
+        shell.sendline(f"source {ROOT / 'share' / SHELL_FILES['bash']}")
+        shell.sendline("echo re''ady")
+        shell.expect("ready")
+        shell.send("drgn-hvo chec\t --de\t")
+        shell.expect("drgn-hvo check", timeout=10)
+        shell.expect("--de(ep|bug)?", timeout=10)
+    finally:
+        shell.close(force=True)
+
+
+def test_site_has_everything():
+    """Each command, option, rule, fault and helper has its place on the site."""
+    pages = {name: "\n".join(make()) for name, make in SITE_PAGES.items()}
+    for command, option in _spellings():
+        assert f"`drgn-hvo {command}`" in pages["cli"]
+        assert re.search(rf"`{re.escape(option)}[ `]", pages["cli"])
+    rules = (ROOT / "docs" / "rules.md").read_text()
+    assert all(f"`{rule.id}`" in rules for rule in RULES)
+    assert all(f"`{fault.name}`" in pages["faults"] for fault in FAULTS)
+    helpers = {
+        re.search(r"automodule:: ([\w.]+)", path.read_text())[1]
+        for path in (ROOT / "docs" / "helpers").glob("[!i]*.rst")
+    }
+    exported = drgn_hvo.__all__[1:]
+    assert helpers == {getattr(drgn_hvo, name).__module__ for name in exported}
+    index = (ROOT / "docs" / "index.md").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.stem == "index" or re.search(rf"^{path.stem}$", index, re.MULTILINE)
+    for name in pages:
+        assert f"\ngenerated/{name}\n" in index
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sphinx") is None, reason="Sphinx is not here"
+)
+def test_a_panic_is_one_click_away():
+    first = (ROOT / "docs" / "index.md").read_text()
+    assert "[You have a panic: do this](oops.md)" in first.partition("include")[0]
+
+
+DIST = os.environ.get("DRGN_HVO_DIST")
+
+
+@pytest.mark.skipif(
+    DIST is None, reason="DRGN_HVO_DIST does not say where packages are"
+)
+def test_packages():
+    """They have what they must, and do not grow unnoticed."""
+    (wheel,) = Path(DIST).glob("*.whl")
+    (source,) = Path(DIST).glob("*.tar.gz")
+    assert wheel.stat().st_size <= 900_000
+    assert source.stat().st_size <= 6_000_000
+    names = zipfile.ZipFile(wheel).namelist()
+    assert all(
+        f".data/data/share/{f}" in "\n".join(names) for f in SHELL_FILES.values()
+    )
+    assert {name.partition("/")[0].partition("-")[0] for name in names} <= {
+        "drgn_hvo",
+        f"drgn_hvo-{drgn_hvo.__version__}",
+    }
+    for path in ("commands/schema/check.json", f"demo/{DEMO_CORE.name}", "py.typed"):
+        assert f"drgn_hvo/{path}" in names
+    with tarfile.open(source) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    for path in ("CHANGELOG.md", "docs/conf.py", "tests/conftest.py", ".ci/run"):
+        assert path in inside
+    assert sum(name.startswith("sample_vmcores/") for name in inside) > 40
