@@ -141,8 +141,9 @@ def test_site_has_everything():
     assert all(f"`{rule.id}`" in rules for rule in RULES)
     assert all(f"`{fault.name}`" in pages["faults"] for fault in FAULTS)
     helpers = {
-        re.search(r"automodule:: ([\w.]+)", path.read_text())[1]
+        module
         for path in (ROOT / "docs" / "helpers").glob("[!i]*.rst")
+        for module in re.findall(r"automodule:: ([\w.]+)", path.read_text())
     }
     exported = drgn_hvo.__all__[1:]
     assert helpers == {getattr(drgn_hvo, name).__module__ for name in exported}
@@ -161,7 +162,7 @@ def test_a_panic_is_one_click_away():
     assert "[You have a panic: do this](oops.md)" in first.partition("include")[0]
 
 
-DIST = os.environ.get("DRGN_HVO_DIST")
+DIST = os.environ.get("DRGN_HVO_DIST", "")
 
 
 @pytest.mark.skipif(
