@@ -124,7 +124,7 @@ def test_completion_in_bash():
         shell.sendline(f"source {ROOT / 'share' / SHELL_FILES['bash']}")
         shell.sendline("echo re''ady")
         shell.expect("ready")
-        shell.send("drgn-hvo chec\t --de\t")
+        shell.send("drgn-hvo ch\t --de\t")
         shell.expect("drgn-hvo check", timeout=10)
         shell.expect("--de(ep|bug)?", timeout=10)
     finally:
