@@ -36,6 +36,7 @@ from drgn_hvo.commands.reports import (
 )
 from drgn_hvo.errors import UsageError
 from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.hwpoison import are_hwpoisoned
 
 __all__ = (
     "EXIT_CLEAN",
@@ -123,10 +124,17 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
             for why, count in reasons.items()
         ],
         "in_transition": audit.in_transition,
+        "hwpoisoned": _hwpoisoned(hvo, audit),
         "properties": _properties(hvo, scope),
         "rules": [_rule_result(audit, rule.id) for rule in RULES],
         "findings": [_finding(finding, cause) for finding, cause in audit.ordered()],
     }
+
+
+def _hwpoisoned(hvo: Hvo, audit: Audit) -> Optional[int]:
+    """How many huge pages are hardware-poisoned, if it was looked at huge pages."""
+    which = are_hwpoisoned(hvo) if audit.checked.get("folios") else None
+    return None if which is None else int(which.sum())
 
 
 def _properties(hvo: Hvo, scope: CheckScope) -> list[PropertyEntry]:
@@ -238,6 +246,11 @@ def _print_check(doc: CheckReport) -> None:
     )
     if doc["in_transition"]:
         print(f"  {doc['in_transition']} huge pages are in transition, not counted")
+    if doc["hwpoisoned"]:
+        print(
+            f"  memory failed in {doc['hwpoisoned']} huge pages, which is no damage of "
+            "the kernel's: show lists them"
+        )
     for one in doc["properties"]:
         print(f"  {one['text']} ({one['name']})")
     for item in doc["not_in_dump"]:

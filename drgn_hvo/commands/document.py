@@ -35,6 +35,7 @@ __all__ = (
     "dump_problems",
     "envelope",
     "human_size",
+    "hwpoison_text",
     "kernel_document",
     "print_document",
     "print_json",
@@ -173,3 +174,12 @@ def print_document(
         print_json(doc)
     else:
         print_text(printable_document(doc))
+
+
+def hwpoison_text(raw_pages: Optional[list[int]], unknown: Optional[str]) -> str:
+    """Which pages of a hardware-poisoned huge page failed, for people."""
+    if raw_pages is None:
+        return f"memory failed in it; where is not known: {unknown}"
+    pages = ", ".join(map(str, raw_pages)) or "none listed"
+    more = "" if unknown is None else f"; there may be more: {unknown}"
+    return f"memory failed in it at PFN {pages}{more}"

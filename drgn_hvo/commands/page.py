@@ -15,7 +15,7 @@ from typing import Optional
 
 import numpy as np
 
-from drgn_hvo.commands.document import document, human_size
+from drgn_hvo.commands.document import document, human_size, hwpoison_text
 from drgn_hvo.commands.reports import (
     PageEntry,
     PageFolioEntry,
@@ -30,7 +30,13 @@ from drgn_hvo.formats.tail_words import (
 )
 from drgn_hvo.memmap.heads import Head, read_head
 from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.hwpoison import (
+    HwpoisonedFolio,
+    PG_hwpoison_mask,
+    raw_hwp_pages,
+)
 from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
+from drgn_hvo.memmap.page_words import PageWordsReader
 from drgn_hvo.memmap.pools import LIST_NAMES
 
 __all__ = (
@@ -101,6 +107,7 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
         "kind": "not in this dump",
         "word": None,
         "flags": None,
+        "flags_word": None,
         "mask_order": None,
         "head_pfn": None,
         "head": None,
@@ -108,6 +115,9 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
         "hugetlb": None,
         "nid": None,
         "zone": None,
+        "page_type": None,
+        "use": None,
+        "hwpoison": None,
         "slice": _slice(hvo, pfn),
         "folio": None,
         "unread": [],
@@ -128,19 +138,48 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
     if not is_tail(words.info) and _is_shared_tail(hvo, page["slice"]["frame"]):
         page["kind"] += ", on a shared tail page: it should be a tail"
     page["word"] = f"{words.info:#x}"
-    page["flags"] = f"{words.flags:#x}"
+    page["flags_word"] = f"{words.flags:#x}"
     if hvo.layout.encoding.has_mask:
         page["mask_order"] = mask_order(hvo.kernel.geometry, words.info)
     if page["kind"].startswith(("uninit", "all zeros")):
         return page
     page["head"] = f"{head:#x}"
     head_pfn = vmemmap.page_pfn(head) if head != ALL_ONES else None
+    _add_names(hvo, page, head_pfn)
     if head_pfn is not None:
         page["head_pfn"] = head_pfn
         _add_head(hvo, page, read_head(hvo, head_pfn))
         if page["order"] is None:
             page["unread"].append(f"the struct pages of PFN {head_pfn}")
     return page
+
+
+def _add_names(hvo: Hvo, page: PageEntry, head_pfn: Optional[int]) -> None:
+    """Flags by name, and what the page, or the folio it is a tail of, is used for."""
+    reader = PageWordsReader(hvo.kernel, hvo.vmemmap)
+    own = reader.read(page["pfn"])
+    is_first_tail = head_pfn is not None and page["pfn"] == head_pfn + 1
+    # The first tail keeps fields of the folio there: struct folio's _flags_1.
+    if own is not None and not is_first_tail:
+        page["flags"] = own.flag_names
+    whole = own if head_pfn in (None, page["pfn"]) else reader.read(head_pfn)
+    if whole is not None:
+        page["page_type"], page["use"] = whole.type_name, whole.use
+
+
+def _add_hwpoison(hvo: Hvo, page: PageEntry, head: Head) -> None:
+    mask = PG_hwpoison_mask(hvo)
+    words = PageWordsReader(hvo.kernel, hvo.vmemmap).read(head.pfn)
+    if mask is None or words is None:
+        return
+    found = HwpoisonedFolio(head.pfn, head.order or 0, ())
+    if words.flags & mask and head.order is not None:
+        found = raw_hwp_pages(hvo, head.pfn, head.order)
+    page["hwpoison"] = {
+        "poisoned": bool(words.flags & mask),
+        "raw_pages": None if found.raw_pages is None else list(found.raw_pages),
+        "unknown": found.unknown,
+    }
 
 
 def _add_head(hvo: Hvo, page: PageEntry, head: Optional[Head]) -> None:
@@ -156,6 +195,7 @@ def _add_head(hvo: Hvo, page: PageEntry, head: Optional[Head]) -> None:
         page["kind"] += ", but its head has no PG_head"
     if not head.hugetlb:
         return
+    _add_hwpoison(hvo, page, head)
     page["unread"] += hvo.unread_lists
     if hvo.has_hugetlb:
         page["folio"] = _folio(hvo, head.pfn)
@@ -250,7 +290,9 @@ def page_lines(page: PageEntry) -> list[tuple[str, str]]:
         mask = page["mask_order"]
         meaning = "" if mask is None else f" (mask of order {mask})"
         lines.append(("Word", page["word"] + meaning))
-        lines.append(("Flags", page["flags"]))
+        names = page["flags"]
+        by_name = "" if names is None else f"{' '.join(names) or 'none'} "
+        lines.append(("Flags", f"{by_name}({page['flags_word']})"))
     if page["head"] is not None:
         pfn = page["head_pfn"]
         where = "outside vmemmap" if pfn is None else f"PFN {pfn}"
@@ -259,6 +301,7 @@ def page_lines(page: PageEntry) -> list[tuple[str, str]]:
         zone = page["zone"] or "unknown"
         nid = "unknown" if page["nid"] is None else page["nid"]
         lines.append(("Node, zone", f"{nid}, {zone}"))
+    lines += _use_lines(page)
     if page["folio"] is not None:
         lines += _folio_lines(page["folio"], are_lists_known=not page["unread"])
     elif page["hugetlb"] and page["unread"]:
@@ -270,6 +313,20 @@ def page_lines(page: PageEntry) -> list[tuple[str, str]]:
     lines += _slice_lines(page["slice"], is_known=not page["unread"])
     lines += [("Not read", reason) for reason in page["unread"]]
     return [(name, str(value)) for name, value in lines]
+
+
+def _use_lines(page: PageEntry) -> list[tuple[str, object]]:
+    lines: list[tuple[str, object]] = []
+    kind, use, poison = page["page_type"], page["use"], page["hwpoison"]
+    if kind not in (None, "hugetlb"):
+        lines.append(("Type", kind))
+    if use is not None:
+        lines.append(("Used as", use))
+    if poison is not None and poison["poisoned"]:
+        lines.append(
+            ("Poisoned", hwpoison_text(poison["raw_pages"], poison["unknown"]))
+        )
+    return lines
 
 
 def _read_as(page: PageEntry) -> str:
@@ -290,7 +347,7 @@ def _folio_lines(
     flag = {True: "yes", False: "no", None: "unknown"}
     return [
         ("Huge page", f"{size}, {on_list}, reference count {refcount}"),
-        ("Flags", "not known" if flags is None else " ".join(flags) or "none"),
+        ("HPG flags", "not known" if flags is None else " ".join(flags) or "none"),
         (
             "Optimized",
             f"by flag {flag[folio['optimized_flag']]}, by page tables "

@@ -264,6 +264,7 @@ class FolioEntry(TypedDict):
     shared_ptes: int
     writable_shared_ptes: int
     in_transition: Optional[bool]
+    hwpoison: Optional[bool]
 
 
 class _PoolsAlways(TypedDict):
@@ -276,6 +277,24 @@ class Pools(_PoolsAlways, total=False):
     """What is known of pools: ``folios`` if they were asked for."""
 
     folios: Optional[list[FolioEntry]]
+
+
+class HwpoisonedEntry(TypedDict):
+    """A huge page in which memory failed; see :class:`HwpoisonEntry`."""
+
+    head_pfn: int
+    order: int
+    raw_pages: Optional[_Numbers]
+    unknown: Optional[str]
+
+
+class NotOptimizedEntry(TypedDict):
+    """Huge pages that are not optimized for one reason."""
+
+    nid: Optional[int]
+    order: int
+    reason: str
+    count: int
 
 
 class ShowReport(KernelReport, Pools):
@@ -291,6 +310,8 @@ class ShowReport(KernelReport, Pools):
     hvo_enabled: Optional[bool]
     vmemmap: VmemmapEntry
     properties: list[PropertyEntry]
+    hwpoisoned: Optional[list[HwpoisonedEntry]]
+    not_optimized: Optional[list[NotOptimizedEntry]]
     notes: list[str]
 
 
@@ -360,6 +381,7 @@ class AuditReport(KernelReport):
     not_in_dump: list[MissingEntry]
     undecided: list[UndecidedEntry]
     in_transition: int
+    hwpoisoned: Optional[int]
     properties: list[PropertyEntry]
     rules: list[RuleResultEntry]
     findings: list[FindingEntry]
@@ -404,6 +426,17 @@ class PageFolioEntry(TypedDict):
     optimized_mapping: Optional[bool]
 
 
+class HwpoisonEntry(TypedDict):
+    """
+    Whether memory failed in a huge page, and where; ``unknown`` is why there may be
+    more pages, or why ``raw_pages`` is ``None``.
+    """
+
+    poisoned: bool
+    raw_pages: Optional[_Numbers]
+    unknown: Optional[str]
+
+
 class PageEntry(TypedDict):
     """
     A struct page, explained; ``unread`` is what could not be read and would tell more.
@@ -415,7 +448,8 @@ class PageEntry(TypedDict):
     page: Hex
     kind: str
     word: Optional[Hex]
-    flags: Optional[Hex]
+    flags: Optional[_Strings]
+    flags_word: Optional[Hex]
     mask_order: Optional[int]
     head_pfn: Optional[int]
     head: Optional[Hex]
@@ -423,6 +457,9 @@ class PageEntry(TypedDict):
     hugetlb: Optional[bool]
     nid: Optional[int]
     zone: Optional[str]
+    page_type: Optional[str]
+    use: Optional[str]
+    hwpoison: Optional[HwpoisonEntry]
     slice: SliceEntry
     folio: Optional[PageFolioEntry]
     unread: _Strings

@@ -17,11 +17,18 @@ from drgn.helpers.common.format import CellFormat, print_table
 import numpy as np
 
 from drgn_hvo.audit.properties import kernel_properties
-from drgn_hvo.commands.document import dump_problems, human_size, kernel_document
+from drgn_hvo.commands.document import (
+    dump_problems,
+    human_size,
+    hwpoison_text,
+    kernel_document,
+)
 from drgn_hvo.commands.reports import (
     FolioEntry,
     HstateEntry,
     HstateNodeEntry,
+    HwpoisonedEntry,
+    NotOptimizedEntry,
     Pools,
     SavedByEntry,
     SavedEntry,
@@ -33,6 +40,8 @@ from drgn_hvo.commands.reports import (
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
+from drgn_hvo.memmap.hwpoison import are_hwpoisoned, hwpoisoned_folios
+from drgn_hvo.memmap.not_optimized import REASONS, why_not_optimized
 from drgn_hvo.memmap.pools import LIST_NAMES, HState
 from drgn_hvo.memmap.shared_tails import SharedTail
 
@@ -69,6 +78,8 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
         "properties": [
             {"name": one.name, "text": one.text} for one in kernel_properties(hvo)
         ],
+        "hwpoisoned": _hwpoisoned(hvo),
+        "not_optimized": _not_optimized(hvo),
         # What could not be read, which is known when all of the above was looked at.
         "notes": [*layout.notes, *_unread(hvo), *_missing_tables(hvo)],
     }
@@ -84,6 +95,38 @@ def _pools(hvo: Hvo, *, folios: bool) -> Pools:
     if folios:
         pools["folios"] = None if found is None else list(_folios(hvo, found))
     return pools
+
+
+def _hwpoisoned(hvo: Hvo) -> Optional[list[HwpoisonedEntry]]:
+    if not hvo.has_hugetlb or any(one.need in _ALL_FOLIOS for one in hvo.unread):
+        return None
+    return [
+        {
+            "head_pfn": one.head_pfn,
+            "order": one.order,
+            "raw_pages": None if one.raw_pages is None else list(one.raw_pages),
+            "unknown": one.unknown,
+        }
+        for one in hwpoisoned_folios(hvo)
+    ]
+
+
+# What has to be read to know of all huge pages.
+_ALL_FOLIOS = (Need.NODES, Need.POOLS, Need.LISTS, Need.FOLIO_HEADS)
+
+
+def _not_optimized(hvo: Hvo) -> Optional[list[NotOptimizedEntry]]:
+    if not hvo.has_hugetlb:
+        return None
+    return [
+        {
+            "nid": one.nid,
+            "order": one.order,
+            "reason": REASONS[one.reason],
+            "count": one.count,
+        }
+        for one in why_not_optimized(hvo)
+    ]
 
 
 def _tail_layout(hvo: Hvo) -> TailLayoutEntry:
@@ -217,6 +260,7 @@ def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
     optimized = found.has_hpg_flag("vmemmap_optimized")
     mapping = found.optimized_mapping.tolist()
     in_transition = found.in_transition.tolist()
+    hwpoison = are_hwpoisoned(hvo)
     holes = (folios.mapped < folios.slices) & bool(hvo.vmemmap.walk.missing)
     whole_orders = _orders_with_whole_lists(found)
     tail_frames = _tail_frames(folios)
@@ -251,6 +295,9 @@ def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
             "shared_ptes": int(folios.shared_ptes[i]),
             "writable_shared_ptes": int(folios.writable_shared_ptes[i]),
             "in_transition": in_transition[i] if present and is_list_known else None,
+            "hwpoison": (
+                bool(hwpoison[i]) if present and hwpoison is not None else None
+            ),
         }
 
 
@@ -313,9 +360,11 @@ def print_show(doc: ShowReport) -> None:
     if doc["hstates"] is not None:
         print("\nHuge pages")
         _print_hstates(doc["hstates"])
+    _print_not_optimized(doc)
     if doc["saved"] is not None:
         print()
         _print_saved(doc["saved"], doc["page_size"])
+    _print_hwpoisoned(doc["hwpoisoned"])
     folios = doc.get("folios")
     if folios:
         print("\nFolios")
@@ -328,6 +377,22 @@ def print_show(doc: ShowReport) -> None:
         print("\nNotes")
         for note in doc["notes"]:
             print(f"  {note}")
+
+
+def _print_not_optimized(doc: ShowReport) -> None:
+    for one in doc["not_optimized"] or ():
+        size = human_size(doc["page_size"] << one["order"])
+        node = "" if one["nid"] is None else f" of node {one['nid']}"
+        print(f"  {one['count']} of {size}{node} not optimized: {one['reason']}")
+
+
+def _print_hwpoisoned(poisoned: Optional[list[HwpoisonedEntry]]) -> None:
+    if not poisoned:
+        return
+    print(f"\nHardware-poisoned huge pages: {len(poisoned)}")
+    for one in poisoned:
+        text = hwpoison_text(one["raw_pages"], one["unknown"])
+        print(f"  PFN {one['head_pfn']}: {text}")
 
 
 def _print_kernel(doc: ShowReport) -> None:

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+What people ask of a page besides its head: flags and type by name, whether memory
+failed there, and why a huge page is not optimized. drgn's own helpers, the kernel's log
+and descriptions of machines are what it is compared with.
+"""
+
+import json
+from pathlib import Path
+import re
+
+from drgn import FaultError
+from drgn.helpers.linux.mm import PageSlab, decode_page_flags_value, pfn_to_page
+import pytest
+
+from drgn_hvo.kernel.bound import kernel
+from drgn_hvo.kernel.printk import kernel_log
+from drgn_hvo.kernel.target import open_target
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.not_optimized import REASONS, why_not_optimized
+from drgn_hvo.memmap.page_words import PageWordsReader
+from tests.command_support import run
+from tests.cores import core_path
+
+SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
+
+SHARED = SAMPLES.parents[1] / "shared" / "cores"
+
+#: Names of flags that have several; drgn gives all of them.
+REAL = ["debian-6.1", "debian-6.12", "debian-7.2"]
+
+
+def document(command, core, *args):
+    printed = run(command, core, *args, "--json")
+    assert printed.returncode == 0, printed.stderr
+    return json.loads(printed.stdout)
+
+
+@pytest.mark.parametrize("sample", REAL)
+def test_flags_as_drgn_names_them(sample):
+    found = hvo(open_target(str(SAMPLES / f"{sample}.kdump"), [], None))
+    reader = PageWordsReader(found.kernel, found.vmemmap)
+    prog, named, slabs = found.kernel.prog, set(), 0
+    for pfn in range(0, 1 << 16, 7):
+        words = reader.read(pfn)
+        if words is None:
+            continue
+        theirs = decode_page_flags_value(prog, words.flags).lower()
+        theirs = {name.removeprefix("pg_") for name in theirs.split("|")} - {"0", "0x0"}
+        assert set(words.flag_names) <= theirs
+        # What they have besides are second names of these bits, and higher bits.
+        bits = {n: b for b, n in words.names.flags.items()}
+        assert sum(1 << bits[name] for name in words.flag_names) == (
+            words.flags & ((1 << len(bits)) - 1)
+        )
+        named |= set(words.flag_names)
+        try:
+            is_slab = PageSlab(pfn_to_page(prog, pfn))
+        except FaultError:
+            continue
+        assert (words.type_name == "slab") == is_slab
+        slabs += is_slab
+    assert {"head", "reserved"} & named
+
+
+def test_poisoned_pages_are_those_of_the_log():
+    """The raw pages are those that the kernel said had failed."""
+    core = core_path("7.3-poison")
+    log = "\n".join(kernel_log(kernel(open_target(str(core), [], None))).lines())
+    # Free huge pages in which memory failed were dissolved, and are none any more.
+    failed = {
+        int(pfn, 16)
+        for pfn in re.findall(
+            r"Memory failure: 0x([0-9a-f]+): recovery action for huge page", log
+        )
+    }
+    assert len(failed) == 12
+    shown = document("show", core, "--folios")
+    poisoned = shown["hwpoisoned"]
+    assert {pfn for one in poisoned for pfn in one["raw_pages"]} == failed
+    heads = {one["head_pfn"] for one in poisoned}
+    assert heads == {f["head_pfn"] for f in shown["folios"] if f["hwpoison"]}
+    for one in poisoned:
+        assert one["unknown"] is None
+        for pfn in one["raw_pages"]:
+            assert one["head_pfn"] <= pfn < one["head_pfn"] + (1 << one["order"])
+    some = poisoned[3]
+    (page,) = document("page", core, some["raw_pages"][0])["pages"]
+    assert page["hwpoison"] == {
+        "poisoned": True,
+        "raw_pages": some["raw_pages"],
+        "unknown": None,
+    }
+    (head,) = document("page", core, some["head_pfn"])["pages"]
+    assert "hwpoison" in head["flags"]
+    assert document("check", core)["hwpoisoned"] == 12
+    for command in ("show", "check"):
+        assert "12" in run(command, core).stdout
+    (well,) = document("page", core, shown["folios"][0]["head_pfn"])["pages"]
+    if well["pfn"] not in heads:
+        assert well["hwpoison"]["poisoned"] is False
+
+
+def test_nothing_is_poisoned_elsewhere():
+    shown = document("show", SAMPLES / "debian-7.2.kdump", "--folios")
+    assert shown["hwpoisoned"] == []
+    assert {folio["hwpoison"] for folio in shown["folios"]} == {False}
+    assert "poison" not in run("check", SAMPLES / "debian-7.2.kdump").stdout
+
+
+@pytest.mark.parametrize(
+    ("sample", "reasons"),
+    [
+        ("plain-7.2", {"not-built": 17}),
+        ("odd-size-7.3", {"odd-size": 17}),
+        ("shared-7.3-off", {"never-split": 17}),
+        ("shared-7.3", {"restored": 4}),
+        ("debian-7.2", {}),
+        ("arm64-4k", {"not-built": 6}),
+    ],
+)
+def test_why_not_optimized(sample, reasons):
+    core = SAMPLES / f"{sample}.kdump"
+    counted: dict[str, int] = {}
+    for one in why_not_optimized(hvo(open_target(str(core), [], None))):
+        counted[one.reason] = counted.get(one.reason, 0) + one.count
+    assert counted == reasons
+    shown = document("show", core)
+    optimized = sum(n["optimized"] for h in shown["hstates"] for n in h["nodes"])
+    found = sum(n["folios"] for h in shown["hstates"] for n in h["nodes"])
+    assert found - optimized == sum(reasons.values())
+    printed = run("show", core).stdout
+    for reason in reasons:
+        assert f"not optimized: {REASONS[reason]}" in printed
+
+
+def test_self_hosted_vmemmap():
+    """Hot-added memory that holds its own memmap: 180 of 210 huge pages."""
+    core = SHARED / "instants" / "hotplug1-7.2a.small.kdump"
+    if not core.exists():
+        pytest.skip("no instants in ../shared/cores")
+    rows = why_not_optimized(hvo(open_target(str(core), [], None)))
+    # The extract lacks struct pages of most frames.
+    assert {row.reason for row in rows} == {"self-hosted", "not-read"}
+    assert sum(row.count for row in rows) == 180
