@@ -3,6 +3,7 @@
 """Dumps with holes: what was not read is no error, no pass and not complete."""
 
 from functools import lru_cache
+import json
 import os
 from pathlib import Path
 import shutil
@@ -200,6 +201,23 @@ def test_cut_at_every_twentieth(two_nodes, tmp_path):
         assert "cut off" in result.stdout
     # Without any page table, too, what is left is looked at.
     assert statuses == {3}
+
+
+def test_a_cut_copy_is_never_clean(two_nodes, tmp_path):
+    """Whether what was lost would have been looked at, nobody can know."""
+    path, size = tmp_path / "cut", two_nodes.stat().st_size
+    shutil.copy(two_nodes, path)
+    os.truncate(path, size - 1)
+    result = run("check", path, "--json")
+    found = json.loads(result.stdout)
+    assert (result.returncode, found["status"], found["complete"]) == (
+        3,
+        "incomplete",
+        False,
+    )
+    lost = {item["what"]: item["count"] for item in found["not_in_dump"]}
+    assert lost["bytes at the end of the file, which was cut off"] == 1
+    assert "1 bytes at the end of the file" in run("check", path).stdout
 
 
 @pytest.mark.parametrize("share", [99, 95, 80, 60])

@@ -35,6 +35,7 @@ from drgn_hvo.commands.reports import (
     RuleResultEntry,
 )
 from drgn_hvo.errors import UsageError
+from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.hwpoison import are_hwpoisoned
 
@@ -110,10 +111,14 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
     for rule in scope.ignore:
         if scope.only is None or rule in scope.only:
             audit.skipped[rule] = "ignored"
+    lost = _lost_bytes(hvo)
+    if lost:
+        audit.not_in_dump["bytes at the end of the file, which was cut off"] = lost
+    complete = audit.complete and not lost
     return {
         **kernel_document(target, hvo.kernel.release),
-        "status": _status(audit),
-        "complete": audit.complete,
+        "status": _status(audit, complete=complete),
+        "complete": complete,
         "checked": _checked(audit.checked),
         "not_in_dump": [
             {"what": what, "count": count} for what, count in audit.not_in_dump.items()
@@ -129,6 +134,16 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
         "rules": [_rule_result(audit, rule.id) for rule in RULES],
         "findings": [_finding(finding, cause) for finding, cause in audit.ordered()],
     }
+
+
+def _lost_bytes(hvo: Hvo) -> int:
+    """
+    How much shorter the dump is than its headers say. A copy that was interrupted is
+    never called clean, whatever was in the part that is there.
+    """
+    dump = dump_of(hvo.kernel.prog)
+    truncated = None if dump is None else dump.health.truncated
+    return 0 if truncated is None else truncated.expected - truncated.actual
 
 
 def _hwpoisoned(hvo: Hvo, audit: Audit) -> Optional[int]:
@@ -169,10 +184,12 @@ def error_document(target: str, message: str, *, timeout: bool = False) -> Error
     }
 
 
-def _status(audit: Audit) -> Literal["clean", "findings", "incomplete"]:
+def _status(
+    audit: Audit, *, complete: bool
+) -> Literal["clean", "findings", "incomplete"]:
     if any(finding.severity == "error" for finding in audit.findings):
         return "findings"
-    if not audit.complete:
+    if not complete:
         return "incomplete"
     return "findings" if audit.findings else "clean"
 
