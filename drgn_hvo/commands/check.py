@@ -111,10 +111,7 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
     for rule in scope.ignore:
         if scope.only is None or rule in scope.only:
             audit.skipped[rule] = "ignored"
-    lost = _lost_bytes(hvo)
-    if lost:
-        audit.not_in_dump["bytes at the end of the file, which was cut off"] = lost
-    complete = audit.complete and not lost
+    complete = audit.complete and _is_whole(hvo)
     return {
         **kernel_document(target, hvo.kernel.release),
         "status": _status(audit, complete=complete),
@@ -136,14 +133,16 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
     }
 
 
-def _lost_bytes(hvo: Hvo) -> int:
+def _is_whole(hvo: Hvo) -> bool:
     """
-    How much shorter the dump is than its headers say. A copy that was interrupted is
-    never called clean, whatever was in the part that is there.
+    Whether the dump claims to be all that it was meant to be. One that was cut off or
+    not finished is never called clean, whatever is in it: some of what is lost may be
+    what would have been looked at next.
     """
     dump = dump_of(hvo.kernel.prog)
-    truncated = None if dump is None else dump.health.truncated
-    return 0 if truncated is None else truncated.expected - truncated.actual
+    if dump is None:
+        return True
+    return dump.health.truncated is None and not dump.health.incomplete_flag
 
 
 def _hwpoisoned(hvo: Hvo, audit: Audit) -> Optional[int]:
