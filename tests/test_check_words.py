@@ -95,7 +95,7 @@ def test_read_only_struct_pages_of_a_plain_huge_page():
     assert case.first() == ("folio-unoptimized", entry)
 
 
-def test_a_free_huge_page_on_the_list_of_another_node():
+def test_a_free_huge_page_that_names_another_node():
     case = Case.of("shared-7.3")
     (restored,) = case.groups(origin="restored")
     layout = hvo(case.prog).mmzone.flags_layout
@@ -103,7 +103,31 @@ def test_a_free_huge_page_on_the_list_of_another_node():
     node = 1 << layout.node_shift
     flags = case.flip(case.field(restored.first_pfn, "flags"), node)
     rule, place = case.first()
-    assert (rule, place) == ("folio-list", flags)
+    assert (rule, place) == ("folio-node", flags)
+
+
+def test_a_free_huge_page_on_the_list_of_another_node():
+    case = Case.of("shared-7.3")
+    targets = case.targets
+    placed, head = targets.free_list()
+    other = targets.hstate(placed.group.order, "hugepage_freelists[1]")
+    first, second = (targets.lru(pfn) for pfn in placed.heads()[:2])
+    own = targets.page_field(placed.first_pfn, "lru")
+    # Addresses of the heads of both lists.
+    here = targets.read(own + 8)
+    there = here + other - head
+    following = targets.read(other)
+    next_own = targets.machine.page_physical(
+        (following - targets.lru(0)) // targets.size
+    ) + targets.page.offset("lru")
+    case.put(head, second)
+    case.put(targets.page_field(placed.heads()[1], "lru") + 8, here)
+    case.put(other, first)
+    case.put(own, following)
+    case.put(own + 8, there)
+    case.put(next_own + 8, first)
+    flags = case.field(placed.first_pfn, "flags")
+    assert case.first() == ("folio-list", flags)
 
 
 @pytest.mark.parametrize("which", [{"list": "free"}, {"list": "active"}])

@@ -57,7 +57,7 @@ def with_one_folio(bound: Hvo, i: int) -> Hvo:
     slices = only.tail_slices
     one = copy(bound)
     # What cached_property has kept of all folios.
-    for name in ("hugetlb", "folio_nids", "folio_zones"):
+    for name in ("hugetlb", "_folio_places"):
         vars(one).pop(name, None)
     vars(one)["hugetlb"] = Hugetlb(
         hstates=(),

@@ -44,7 +44,13 @@ RuleId = Literal[
     "vmemmap-tail-writable",
     "vmemmap-head-frame",
     "folio-head",
+    "folio-node",
     "folio-tail-info",
+    "folio-tail-mapping",
+    "folio-tail-mapcount",
+    "folio-tail-flags",
+    "folio-tail-refcount",
+    "folio-tail-rest",
     "folio-optimized-flag",
     "folio-unoptimized",
     "folio-list",
@@ -61,8 +67,10 @@ Check = Literal[
     "shared-tails",
     "mappings",
     "folio-heads",
+    "folio-nodes",
     "pools",
     "folio-tails",
+    "private-tails",
     "stray-heads",
     "compound-heads",
 ]
@@ -73,6 +81,9 @@ SubjectKind = Literal["vmemmap", "slot", "folio", "hstate", "slice", "struct pag
 
 # Who speaks of all folios has to know which there are.
 _FOLIOS = (Need.PAGE_TABLES, Need.NODES, Need.POOLS, Need.LISTS)
+
+# Struct pages behind a head are in the page that the head is in.
+_PRIVATE_TAILS = (*_FOLIOS, Need.FOLIO_HEADS)
 
 
 def _always(_layout: Layout) -> Optional[str]:
@@ -251,6 +262,16 @@ RULES = (
         needs=(*_FOLIOS, Need.FOLIO_HEADS),
     ),
     Rule(
+        "folio-node",
+        "the head of a folio names the node and zone whose range holds it; where zones "
+        "interleave, one of those",
+        "set_page_links(); zone_spans_pfn()",
+        _always,
+        decide="folio-nodes",
+        subject="folio",
+        needs=(*_FOLIOS, Need.FOLIO_HEADS, Need.SLOTS),
+    ),
+    Rule(
         "folio-tail-info",
         "the tails in a folio's own pages of vmemmap resolve to its head",
         "prep_compound_tail()",
@@ -258,6 +279,57 @@ RULES = (
         decide="folio-tails",
         subject="folio",
         needs=(*_FOLIOS, Need.FOLIO_HEADS, Need.FOLIO_TAILS),
+    ),
+    Rule(
+        "folio-tail-mapping",
+        "the tails in the page of vmemmap that a folio's head begins have mapping "
+        "TAIL_MAPPING, where no field of the folio is",
+        "prep_compound_tail()",
+        _always,
+        decide="private-tails",
+        subject="folio",
+        needs=_PRIVATE_TAILS,
+    ),
+    Rule(
+        "folio-tail-mapcount",
+        "those tails have _mapcount -1; the folio's own mapcounts behind its head are "
+        "-1 if it is on a free list",
+        "__init_single_page(), prep_compound_head(), free_huge_folio()",
+        _always,
+        decide="private-tails",
+        subject="folio",
+        needs=_PRIVATE_TAILS,
+    ),
+    Rule(
+        "folio-tail-flags",
+        "those tails have the node and zone bits of their head and no page flag; the "
+        "order in the first one's, last_cpupid and KASAN bits do not count",
+        "set_page_links(), free_tail_page_prepare(): PAGE_FLAGS_CHECK_AT_PREP",
+        _always,
+        decide="private-tails",
+        subject="folio",
+        needs=_PRIVATE_TAILS,
+    ),
+    Rule(
+        "folio-tail-refcount",
+        "those tails have _refcount 0",
+        "__free_pages_core(), prep_compound_gigantic_folio(): set_page_count(p, 0)",
+        _always,
+        decide="private-tails",
+        subject="folio",
+        needs=_PRIVATE_TAILS,
+    ),
+    Rule(
+        "folio-tail-rest",
+        "those tails have no private word and no memcg; of the folio's fields behind "
+        "its head, the number of its pages is right, _deferred_list is empty, pointers "
+        "are aligned, and what belongs to a user is 0 if it is on a free list",
+        "prep_compound_tail(), prep_compound_head(), folio_set_order(), "
+        "free_huge_folio()",
+        _always,
+        decide="private-tails",
+        subject="folio",
+        needs=_PRIVATE_TAILS,
     ),
     Rule(
         "folio-optimized-flag",

@@ -16,8 +16,10 @@ from typing import Optional, Union
 
 from drgn_hvo.audit.check_compound_heads import CompoundHeads
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
+from drgn_hvo.audit.check_identity import check_folio_nodes
 from drgn_hvo.audit.check_mappings import check_mapping
 from drgn_hvo.audit.check_pools import check_pools
+from drgn_hvo.audit.check_private_tails import check_private_tails
 from drgn_hvo.audit.check_shared_tails import check_alignment, check_tails
 from drgn_hvo.audit.check_stray_heads import StrayHeads
 from drgn_hvo.audit.confirm import confirmed
@@ -64,8 +66,11 @@ _CHECKS: dict[Check, Union[_Whole, _Scan]] = {
     "shared-tails": _Whole(check_tails),
     "mappings": _Whole(check_mapping, after=("shared-tails",)),
     "folio-heads": _Whole(check_folios, after=("mappings",)),
+    "folio-nodes": _Whole(check_folio_nodes, after=("mappings",)),
     # A folio's reference count may be a copy of that of a shared tail page.
     "pools": _Whole(check_pools, after=("mappings", "shared-tails")),
+    # Reference counts may be copies of those of a shared tail page, too.
+    "private-tails": _Whole(check_private_tails, after=("mappings", "shared-tails")),
     "folio-tails": _Scan(FolioTails, after=("mappings",)),
     "stray-heads": _Scan(StrayHeads),
     "compound-heads": _Scan(CompoundHeads),

@@ -24,6 +24,7 @@ from drgn_hvo.kernel.arrays import (
     is_in,
 )
 from drgn_hvo.memmap.folio_fields import HEAD_PAGES, FolioFields
+from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.progress import progress
 
@@ -39,7 +40,12 @@ __all__ = ("FolioHeads", "HeadRecords")
 #: - ``uniform``: all tails behind the third in its frame have the same word as that.
 #: - ``quiet``: no other struct page in its frame has ``PG_head`` and is no tail.
 #:
-#: ``uniform`` and ``quiet`` are false where a head does not begin a page of vmemmap.
+#: - ``regular``: the other struct pages in its frame have all fields of
+#:   :class:`~drgn_hvo.memmap.private_tails.PrivateTails` as a folio in use has them.
+#: - ``idle``: they have them as a folio on a free list has them.
+#:
+#: The last four are false where a folio does not fill the page of vmemmap that its head
+#: begins.
 HeadRecords = npt.NDArray[np.void]
 
 _RECORD = np.dtype(
@@ -57,16 +63,25 @@ _RECORD = np.dtype(
         ("zeros", np.bool_),
         ("uniform", np.bool_),
         ("quiet", np.bool_),
+        ("regular", np.bool_),
+        ("idle", np.bool_),
     ]
 )
+
+
+# Behind so many struct pages all are compared with their neighbours.
+_COMPARED = 6
 
 
 class FolioHeads:
     """Reads heads of folios and remembers them."""
 
-    def __init__(self, vmemmap: Vmemmap, fields: FolioFields) -> None:
+    def __init__(
+        self, vmemmap: Vmemmap, fields: FolioFields, tails: PrivateTails
+    ) -> None:
         self._vmemmap = vmemmap
         self._fields = fields
+        self._tails = tails
         self._pfns = np.zeros(0, dtype=np.int64)
         self._records: HeadRecords = np.zeros(0, dtype=_RECORD)
         # Read, but not yet in order among the others.
@@ -124,16 +139,19 @@ class FolioHeads:
             found: HeadRecords = np.zeros(len(pfns), dtype=_RECORD)
             if len(pfns):
                 self._record(pages.data, pages.present, found)
-                self._look_behind(pages.data, found)
+                self._look_behind(pages.data, pfns, found)
             return found
         behind, _ = vmemmap.frames(pfns * vmemmap.size // vmemmap.page_size)
         frames, index = distinct_index(behind)
         records: HeadRecords = np.zeros(len(frames), dtype=_RECORD)
+        # Copies of a head have the frame of the first one.
+        heads = np.empty(len(frames), dtype=np.int64)
+        heads[index[::-1]] = pfns[::-1]
         with progress(len(frames), "huge page") as bar:
             for place, read in vmemmap.kernel.reader.stream(frames):
                 part = records[place]
                 self._record(read.data, read.present, part)
-                self._look_behind(read.data, part)
+                self._look_behind(read.data, heads[place], part)
                 bar.update(len(part))
         return records if np.array_equal(frames, behind) else records.take(index)
 
@@ -163,14 +181,25 @@ class FolioHeads:
         blank = np.flatnonzero(records["flags"] == 0)
         records["zeros"][blank] = ~rows[blank, : HEAD_PAGES * size].any(axis=1)
 
-    def _look_behind(self, rows: ByteArray, records: HeadRecords) -> None:
+    def _look_behind(
+        self, rows: ByteArray, pfns: Int64Array, records: HeadRecords
+    ) -> None:
         """Note what the other struct pages in the frames of heads are."""
-        page = self._vmemmap.kernel.struct_page
+        vmemmap, page = self._vmemmap, self._vmemmap.kernel.struct_page
+        has_order = self._fields.order_place is not None
+        alike, regular, idle = self._tails.look(
+            rows,
+            vmemmap.page_addresses(pfns),
+            records["order"] if has_order else None,
+        )
         tails = self._words(rows, page.offset)
         third = tails[:, 2]
-        uniform = (tails[:, 3:] == third[:, None]).all(axis=1)
+        uniform = alike
+        uniform &= (tails[:, 3:_COMPARED] == third[:, None]).all(axis=1)
+        some = np.flatnonzero(~uniform)
+        uniform[some] = (tails[some, 3:] == third[some, None]).all(axis=1)
         # Nothing is a head in a frame of tails, but perhaps the second struct page.
-        mask = np.uint64(self._vmemmap.kernel.PG_head_mask)
+        mask = np.uint64(vmemmap.kernel.PG_head_mask)
         flags = self._words(rows, page.flags)
         suspect = ~(uniform & ((third & np.uint64(1)) != 0))
         suspect |= ((flags[:, 1] & mask) != 0) & ((tails[:, 1] & np.uint64(1)) == 0)
@@ -183,6 +212,9 @@ class FolioHeads:
         records["tail_info"] = third
         records["uniform"] = uniform
         records["quiet"] = quiet & records["present"]
+        fills = np.left_shift(1, records["order"].astype(np.int64)) >= tails.shape[1]
+        records["regular"] = regular & fills
+        records["idle"] = idle & fills
 
     def _words(self, rows: ByteArray, offset: int) -> U64Array:
         """A word of all struct pages of frames, a row a frame."""

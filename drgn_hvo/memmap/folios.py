@@ -33,6 +33,7 @@ from drgn_hvo.memmap.pools import (
     read_hstates,
     read_lists,
 )
+from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
@@ -80,6 +81,9 @@ class Folios:
         the head does not begin the page.
     :param quiet: Whether no other struct page in that page has ``PG_head``, unless it
         is a tail; false where the head does not begin the page.
+    :param regular: Whether its private tails have all fields as those of a folio in use
+        have them; false where it does not fill the page that its head begins.
+    :param idle: As *regular*, of a folio on a free list.
     :param refcount: ``_refcount``.
     :param private: ``folio->private``: the ``HPG_`` flags.
     :param is_hugetlb: Whether it is of type hugetlb; ``None`` if nothing tells.
@@ -101,6 +105,8 @@ class Folios:
     tail_info: npt.NDArray[np.uint64]
     uniform: BoolArray
     quiet: BoolArray
+    regular: BoolArray
+    idle: BoolArray
     refcount: Int64Array
     private: npt.NDArray[np.uint64]
     is_hugetlb: Optional[BoolArray]
@@ -221,12 +227,16 @@ class _Finder:
     """Finds folios by the page tables of vmemmap."""
 
     def __init__(
-        self, vmemmap: Vmemmap, tails: Sequence[SharedTail], fields: FolioFields
+        self,
+        vmemmap: Vmemmap,
+        tails: Sequence[SharedTail],
+        fields: FolioFields,
+        private_tails: PrivateTails,
     ) -> None:
         self._vmemmap = vmemmap
         self._tails = tails
         self._fields = fields
-        self.heads = FolioHeads(vmemmap, fields)
+        self.heads = FolioHeads(vmemmap, fields, private_tails)
         self.shared_frames = _shared_frames(vmemmap, tails)
 
     def mapped(self) -> _Found:
@@ -355,11 +365,12 @@ def read_hugetlb(
     vmemmap: Vmemmap,
     mmzone: Mmzone,
     tails: Sequence[SharedTail],
+    private_tails: PrivateTails,
 ) -> Hugetlb:
     """Read all pools, lists and folios of a kernel with types."""
     kernel = vmemmap.kernel
     fields = folio_fields(kernel)
-    finder = _Finder(vmemmap, tails, fields)
+    finder = _Finder(vmemmap, tails, fields, private_tails)
     mapped = finder.mapped()
     links = Links(vmemmap, finder.heads, mapped.pfn)
     hstates, unread = read_hstates(kernel, mmzone)
@@ -433,6 +444,8 @@ def _folios(
         tail_info=heads["tail_info"].copy(),
         uniform=heads["uniform"].copy(),
         quiet=heads["quiet"].copy(),
+        regular=heads["regular"].copy(),
+        idle=heads["idle"].copy(),
         refcount=heads["refcount"].astype(np.int64),
         private=heads["private"].copy(),
         is_hugetlb=heads["hugetlb"].copy() if fields.hugetlb_place else None,

@@ -10,20 +10,21 @@ is first asked for, and only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Optional
 
 from drgn import Program, ProgramFlags
 import numpy as np
 
-from drgn_hvo.kernel.arrays import Int64Array, U64Array
+from drgn_hvo.kernel.arrays import Int64Array
 from drgn_hvo.kernel.bound import Kernel, kernel
 from drgn_hvo.kernel.unread import Need, Unread
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
+from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
@@ -92,7 +93,14 @@ class Hvo:
     @cached_property
     def hugetlb(self) -> Hugetlb:
         """Pools, lists and folios."""
-        return read_hugetlb(self.vmemmap, self.mmzone, self.shared_tails)
+        return read_hugetlb(
+            self.vmemmap, self.mmzone, self.shared_tails, self.private_tails
+        )
+
+    @cached_property
+    def private_tails(self) -> PrivateTails:
+        """What folios have in struct pages behind their heads."""
+        return PrivateTails(self.kernel, self.mmzone.flags_layout)
 
     @property
     def unread(self) -> tuple[Unread, ...]:
@@ -120,23 +128,30 @@ class Hvo:
         needs = (Need.NODES, Need.POOLS, Need.LISTS)
         return (*broken, *(str(one) for one in self.unread if one.need in needs))
 
-    @cached_property
+    @property
     def folio_nids(self) -> Int64Array:
-        """The node of each folio, from its head's flags; -1 if not known."""
-        layout = self.mmzone.flags_layout
-        return self._known(None if layout is None else layout.nids)
+        """
+        The node of each folio whose head is there, by the zone that holds it; by its
+        head's flags where several zones hold it; -1 if not known.
+        """
+        return self._folio_places[0]
+
+    @property
+    def folio_zones(self) -> Int64Array:
+        """As :attr:`folio_nids`, the index of its zone."""
+        return self._folio_places[1]
 
     @cached_property
-    def folio_zones(self) -> Int64Array:
-        """The zone index of each folio, from its head's flags; -1 if not known."""
-        layout = self.mmzone.flags_layout
-        return self._known(None if layout is None else layout.zonenums)
-
-    def _known(self, decode: Optional[Callable[[U64Array], Int64Array]]) -> Int64Array:
-        folios = self.hugetlb.folios
-        if decode is None:
-            return np.full(len(folios), -1, dtype=np.int64)
-        return np.where(folios.present, decode(folios.flags), -1)
+    def _folio_places(self) -> tuple[Int64Array, Int64Array]:
+        folios, layout = self.hugetlb.folios, self.mmzone.flags_layout
+        if layout is None:
+            unknown = np.full(len(folios), -1, dtype=np.int64)
+            return unknown, unknown
+        nids, zones = self.mmzone.places(folios.head_pfn)
+        named = nids < 0
+        nids = np.where(named, layout.nids(folios.flags), nids)
+        zones = np.where(named, layout.zonenums(folios.flags), zones)
+        return np.where(folios.present, nids, -1), np.where(folios.present, zones, -1)
 
 
 def hvo(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Hvo:

@@ -20,7 +20,7 @@ from drgn import FaultError, Object, Program, sizeof
 import numpy as np
 
 from drgn_hvo.formats.tail_words import BITS_PER_LONG
-from drgn_hvo.kernel.arrays import Int64Array, U64Array
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.unread import Need, Unread, why
 from drgn_hvo.memmap.vmemmap import Vmemmap
@@ -48,6 +48,15 @@ class Zone:
     spanned: int
     address: int
 
+    def holds(self, pfns: Int64Array) -> BoolArray:
+        """Which pages lie in its range, holes included."""
+        end = self.start_pfn + self.spanned
+        # What damage made of it need not fit into 64 bits.
+        last = np.int64(min(end, (1 << 63) - 1))
+        first = np.int64(min(self.start_pfn, (1 << 63) - 1))
+        inside: BoolArray = (first <= pfns) & (pfns < last)
+        return inside
+
 
 @dataclass(frozen=True)
 class FlagsLayout:
@@ -67,6 +76,21 @@ class FlagsLayout:
         """Mirror of ``page_zonenum()`` over words."""
         field = flags >> np.uint64(self.zone_shift) & np.uint64(self.zone_mask)
         return field.astype(np.int64)
+
+    @property
+    def place_mask(self) -> int:
+        """The bits of both."""
+        mask = self.node_mask << self.node_shift
+        return mask | self.zone_mask << self.zone_shift
+
+    def with_places(
+        self, flags: U64Array, nids: Int64Array, zones: Int64Array
+    ) -> U64Array:
+        """Words changed to name other nodes and zones."""
+        place = nids.astype(np.uint64) << np.uint64(self.node_shift)
+        place |= zones.astype(np.uint64) << np.uint64(self.zone_shift)
+        mask = np.uint64(self.place_mask)
+        return flags & ~mask | place & mask
 
 
 # drgn has helpers for both, but importing them imports all of drgn.helpers.linux: a
@@ -151,6 +175,26 @@ class Mmzone:
     def zones(self) -> tuple[Zone, ...]:
         """All zones that can be read."""
         return self._zones[0]
+
+    @property
+    def knows_all_zones(self) -> bool:
+        """Whether :attr:`zones` are all that there are."""
+        return not self.unread and self.knows_all_nids
+
+    def places(self, pfns: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """
+        Node and zone index of pages by the ranges of zones; -1 where none holds a page,
+        or several do, or not all are known.
+        """
+        nids = np.full(len(pfns), -1, dtype=np.int64)
+        zones, times = nids.copy(), np.zeros(len(pfns), dtype=np.int64)
+        for zone in self.zones if self.knows_all_zones else ():
+            inside = zone.holds(pfns)
+            times += inside
+            nids[inside], zones[inside] = zone.nid, zone.index
+        nids[times != 1] = -1
+        zones[times != 1] = -1
+        return nids, zones
 
     @property
     def unread(self) -> tuple[Unread, ...]:

@@ -13,6 +13,38 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-private-tails-alike",
+        "memmap/private_tails.py::PrivateTails.look",
+        "odd &= self._template.alike",
+        "odd &= self._template.alike[0]",
+        "what private tails hold besides flags would not be noticed",
+        ("test_private_tails.py::test_each_field_of_a_free_folio",),
+    ),
+    Mutant(
+        "memmap-private-tails-mm-ids",
+        "memmap/private_tails.py::PrivateTails._applies",
+        "return member.only_with is None or self._has(*member.only_with)",
+        "return True",
+        "a healthy kernel without CONFIG_MM_ID would be accused",
+        ("test_private_tails.py::test_a_kernel_without_mm_ids",),
+    ),
+    Mutant(
+        "memmap-private-tails-poison",
+        "memmap/private_tails.py::PrivateTails.expected",
+        'elif field.when == "unpoisoned" and self._hwpoison is not None:',
+        "elif False:",
+        "a healthy kernel with memory that failed would be accused",
+        ("test_private_tails.py::test_memory_that_failed",),
+    ),
+    Mutant(
+        "memmap-private-tails-unions",
+        "memmap/private_tails.py::PrivateTails._first_fields",
+        "covered = {at + i for _, at, size in mine for i in range(size)}",
+        "covered = set()",
+        "fields of folios would be taken for what tails hold there",
+        ("test_private_tails.py::test_what_users_change_is_fixed_in_free_folios_only",),
+    ),
+    Mutant(
         "memmap-mask-too-small",
         "formats/tail_words.py::are_masks",
         "(span >= np.uint64(size << 1))",
@@ -145,8 +177,8 @@ MEMMAP = (
     Mutant(
         "memmap-uniform-tails",
         "memmap/folio_heads.py::FolioHeads._look_behind",
-        "(tails[:, 3:] == third[:, None]).all(axis=1)",
-        "(tails[:, 4:] == third[:, None]).all(axis=1)",
+        "(tails[:, 3:_COMPARED] == third[:, None]).all(axis=1)",
+        "(tails[:, 4:_COMPARED] == third[:, None]).all(axis=1)",
         "a damaged word of the fourth struct page would not be noticed",
         ("test_check_words.py::test_every_tail_in_the_frame_of_a_head",),
     ),

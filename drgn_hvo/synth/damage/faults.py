@@ -264,6 +264,18 @@ def _wrong_order(t: Targets) -> Changes:
     return [t.flip(address, 1, "the order in the first tail of a folio", 1)]
 
 
+def _head_node(t: Targets) -> Changes:
+    node, _, _ = flags_shifts(t.plan)
+    address = t.page_field(t.any_folio().first_pfn, "flags")
+    return [t.flip(address, 1 << node, "the node of a head")]
+
+
+def _head_zone(t: Targets) -> Changes:
+    _, zone, _ = flags_shifts(t.plan)
+    address = t.page_field(t.any_folio().first_pfn, "flags")
+    return [t.flip(address, 1 << zone, "the zone of a head")]
+
+
 def _private_tail(t: Targets) -> Changes:
     placed = t.any_folio()
     g = t.plan.generation
@@ -271,6 +283,50 @@ def _private_tail(t: Targets) -> Changes:
     elsewhere = t.plan.space.page_address(placed.first_pfn - (1 << placed.group.order))
     word = set_compound_head(g.geometry, elsewhere, 3, g.has_mask)
     return [t.word(t.page_field(pfn, "tail_word"), word, "word of a folio's own tail")]
+
+
+def _private_field(t: Targets, member: str, index: int = Targets.INDEX) -> int:
+    """A field of a struct page in the page of vmemmap of a folio's head."""
+    return t.page_field(t.any_folio().first_pfn + index, member)
+
+
+def _private_mapping(t: Targets) -> Changes:
+    return [t.word(_private_field(t, "mapping"), 0, "mapping of a folio's own tail")]
+
+
+def _private_mapcount(t: Targets) -> Changes:
+    address = _private_field(t, "_mapcount")
+    return [t.flip(address, 0x7, "_mapcount of a folio's own tail", 4)]
+
+
+def _private_refcount(t: Targets) -> Changes:
+    """What a stray ``get_page()`` does."""
+    address = _private_field(t, "_refcount", 1)
+    return [t.word(address, 1, "_refcount of a folio's first tail", 4)]
+
+
+def _private_node(t: Targets) -> Changes:
+    node, _, _ = flags_shifts(t.plan)
+    address = _private_field(t, "flags")
+    return [t.flip(address, 1 << node, "the node of a folio's own tail")]
+
+
+def _private_flag(t: Targets) -> Changes:
+    bit = t.plan.structures.page_flag("dirty")
+    address = _private_field(t, "flags")
+    return [t.flip(address, bit, "PG_dirty of a folio's own tail")]
+
+
+def _private_rest(t: Targets) -> Changes:
+    address = _private_field(t, "private")
+    return [t.flip(address, 1 << 20, "a bit of private of a folio's own tail")]
+
+
+def _wrong_nr_pages(t: Targets) -> Changes:
+    folio = t.plan.structures.folio
+    where = folio.offset(t.plan.structures.fields.nr_pages_member)
+    head = t.machine.page_physical(t.any_folio().first_pfn)
+    return [t.flip(head + where, 1 << 3, "the number of pages of a folio", 4)]
 
 
 def _hpg_optimized(t: Targets, pfn: int) -> Changes:
@@ -426,9 +482,27 @@ FAULTS: tuple[Fault, ...] = (
     Fault("folio-wrong-order", "a folio says that it is of another order",
           "folio-head", _any, _wrong_order,
           ("compound-heads",)),
+    Fault("head-node", "the head of a folio names another node",
+          "folio-node", _any, _head_node),
+    Fault("head-zone", "the head of a folio names another zone",
+          "folio-node", _any, _head_zone),
     Fault("private-tail", "a tail in a folio's own frame leads elsewhere",
           "folio-tail-info", _any, _private_tail,
           ("compound-heads",)),
+    Fault("private-tail-mapping", "mapping of a folio's own tail is not TAIL_MAPPING",
+          "folio-tail-mapping", _any, _private_mapping),
+    Fault("private-tail-mapcount", "_mapcount of a folio's own tail is not -1",
+          "folio-tail-mapcount", _any, _private_mapcount),
+    Fault("private-tail-refcount", "_refcount of a folio's first tail is not 0",
+          "folio-tail-refcount", _any, _private_refcount),
+    Fault("private-tail-node", "a folio's own tail has the bits of another node",
+          "folio-tail-flags", _any, _private_node),
+    Fault("private-tail-flag", "a folio's own tail has a page flag",
+          "folio-tail-flags", _any, _private_flag),
+    Fault("private-tail-rest", "a bit is set in private of a folio's own tail",
+          "folio-tail-rest", _any, _private_rest),
+    Fault("folio-wrong-nr-pages", "a folio says that it has another number of pages",
+          "folio-tail-rest", _any, _wrong_nr_pages),
     Fault("flag-without-remapping", "a folio with frames of its own is flagged",
           "folio-optimized-flag", _any, _flag_only),
     Fault("remapping-without-flag", "a folio that shares frames is not flagged",

@@ -415,14 +415,16 @@ def structures(generation: Generation) -> Structures:
         ("section_mem_map", ULONG),
         ("usage", pointer("struct mem_section_usage")),
     )
-    mm_struct = struct(
-        "mm_struct",
+    mm_members: list[tuple[Optional[str], CType]] = [
         ("mm_count", ATOMIC_T),
         ("mm_mt", filler(2)),
         ("task_size", ULONG),
         ("pgd", pointer(PGD_T)),
         ("mm_users", ATOMIC_T),
-    )
+    ]
+    if generation.fields == "7.2":
+        mm_members.append(("mm_id", INT))  # CONFIG_MM_ID
+    mm_struct = struct("mm_struct", *mm_members)
     hugetlb_cgroup = struct(
         "hugetlb_cgroup", ("css", filler(8)), ("hugepage", filler(HUGE_MAX_HSTATE))
     )

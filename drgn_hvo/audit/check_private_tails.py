@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Private tails
+-------------
+
+The words of the struct pages behind the head of a folio, in the page of vmemmap that
+it has to itself and that is mapped writable: what a stray ``get_page()`` hits. Nearly
+all folios are known to be as they should be since their heads were read; the others are
+looked at here, word by word.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, cast
+
+import numpy as np
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.audit.rules import RuleId
+from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array
+from drgn_hvo.kernel.unread import Need
+from drgn_hvo.memmap.pools import FREE_LIST
+from drgn_hvo.memmap.private_tails import FolioFacts, TailField
+
+__all__ = ("check_private_tails",)
+
+# So many folios are looked at together: 1 MiB of 4 KiB pages.
+_AT_ONCE = 256
+
+# How many folios that break one rule are told one by one; more are counted.
+_MAX_TOLD = 64
+
+
+def check_private_tails(context: Context) -> None:
+    """Decide the ``folio-tail-`` rules on words other than the tail word."""
+    if context.hvo.private_tails.flags_mask is None:
+        reason = "positions in page->flags not known"
+        context.audit.undecide("folio-tail-flags", reason)
+    _PrivateTails(context).check()
+
+
+@dataclass(frozen=True)
+class _Wrong:
+    """A field that breaks a rule, and the struct page of its folio that it is in."""
+
+    rule: RuleId
+    field: TailField
+    index: int
+    expected: int
+    actual: int
+
+
+class _PrivateTails:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._folios = context.hugetlb.folios
+        self._tails = context.hvo.private_tails
+        # Of each rule, the folios that are told, and the last of them.
+        self._told: dict[RuleId, list[Subject]] = {}
+
+    def check(self) -> None:
+        folios = self._folios
+        is_free = folios.on_list == FREE_LIST
+        suspects = self._context.readable & ~np.where(
+            is_free, folios.idle, folios.regular
+        )
+        which = np.flatnonzero(suspects)
+        for start in range(0, len(which), _AT_ONCE):
+            self._look(which[start : start + _AT_ONCE], is_free)
+
+    def _look(self, which: Int64Array, is_free: BoolArray) -> None:
+        context, folios = self._context, self._folios
+        per_slice = context.geometry.pages_per_slice
+        # Larger folios first have a page to themselves.
+        counts = np.minimum(1 << folios.order[which], per_slice)
+        for count in sorted(set(counts.tolist())):
+            mine = which[counts == count]
+            pages = context.vmemmap.read_pages(folios.head_pfn[mine], count)
+            unread = int((~pages.present).sum())
+            context.audit.missing(Need.FOLIO_TAILS, "private tails of folios", unread)
+            there = mine[pages.present]
+            facts = FolioFacts(
+                context.vmemmap.page_addresses(folios.head_pfn[there]),
+                folios.order[there],
+                self._flags(there),
+                is_free[there],
+            )
+            found = self._compare(pages.data[pages.present], facts, count)
+            for row, wrong in found.items():
+                self._add_all(int(there[row]), wrong)
+
+    def _flags(self, which: Int64Array) -> U64Array:
+        """Flags of heads, with the node and zone that they should name."""
+        context, layout = self._context, self._context.hvo.mmzone.flags_layout
+        flags = self._folios.flags[which]
+        if layout is None:
+            return flags
+        nids, zones = context.nids[which], context.zones[which]
+        return layout.with_places(flags, nids, zones)
+
+    def _compare(
+        self, rows: ByteArray, facts: FolioFacts, count: int
+    ) -> dict[int, list[_Wrong]]:
+        """What is wrong with folios of *count* struct pages in one page, by row."""
+        last = max(field.index for field in self._tails.fields)
+        found: dict[int, list[_Wrong]] = {}
+        for field in self._tails.fields:
+            expected, mask = self._tails.expected(field, facts)
+            end = count if field.index == last else min(field.index + 1, count)
+            for index in range(field.index, end):
+                actual = self._tails.values(rows, field, index)
+                odd = (actual ^ expected) & mask != 0
+                for row in np.flatnonzero(odd).tolist():
+                    kept = int(actual[row]) & ~int(mask[row])
+                    found.setdefault(row, []).append(
+                        _Wrong(
+                            _rule(field),
+                            field,
+                            index,
+                            kept | int(expected[row] & mask[row]),
+                            int(actual[row]),
+                        )
+                    )
+        return found
+
+    def _add_all(self, i: int, wrong: list[_Wrong]) -> None:
+        """Add a finding for each rule that a folio breaks."""
+        if self._context.in_transition[i]:
+            self._context.audit.in_transition += 1
+            return
+        by_rule: dict[RuleId, list[_Wrong]] = {}
+        for one in sorted(wrong, key=lambda one: (one.index, one.field.offset)):
+            by_rule.setdefault(one.rule, []).append(one)
+        for rule, fields in by_rule.items():
+            told = self._told.setdefault(rule, [])
+            if len(told) < _MAX_TOLD:
+                told.append(("tail-word", rule, int(self._folios.head_pfn[i])))
+                self._add(i, told[-1], fields)
+            else:
+                self._context.audit.again(rule, told[0], len(fields))
+
+    def _add(self, i: int, about: Subject, fields: list[_Wrong]) -> None:
+        context, first = self._context, fields[0]
+        head_pfn = int(self._folios.head_pfn[i])
+        pfn = head_pfn + first.index
+        residue = self._boot_tail(i, fields)
+        context.audit.add(
+            Finding(
+                first.rule,
+                f"{first.field.name} of the tail of PFN {pfn}, struct page "
+                f"{first.index} of its folio, is wrong ({first.actual:#x})",
+                about,
+                because=(
+                    ("head-frame", head_pfn),
+                    ("folio", head_pfn),
+                    ("folio-tail", head_pfn),
+                    ("stray-head", head_pfn),
+                    *(() if residue is None else (residue.about,)),
+                ),
+                defect=None if residue is None else residue.defect,
+                folded=len(fields) - 1,
+                place=context.place(i).at(
+                    context.word_spot(pfn, first.field.offset), pfn=pfn
+                ),
+                expected=first.expected,
+                actual=first.actual,
+            )
+        )
+
+    def _boot_tail(self, i: int, fields: list[_Wrong]) -> Optional[Finding]:
+        """
+        The shared tail page whose reference counts the tails have as their own:
+        demoted, a gigantic page gets back struct pages that are copies of it.
+        """
+        if fields[0].rule != "folio-tail-refcount" or any(
+            one.actual != 1 for one in fields
+        ):
+            return None
+        for finding in self._context.audit.findings:
+            order = finding.place.order
+            larger = order is not None and order > self._folios.order[i]
+            if finding.defect == "boot-tail-refcount" and larger:
+                return finding
+        return None
+
+
+def _rule(field: TailField) -> RuleId:
+    return cast(RuleId, f"folio-tail-{field.verdict}")

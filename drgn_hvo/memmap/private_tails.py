@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Private tails of folios
+-----------------------
+
+What the kernel leaves in the struct pages behind a head, in the page of vmemmap that
+a hugetlb folio has to itself. ``prep_compound_tail()`` makes them all alike; the first
+ones hold fields of the folio, which a table knows by name. Where those are, the types
+of the kernel say; what the table does not know is free to be anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+import re
+from typing import Literal, Optional, Union
+
+from drgn import Type, TypeKind, TypeMember, sizeof
+import numpy as np
+
+from drgn_hvo.errors import UnavailableError
+from drgn_hvo.formats.tail_words import ALL_ONES, tail_mapping
+from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array, column
+from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.memmap.zones import FlagsLayout
+
+__all__ = ("FolioFacts", "PrivateTails", "TailField", "Verdict")
+
+# From here on tails are all alike: struct folio has had at most four struct pages, and
+# up to v6.2 the private word of the next one belonged to hugetlb.
+_FIRST_PLAIN = 5
+
+#: What a field is the matter of: the last part of the name of a rule.
+Verdict = Literal["mapping", "mapcount", "flags", "refcount", "rest"]
+
+# When a field is fixed: always, only in a folio on a free list, which nobody uses, only
+# if no memory of the folio has failed, or never: of a pointer, only that it is aligned.
+_When = Literal["always", "free", "unpoisoned", "never"]
+
+# What a field holds: a number, the flags of a tail, links that lead to themselves, the
+# number of pages of the folio, or a pointer, which is NULL where it is fixed.
+_Kind = Literal["number", "flags", "links", "pages", "pointer"]
+
+# No pointer to what is allocated has these bits.
+_ALIGNED = 7
+
+
+@dataclass(frozen=True)
+class _Member:
+    """
+    What a hugetlb folio has in a member of ``struct folio``.
+
+    :param value: In all of its bytes, as a number.
+    :param source: The kernel function that makes it so.
+    :param only_with: Type and member of kernels that do so.
+    :param not_with: Another member of ``struct folio``, of kernels that need not.
+    """
+
+    verdict: Verdict
+    kind: _Kind
+    when: _When
+    value: int
+    source: str
+    only_with: Optional[tuple[str, str]] = None
+    not_with: Optional[str] = None
+
+
+_HEAD = "prep_compound_head()"
+# A folio that is freed has no mappings and no pins: VM_BUG_ON_FOLIO() there.
+_UNUSED = f"{_HEAD}, free_huge_folio(); hugetlb_add_file_rmap() counts mappings"
+
+_MEMBERS: dict[str, _Member] = {
+    "_total_mapcount": _Member("mapcount", "number", "free", -1, _UNUSED),
+    "_large_mapcount": _Member("mapcount", "number", "free", -1, _UNUSED),
+    "_entire_mapcount": _Member("mapcount", "number", "free", -1, _UNUSED),
+    # Of pages that are mapped one by one, which those of hugetlb never are. Since v6.15
+    # there is CONFIG_NO_PAGE_MAPCOUNT, which no type shows.
+    "_nr_pages_mapped": _Member(
+        "mapcount", "number", "always", 0, _HEAD, not_with="_mm_ids"
+    ),
+    "_subpages_mapcount": _Member("mapcount", "number", "always", 0, _HEAD),
+    "_pincount": _Member(
+        "rest", "number", "free", 0, f"{_HEAD}; pins of try_grab_folio()"
+    ),
+    # Since Linux kernel commit 6af8cb80d3a9 ("mm/rmap: basic MM owner tracking for
+    # large folios (!hugetlb)") (in v6.15), with CONFIG_MM_ID.
+    "_mm_id_mapcount": _Member(
+        "mapcount",
+        "number",
+        "always",
+        -1,
+        _HEAD,
+        only_with=("struct mm_struct", "mm_id"),
+    ),
+    "_mm_ids": _Member("rest", "number", "always", 0, _HEAD),
+    "_mapcount_1": _Member("mapcount", "number", "always", -1, "__init_single_page()"),
+    "_refcount_1": _Member("refcount", "number", "always", 0, "set_page_count(p, 0)"),
+    "_folio_nr_pages": _Member("rest", "pages", "always", 0, "folio_set_order()"),
+    "_nr_pages": _Member("rest", "pages", "always", 0, "folio_set_order()"),
+    "_deferred_list": _Member("rest", "links", "always", 0, _HEAD),
+    "_hugetlb_subpool": _Member("rest", "pointer", "free", 0, "free_huge_folio()"),
+    "_hugetlb_cgroup": _Member(
+        "rest", "pointer", "free", 0, "hugetlb_cgroup_uncharge_folio()"
+    ),
+    "_hugetlb_cgroup_rsvd": _Member(
+        "rest", "pointer", "free", 0, "hugetlb_cgroup_uncharge_folio_rsvd()"
+    ),
+    # folio_set_hugetlb_hwpoison() sets PG_hwpoison of the head first.
+    "_hugetlb_hwpoison": _Member(
+        "rest", "pointer", "unpoisoned", 0, "folio_set_hugetlb_hwpoison()"
+    ),
+}
+
+# Other names of bytes that have names already, and those of flags and tail words.
+_OVERLAYS = re.compile(r"__page_\d|_usable_\d|_flags_\d\w?|_head_\d\w?|__head|_mm_id")
+
+# The private words of these tails held fields of hugetlb before struct folio named
+# them: include/linux/hugetlb.h up to v6.2.
+_SUBPAGE_INDICES = (
+    "SUBPAGE_INDEX_SUBPOOL",
+    "SUBPAGE_INDEX_CGROUP",
+    "SUBPAGE_INDEX_CGROUP_RSVD",
+    "SUBPAGE_INDEX_HWPOISON",
+)
+
+
+@dataclass(frozen=True)
+class TailField:
+    """
+    A field of a private tail.
+
+    :param name: As the kernel calls it.
+    :param index: Which struct page from the head on; the highest one of all fields
+        stands for all behind it, too.
+    :param offset: In the struct page.
+    :param mask: Of the bits that are fixed.
+    :param value: What they are; of links, how far behind the head they are.
+    """
+
+    name: str
+    verdict: Verdict
+    kind: _Kind
+    when: _When
+    index: int
+    offset: int
+    size: int
+    mask: int
+    value: int
+
+
+@dataclass(frozen=True)
+class FolioFacts:
+    """
+    What the fields of folios depend on, one element a folio.
+
+    :param address: Of its head.
+    :param flags: Of its head.
+    :param is_free: Whether it is on a free list.
+    """
+
+    address: U64Array
+    order: Int64Array
+    flags: U64Array
+    is_free: BoolArray
+
+
+def _members(struct: Type, base: int = 0) -> Iterator[tuple[str, int, TypeMember]]:
+    """All members that have names, those of anonymous ones as well."""
+    for member in struct.members or ():
+        offset = base + member.bit_offset // 8
+        if member.name is None:
+            yield from _members(member.type, offset)
+        else:
+            yield member.name, offset, member
+
+
+def _size(member: TypeMember) -> int:
+    """The size of a member in bytes; 0 if it has none."""
+    found = member.type
+    while found.kind is TypeKind.TYPEDEF:
+        found = found.type
+    return 0 if found.kind is TypeKind.ARRAY and not found.length else sizeof(found)
+
+
+def _are_zero(rows: U64Array) -> BoolArray:
+    """Which rows hold nothing but zeros."""
+    zero: BoolArray = np.bitwise_or.reduce(rows, axis=1) == 0
+    return zero
+
+
+class PrivateTails:
+    """
+    The fields of private tails of one kernel, and whether frames have them.
+
+    :param layout: Where flags have node and zone; ``None`` if that is not known.
+    """
+
+    def __init__(self, kernel: Kernel, layout: Optional[FlagsLayout]) -> None:
+        self._kernel = kernel
+        self._page = kernel.struct_page
+        self._size = kernel.struct_page.size
+        self._byteorder = kernel.sources.byteorder
+        count = kernel.constant("__NR_PAGEFLAGS")
+        self._place_mask = 0
+        #: Bits of flags that are fixed; ``None`` if it is not known which.
+        self.flags_mask: Optional[int] = None
+        if layout is not None and count is not None:
+            self._place_mask = layout.node_mask << layout.node_shift
+            self._place_mask |= layout.zone_mask << layout.zone_shift
+            self.flags_mask = self._place_mask | (1 << count) - 1
+        self._hwpoison = kernel.constant("PG_hwpoison")
+
+    @cached_property
+    def fields(self) -> tuple[TailField, ...]:
+        """All fields that are fixed, by struct page and offset."""
+        found = self._plain_fields(_FIRST_PLAIN)
+        for index in range(1, _FIRST_PLAIN):
+            found += self._first_fields(index)
+        return tuple(sorted(found, key=lambda field: (field.index, field.offset)))
+
+    def _plain_fields(self, index: int) -> list[TailField]:
+        """The fields of a tail that holds none of the folio."""
+        page = self._page
+        mapping = tail_mapping(self._kernel.illegal_pointer_value)
+        private = None if index in self._private_indices else page.private
+        wanted: tuple[tuple[str, Verdict, Optional[int], int, int], ...] = (
+            ("mapping", "mapping", page.mapping, 8, mapping),
+            ("private", "rest", private, 8, 0),
+            ("_mapcount", "mapcount", page.mapcount, 4, -1),
+            ("_refcount", "refcount", page.refcount, 4, 0),
+            ("memcg_data", "rest", self._memcg_data, 8, 0),
+        )
+        found = [
+            self._number(name, verdict, "always", (index, offset, size), value)
+            for name, verdict, offset, size, value in wanted
+            if offset is not None
+        ]
+        if self.flags_mask is not None:
+            flags = self._number("flags", "flags", "always", (index, page.flags, 8), 0)
+            mask = self.flags_mask & ~(self._second_flags if index == 1 else 0)
+            found.append(replace(flags, kind="flags", mask=mask))
+        return found
+
+    @cached_property
+    def _memcg_data(self) -> Optional[int]:
+        page = self._kernel.type("struct page")
+        places = () if page is None else _members(page)
+        return next((at for name, at, _ in places if name == "memcg_data"), None)
+
+    def _number(
+        self,
+        name: str,
+        verdict: Verdict,
+        when: _When,
+        place: tuple[int, int, int],
+        value: int,
+    ) -> TailField:
+        mask = (1 << 8 * place[2]) - 1
+        return TailField(
+            name, verdict, "number", when, *place, mask=mask, value=value & mask
+        )
+
+    @property
+    def _second_flags(self) -> int:
+        """
+        Bits of the first tail's flags that say something of the folio, which are
+        ``PAGE_FLAGS_SECOND`` since v6.6: the order, and flags that hugetlb does not
+        have since folio_clear_large_rmappable() in alloc_buddy_hugetlb_folio().
+        """
+        if not self._has("struct folio", "_flags_1"):
+            return 0
+        if self._has("struct folio", "_folio_order"):
+            return 0  # up to v6.5
+        if self._kernel.constant("PGTY_hugetlb") is not None:
+            return 0xFF
+        names = ("PG_has_hwpoisoned", "PG_large_rmappable", "PG_hugetlb")
+        bits = (self._kernel.constant(name) for name in names)
+        return 0xFF | sum(1 << bit for bit in bits if bit is not None)
+
+    @cached_property
+    def _private_indices(self) -> frozenset[int]:
+        """Tails whose private word belongs to hugetlb, and has no other name."""
+        if self._has("struct folio", "_hugetlb_subpool"):
+            return frozenset()
+        known = [self._kernel.constant(name) for name in _SUBPAGE_INDICES]
+        indices = frozenset(index for index in known if index is not None)
+        return indices or frozenset(range(1, _FIRST_PLAIN))
+
+    @cached_property
+    def _folio_members(self) -> list[tuple[str, int, int]]:
+        """Members of ``struct folio`` behind the head: name, offset, size."""
+        folio = self._kernel.type("struct folio")
+        places = [] if folio is None else list(_members(folio))
+        return [(name, at, _size(m)) for name, at, m in places if at >= self._size]
+
+    def _first_fields(self, index: int) -> list[TailField]:
+        """The fields of a struct page that may hold some of the folio."""
+        plain = self._plain_fields(index)
+        if not self._folio_members:
+            # Before v6.1, struct page has the fields of all kinds of tails.
+            some = ("mapcount", "refcount", "flags")
+            return [field for field in plain if field.verdict in some]
+        start = index * self._size
+        mine = [
+            (name, at - start, size)
+            for name, at, size in self._folio_members
+            if 0 <= at - start < self._size and not _OVERLAYS.fullmatch(name)
+        ]
+        found = []
+        for name, at, size in mine:
+            shares = any(n != name and b < at + size and at < b + s for n, b, s in mine)
+            found += self._member_fields(name, (index, at, size), shares)
+        covered = {at + i for _, at, size in mine for i in range(size)}
+        outside = (self._outside(field, covered) for field in plain)
+        return found + [field for field in outside if field.mask]
+
+    def _member_fields(
+        self, name: str, place: tuple[int, int, int], shares: bool
+    ) -> list[TailField]:
+        """
+        The fields of a member.
+
+        :param shares: Whether another one has the same bytes.
+        """
+        member = _MEMBERS.get(name)
+        index, offset, _ = place
+        if member is None or (shares and member.kind != "pointer"):
+            return []
+        if not self._applies(member):
+            return []
+        if member.kind == "links":
+            at = index * self._size + offset
+            return [
+                replace(self._number(f"{name}.{link}", "rest", "always",
+                                     (index, offset + behind, 8), at), kind="links")
+                for link, behind in (("next", 0), ("prev", 8))
+            ]  # fmt: skip
+        field = self._number(name, member.verdict, member.when, place, member.value)
+        if member.kind == "pointer" and (shares or not self._has_cgroups):
+            # Nobody need have cleared what others left there.
+            return [replace(field, kind="pointer", when="never", mask=_ALIGNED)]
+        return [replace(field, kind=member.kind)]
+
+    def _applies(self, member: _Member) -> bool:
+        """Whether this kernel keeps a member as the table says."""
+        if member.not_with is not None and self._has("struct folio", member.not_with):
+            return False
+        return member.only_with is None or self._has(*member.only_with)
+
+    def _has(self, type_name: str, member: str) -> bool:
+        try:
+            owner = self._kernel.type(type_name)
+        except UnavailableError:
+            return False  # an extract, which has some of the types
+        return owner is not None and owner.has_member(member)
+
+    @property
+    def _has_cgroups(self) -> bool:
+        """``CONFIG_CGROUP_HUGETLB``."""
+        return self._kernel.type("struct hugetlb_cgroup") is not None
+
+    def _outside(self, field: TailField, covered: set[int]) -> TailField:
+        """What of a field lies in no member of the folio."""
+        mask = field.mask.to_bytes(field.size, self._byteorder)
+        left = bytes(
+            0 if field.offset + i in covered else byte for i, byte in enumerate(mask)
+        )
+        return replace(field, mask=int.from_bytes(left, self._byteorder))
+
+    def values(self, rows: ByteArray, field: TailField, index: int) -> U64Array:
+        """
+        A field of one struct page in each frame.
+
+        :param index: Which struct page.
+        """
+        dtype = self._dtype(field.size)
+        offset = index * self._size + field.offset
+        return column(rows, offset, dtype).astype(np.uint64)
+
+    def _dtype(self, size: int) -> np.dtype[np.generic]:
+        reader = self._kernel.reader
+        return reader.u64 if size == 8 else reader.u32
+
+    def expected(
+        self, field: TailField, facts: FolioFacts
+    ) -> tuple[U64Array, U64Array]:
+        """What a field has to be in each folio, and which of its bits that decides."""
+        count = len(facts.order)
+        mask = np.full(count, field.mask, dtype=np.uint64)
+        if field.kind == "flags":
+            return facts.flags & np.uint64(self._place_mask) & mask, mask
+        if field.kind == "links":
+            return facts.address + np.uint64(field.value), mask
+        if field.kind == "pages":
+            return np.uint64(1) << facts.order.astype(np.uint64), mask
+        fixed = np.ones(count, dtype=np.bool_)
+        if field.when == "free":
+            fixed = facts.is_free
+        elif field.when == "unpoisoned" and self._hwpoison is not None:
+            fixed = facts.flags >> np.uint64(self._hwpoison) & np.uint64(1) == 0
+        loose = np.uint64(_ALIGNED & field.mask if field.kind == "pointer" else 0)
+        return (
+            np.full(count, field.value & field.mask, dtype=np.uint64),
+            np.where(fixed, mask, loose),
+        )
+
+    # In bulk, words are taken as they are in memory: what is compared is made alike.
+
+    def look(
+        self, rows: ByteArray, addresses: U64Array, orders: Optional[Int64Array]
+    ) -> tuple[BoolArray, BoolArray, BoolArray]:
+        """
+        Look at frames that each begin with the head of a folio that fills it.
+
+        :param rows: A row of bytes for each frame.
+        :param addresses: Of the heads.
+        :param orders: What the folios say that they are of.
+        :return: Which frames have tails that are all alike behind the first ones, their
+            tail words included; which have all fields as a folio in use has them; which
+            as one on a free list has them.
+        """
+        words = rows.view(np.uint64)
+        width, end = self._size // 8, len(self._template.expected)
+        odd = words[:, end:] ^ words[:, end - width : -width]
+        odd &= self._template.alike
+        alike = _are_zero(odd)
+        odd = self._first_odd(words[:, :end], addresses, orders)
+        free = _are_zero(odd & self._template.free)
+        used = free.copy()
+        (others,) = (~free).nonzero()
+        if len(others):
+            used[others] = _are_zero(odd[others] & self._template.used)
+        return alike, used & alike, free & alike
+
+    def _first_odd(
+        self, words: U64Array, addresses: U64Array, orders: Optional[Int64Array]
+    ) -> U64Array:
+        """Bits of the first struct pages that are not as expected."""
+        places = words[:, self._page.flags // 8] & self._raw(self._place_mask)
+        if orders is None:
+            orders = np.zeros(len(words), dtype=np.int64)
+        kinds: list[tuple[np.uint64, int]] = []
+        if len(words):
+            kinds = [(places[0], int(orders[0]))]
+            if (places != places[0]).any() or (orders != orders[0]).any():
+                kinds = sorted(set(zip(places, orders.tolist())))
+        odd = np.empty_like(words)
+        for place, order in kinds:
+            mine: Union[slice, BoolArray] = slice(None)
+            if len(kinds) > 1:
+                mine = (places == place) & (orders == order)
+            odd[mine] = words[mine] ^ self._expected_words(place, order)
+        for at, behind in self._links:
+            own = (addresses + np.uint64(behind)).astype(self._kernel.reader.u64)
+            odd[:, at] ^= own.view(np.uint64)
+        return odd
+
+    def _expected_words(self, place: np.uint64, order: int) -> U64Array:
+        """
+        The first struct pages of a folio, without its links.
+
+        :param place: The bits of node and zone of its head, as in memory.
+        """
+        words = self._template.expected.copy()
+        raw = words.view(np.uint8)
+        for field in self.fields:
+            at = field.index * self._size + field.offset
+            if field.kind == "flags":
+                words[at // 8] = place
+            elif field.kind == "pages":
+                pages = 1 << order & field.mask
+                raw[at : at + field.size] = self._bytes(pages, field.size)
+        return words
+
+    @cached_property
+    def _links(self) -> list[tuple[int, int]]:
+        """Which words are links, and how far behind the head they lead."""
+        return [
+            ((field.index * self._size + field.offset) // 8, field.value)
+            for field in self.fields
+            if field.kind == "links"
+        ]
+
+    @cached_property
+    def _template(self) -> _Template:
+        expected = np.zeros((_FIRST_PLAIN + 1) * self._size, dtype=np.uint8)
+        used, free = expected.copy(), expected.copy()
+        for field in self.fields:
+            at = field.index * self._size + field.offset
+            place = slice(at, at + field.size)
+            if field.kind in ("number", "pointer"):
+                expected[place] |= self._bytes(field.value & field.mask, field.size)
+            free[place] |= self._bytes(field.mask, field.size)
+            loose = _ALIGNED & field.mask if field.kind == "pointer" else 0
+            fixed = field.mask if field.when in ("always", "unpoisoned") else loose
+            used[place] |= self._bytes(fixed, field.size)
+        last = used[-self._size :].copy().view(np.uint64)
+        last[self._page.offset // 8] = np.uint64(ALL_ONES)
+        behind = self._kernel.geometry.pages_per_slice - _FIRST_PLAIN - 1
+        return _Template(
+            expected.view(np.uint64),
+            used.view(np.uint64),
+            free.view(np.uint64),
+            np.tile(last, behind),
+        )
+
+    def _bytes(self, value: int, size: int) -> ByteArray:
+        return np.frombuffer(value.to_bytes(size, self._byteorder), dtype=np.uint8)
+
+    def _raw(self, value: int) -> np.uint64:
+        """A number as a word that is taken as it is in memory."""
+        word: np.uint64 = self._bytes(value, 8).view(np.uint64)[0]
+        return word
+
+
+@dataclass(frozen=True)
+class _Template:
+    """
+    What frames have in common, as words in memory.
+
+    :param expected: Numbers in the first struct pages.
+    :param used: The bits of those that are fixed in any folio.
+    :param free: The bits that are fixed in a folio on a free list.
+    :param alike: The bits that struct pages behind those have in common.
+    """
+
+    expected: U64Array
+    used: U64Array
+    free: U64Array
+    alike: U64Array
