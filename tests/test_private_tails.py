@@ -190,7 +190,7 @@ def test_in_bulk_as_one_by_one(machine):
     order = folios.own_order[:1]
     size = bound.kernel.struct_page.size
     last = max(field.index for field in tails.fields)
-    fixed = {"used": set(), "free": set()}
+    fixed: dict[str, set[tuple[int, int]]] = {"used": set(), "free": set()}
     for field in tails.fields:
         for index in range(
             field.index, per_slice if field.index == last else field.index + 1
