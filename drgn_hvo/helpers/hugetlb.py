@@ -19,8 +19,10 @@ from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
 
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
+from drgn_hvo.audit.check_identity import check_folio_nodes
 from drgn_hvo.audit.check_mappings import check_mapping
 from drgn_hvo.audit.check_pools import check_pools
+from drgn_hvo.audit.check_private_tails import check_private_tails
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.one_subject import with_one_folio
@@ -258,6 +260,15 @@ def validate_hugetlb_folio(folio: Object) -> None:
     )
 
 
+_FOLIO_CHECKS = (
+    check_mapping,
+    check_folios,
+    check_folio_nodes,
+    check_pools,
+    check_private_tails,
+)
+
+
 def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
     pfn = page_pfn(bound, address)
     require_hugetlb(bound)
@@ -278,7 +289,7 @@ def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
     audit = SubjectAudit()
     context = Context(with_one_folio(bound, index), audit)
     # Mappings come first: they tell whose frames the others would read.
-    for check in (check_mapping, check_folios, check_pools):
+    for check in _FOLIO_CHECKS:
         check(context)
     tails = FolioTails(context)
     scan(context, [tails])
