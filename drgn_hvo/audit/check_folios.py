@@ -14,6 +14,7 @@ from typing import Optional
 
 import numpy as np
 
+from drgn_hvo.audit.check_identity import check_cma
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.scan import Rows, SlicePages
@@ -26,6 +27,7 @@ __all__ = ("FolioTails", "check_folios")
 def check_folios(context: Context) -> None:
     """Decide ``folio-head``."""
     _Heads(context).check()
+    check_cma(context)
 
 
 class _Heads:

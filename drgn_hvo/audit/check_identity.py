@@ -4,18 +4,54 @@
 Where folios lie
 ----------------
 
-The node and zone that the head of a folio names, against the zones whose ranges hold
-its PFN.
+What the head of a folio says of the place of its memory, against the zones and CMA
+areas whose ranges hold its PFN.
 """
 
 from __future__ import annotations
 
+from drgn import FaultError
 import numpy as np
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
+from drgn_hvo.errors import UnavailableError
+from drgn_hvo.memmap.cma import hugetlb_cma_ranges
 
-__all__ = ("check_folio_nodes",)
+__all__ = ("check_cma", "check_folio_nodes")
+
+
+def check_cma(context: Context) -> None:
+    """The part of ``folio-head`` that is about ``HPG_cma``."""
+    marked, folios = context.hugetlb.has_hpg_flag("cma"), context.hugetlb.folios
+    if marked is None or not (marked & context.readable).any():
+        return
+    try:
+        ranges = hugetlb_cma_ranges(context.kernel, context.hvo.mmzone.nids)
+    except (FaultError, UnavailableError):
+        context.audit.undecide("folio-head", "CMA areas of hugetlb could not be read")
+        return
+    inside = np.zeros(len(folios), dtype=np.bool_)
+    for start, end in ranges:
+        inside |= (start <= folios.head_pfn) & (folios.head_pfn < end)
+    offset = context.kernel.struct_page.require("private")
+    bit = 1 << context.hugetlb.hpg_flags["cma"]
+    for i in np.flatnonzero(marked & context.readable & ~inside).tolist():
+        head_pfn, actual = int(folios.head_pfn[i]), int(folios.private[i])
+        context.audit.add(
+            Finding(
+                "folio-head",
+                f"the head of the folio of PFN {head_pfn} has HPG_cma, but lies in no "
+                "CMA area of hugetlb",
+                ("head-word", head_pfn),
+                because=(("head-frame", head_pfn),),
+                place=context.place(i).at(
+                    context.word_spot(head_pfn, offset), pfn=head_pfn
+                ),
+                expected=actual ^ bit,
+                actual=actual,
+            )
+        )
 
 
 def check_folio_nodes(context: Context) -> None:

@@ -35,7 +35,10 @@ _MAX_TOLD = 64
 
 
 def check_private_tails(context: Context) -> None:
-    """Decide the ``folio-tail-`` rules on words other than the tail word."""
+    """
+    Decide the ``folio-tail-`` rules on words other than the tail word, and the part of
+    ``folio-head`` that is about single words.
+    """
     if context.hvo.private_tails.flags_mask is None:
         reason = "positions in page->flags not known"
         context.audit.undecide("folio-tail-flags", reason)
@@ -146,12 +149,14 @@ class _PrivateTails:
         context, first = self._context, fields[0]
         head_pfn = int(self._folios.head_pfn[i])
         pfn = head_pfn + first.index
+        where = f"tail of PFN {pfn}, struct page {first.index} of its folio,"
+        if not first.index:
+            where = f"head of the folio of PFN {pfn}"
         residue = self._boot_tail(i, fields)
         context.audit.add(
             Finding(
                 first.rule,
-                f"{first.field.name} of the tail of PFN {pfn}, struct page "
-                f"{first.index} of its folio, is wrong ({first.actual:#x})",
+                f"{first.field.name} of the {where} is wrong ({first.actual:#x})",
                 about,
                 because=(
                     ("head-frame", head_pfn),
@@ -188,4 +193,6 @@ class _PrivateTails:
 
 
 def _rule(field: TailField) -> RuleId:
+    if field.verdict == "head":
+        return "folio-head"
     return cast(RuleId, f"folio-tail-{field.verdict}")

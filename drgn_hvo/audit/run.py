@@ -65,12 +65,12 @@ _CHECKS: dict[Check, Union[_Whole, _Scan]] = {
     "alignment": _Whole(check_alignment),
     "shared-tails": _Whole(check_tails),
     "mappings": _Whole(check_mapping, after=("shared-tails",)),
-    "folio-heads": _Whole(check_folios, after=("mappings",)),
+    # Reference counts may be copies of those of a shared tail page, too.
+    "private-tails": _Whole(check_private_tails, after=("mappings", "shared-tails")),
+    "folio-heads": _Whole(check_folios, after=("mappings", "private-tails")),
     "folio-nodes": _Whole(check_folio_nodes, after=("mappings",)),
     # A folio's reference count may be a copy of that of a shared tail page.
     "pools": _Whole(check_pools, after=("mappings", "shared-tails")),
-    # Reference counts may be copies of those of a shared tail page, too.
-    "private-tails": _Whole(check_private_tails, after=("mappings", "shared-tails")),
     "folio-tails": _Scan(FolioTails, after=("mappings",)),
     "stray-heads": _Scan(StrayHeads),
     "compound-heads": _Scan(CompoundHeads),

@@ -75,6 +75,12 @@ VARIABLES: dict[str, Variable] = {
     "hstates": Variable("struct hstate", "mm/hugetlb.c", (_HUGE_MAX_HSTATE,)),
     "hugetlb_max_hstate": Variable("int", "mm/hugetlb.c"),
     "default_hstate_idx": Variable("unsigned int", "mm/hugetlb.c"),
+    "hugetlb_cma": Variable(
+        "struct cma *",
+        "mm/hugetlb_cma.c, before v6.15 mm/hugetlb.c",
+        (_MAX_NUMNODES,),
+        in_extracts=False,
+    ),
     "hugetlb_lock": Variable("spinlock_t", "mm/hugetlb.c"),
     "vmemmap_optimize_enabled": Variable("_Bool", "mm/hugetlb_vmemmap.c"),
     "hugetlb_optimize_vmemmap_key": Variable(

@@ -24,6 +24,7 @@ from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
+from drgn_hvo.memmap.pools import hpg_flags
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
 from drgn_hvo.memmap.vmemmap import Vmemmap
@@ -100,7 +101,9 @@ class Hvo:
     @cached_property
     def private_tails(self) -> PrivateTails:
         """What folios have in struct pages behind their heads."""
-        return PrivateTails(self.kernel, self.mmzone.flags_layout)
+        return PrivateTails(
+            self.kernel, self.mmzone.flags_layout, hpg_flags(self.kernel)
+        )
 
     @property
     def unread(self) -> tuple[Unread, ...]:

@@ -4,15 +4,15 @@
 Private tails of folios
 -----------------------
 
-What the kernel leaves in the struct pages behind a head, in the page of vmemmap that
-a hugetlb folio has to itself. ``prep_compound_tail()`` makes them all alike; the first
-ones hold fields of the folio, which a table knows by name. Where those are, the types
-of the kernel say; what the table does not know is free to be anything.
+What the kernel leaves in the struct pages of a head and behind it, in the page of
+vmemmap that a hugetlb folio has to itself. ``prep_compound_tail()`` makes them all
+alike; the first ones hold fields of the folio, which a table knows by name. Where those
+are, the types of the kernel say; what the table does not know is free to be anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 import re
@@ -33,8 +33,8 @@ __all__ = ("FolioFacts", "PrivateTails", "TailField", "Verdict")
 # up to v6.2 the private word of the next one belonged to hugetlb.
 _FIRST_PLAIN = 5
 
-#: What a field is the matter of: the last part of the name of a rule.
-Verdict = Literal["mapping", "mapcount", "flags", "refcount", "rest"]
+#: What a field is the matter of: of a tail, the last part of the name of a rule.
+Verdict = Literal["head", "mapping", "mapcount", "flags", "refcount", "rest"]
 
 # When a field is fixed: always, only in a folio on a free list, which nobody uses, only
 # if no memory of the folio has failed, or never: of a pointer, only that it is aligned.
@@ -127,10 +127,33 @@ _SUBPAGE_INDICES = (
 )
 
 
+# Page flags that no hugetlb folio has: it is on no LRU list, is never written back or
+# reclaimed, has no buffers, and mlock_fixup() leaves its mappings alone. Of those that
+# bootmem gave, hugetlb_folio_init_vmemmap() takes the last.
+_NO_HEAD_FLAGS = (
+    "PG_writeback",
+    "PG_lru",
+    "PG_slab",
+    "PG_private",
+    "PG_private_2",
+    "PG_reclaim",
+    "PG_swapbacked",
+    "PG_unevictable",
+    "PG_dropbehind",
+    "PG_mlocked",
+    "PG_uncached",
+    "PG_reserved",
+)
+
+# HPG_ flags of folios in use: free_huge_folio() clears them, and what is temporary is
+# never put on a free list.
+_USED_HPG_FLAGS = ("restore_reserve", "migratable", "temporary")
+
+
 @dataclass(frozen=True)
 class TailField:
     """
-    A field of a private tail.
+    A field of a private tail, or of the head in front of them.
 
     :param name: As the kernel calls it.
     :param index: Which struct page from the head on; the highest one of all fields
@@ -196,10 +219,17 @@ class PrivateTails:
     The fields of private tails of one kernel, and whether frames have them.
 
     :param layout: Where flags have node and zone; ``None`` if that is not known.
+    :param hpg_flags: Bits of ``folio->private`` by name; empty if they are not known.
     """
 
-    def __init__(self, kernel: Kernel, layout: Optional[FlagsLayout]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        layout: Optional[FlagsLayout],
+        hpg_flags: Mapping[str, int],
+    ) -> None:
         self._kernel = kernel
+        self._hpg_flags = hpg_flags
         self._page = kernel.struct_page
         self._size = kernel.struct_page.size
         self._byteorder = kernel.sources.byteorder
@@ -216,7 +246,7 @@ class PrivateTails:
     @cached_property
     def fields(self) -> tuple[TailField, ...]:
         """All fields that are fixed, by struct page and offset."""
-        found = self._plain_fields(_FIRST_PLAIN)
+        found = [*self._head_fields(), *self._plain_fields(_FIRST_PLAIN)]
         for index in range(1, _FIRST_PLAIN):
             found += self._first_fields(index)
         return tuple(sorted(found, key=lambda field: (field.index, field.offset)))
@@ -243,6 +273,37 @@ class PrivateTails:
             mask = self.flags_mask & ~(self._second_flags if index == 1 else 0)
             found.append(replace(flags, kind="flags", mask=mask))
         return found
+
+    def _head_fields(self) -> list[TailField]:
+        """
+        The fields of a head that have no rule of their own: what a user would have left
+        there, and bits that mean nothing.
+        """
+        page, kernel = self._page, self._kernel
+        wanted: list[tuple[str, _When, Optional[int], int, int, int]] = [
+            ("mapping", "free", page.mapping, 8, ALL_ONES, 0),
+            ("memcg_data", "free", self._memcg_data, 8, ALL_ONES, 0),
+        ]
+        bits = [kernel.constant(name) for name in _NO_HEAD_FLAGS]
+        mask = sum(1 << bit for bit in bits if bit is not None)
+        wanted.append(("flags", "always", page.flags, 8, mask, 0))
+        if kernel.constant("PGTY_hugetlb") is not None:
+            # The type itself has a rule.
+            wanted.append(("page_type", "always", page.mapcount, 4, (1 << 24) - 1, 0))
+        elif kernel.vmcoreinfo.number("PAGE_HUGETLB_MAPCOUNT_VALUE") is None:
+            mask = (1 << 32) - 1
+            wanted.append(("_mapcount", "always", page.mapcount, 4, mask, mask))
+        flags = self._hpg_flags
+        if flags:
+            known = sum(1 << bit for bit in flags.values())
+            wanted.append(("private", "always", page.private, 8, ALL_ONES ^ known, 0))
+            used = sum(1 << flags[name] for name in _USED_HPG_FLAGS if name in flags)
+            wanted.append(("private", "free", page.private, 8, used, 0))
+        return [
+            TailField(name, "head", "number", when, 0, offset, size, mask, value)
+            for name, when, offset, size, mask, value in wanted
+            if offset is not None and mask
+        ]
 
     @cached_property
     def _memcg_data(self) -> Optional[int]:

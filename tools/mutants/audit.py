@@ -312,6 +312,14 @@ AUDIT = (
         (_notices("head-zone"),),
     ),
     Mutant(
+        "audit-cma-unread",
+        "audit/check_identity.py::check_cma",
+        "except (FaultError, UnavailableError):",
+        "except UnavailableError:",
+        "areas that are not in the dump would end the audit",
+        ("test_identity.py::test_cma_areas_that_were_not_read",),
+    ),
+    Mutant(
         "audit-folio-node-unread",
         "audit/check_identity.py::check_folio_nodes",
         "if not mmzone.knows_all_zones:",

@@ -13,6 +13,17 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-hpg-bits",
+        "memmap/private_tails.py::PrivateTails._head_fields",
+        "ALL_ONES ^ known",
+        "0",
+        "HPG_ flags that do not exist would not be noticed",
+        (
+            "test_check_faults.py::test_the_rule_that_the_table_names"
+            "[head-HPG-flag-shared-7.3]",
+        ),
+    ),
+    Mutant(
         "memmap-private-tails-alike",
         "memmap/private_tails.py::PrivateTails.look",
         "odd &= self._template.alike",

@@ -252,6 +252,23 @@ def _no_PG_head(t: Targets) -> Changes:
     return [t.flip(t.page_field(pfn, "flags"), bit, "PG_head of a folio")]
 
 
+def _head_flag(t: Targets) -> Changes:
+    bit = t.plan.structures.page_flag("lru")
+    address = t.page_field(t.any_folio().first_pfn, "flags")
+    return [t.flip(address, bit, "PG_lru of a folio")]
+
+
+def _hpg_unknown(t: Targets) -> Changes:
+    address = t.page_field(t.any_folio().first_pfn, "private")
+    bit = 1 << len(HPG_FLAGS)
+    return [t.flip(address, bit, "an HPG_ flag that does not exist")]
+
+
+def _head_type(t: Targets) -> Changes:
+    address = t.page_field(t.any_folio().first_pfn, "_mapcount")
+    return [t.flip(address, 1 << 4, "a low bit of the type of a folio", 4)]
+
+
 def _wrong_order(t: Targets) -> Changes:
     pfn = t.any_folio().first_pfn
     folio = t.plan.structures.folio
@@ -479,6 +496,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault("head-without-PG_head", "the head of a folio has no PG_head",
           "folio-head", _any, _no_PG_head,
           ("compound-heads",)),
+    Fault("head-with-PG_lru", "the head of a folio has PG_lru",
+          "folio-head", _any, _head_flag),
+    Fault("head-HPG-flag", "the head of a folio has an HPG_ flag that does not exist",
+          "folio-head", _any, _hpg_unknown),
+    Fault("head-type-bit", "a bit below the type of a head is wrong",
+          "folio-head", _any, _head_type),
     Fault("folio-wrong-order", "a folio says that it is of another order",
           "folio-head", _any, _wrong_order,
           ("compound-heads",)),
