@@ -256,8 +256,8 @@ RULES = (
         "the head of a hugetlb folio is naturally aligned, has PG_head, the hugetlb "
         "type and its pool's order, and the next struct page is its tail; it has no "
         "page flag of an LRU or bootmem page, no HPG_ flag that does not exist, has "
-        "HPG_cma only in a CMA area, no bits below its type and, on a free list, nothing "
-        "of a user",
+        "HPG_cma only in a CMA area, no bits below its type and, on a free list, "
+        "nothing of a user",
         "prep_compound_page(), folio_set_order(), __folio_set_hugetlb(), "
         "init_new_hugetlb_folio(), free_huge_folio()",
         _always,
