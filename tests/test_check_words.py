@@ -8,7 +8,6 @@ A machine is healthy but for one word, of a kind that no named fault has. The fi
 finding is about that word; what is not wrong, or was not read, is no finding.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import drgn
@@ -21,71 +20,12 @@ from drgn_hvo.helpers.compound import compound_heads
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.memmap.page_spec import parse_page_spec, resolve_page
-from drgn_hvo.synth.containers.elf import program
-from drgn_hvo.synth.damage.faults import make_machine
-from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.description import HugePages, Pages
+from tests.damage_support import Case
 from tests.overlay import Overlay, image_to_phys
-from tests.synth_support import describe
 
 WRITABLE = 2
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
-
-
-@dataclass
-class Case:
-    """A machine, and where its words are."""
-
-    targets: Targets
-
-    @classmethod
-    def of(cls, name, faults=(), **changes):
-        machine, _ = make_machine(describe(name, **changes), faults)
-        return cls(Targets(machine))
-
-    @property
-    def image(self):
-        return self.targets.machine.image
-
-    def groups(self, **wanted):
-        """Groups of huge pages with these properties."""
-        return [
-            placed
-            for placed in self.targets.plan.huge
-            if all(getattr(placed.group, k) == v for k, v in wanted.items())
-        ]
-
-    def field(self, pfn, member):
-        return self.targets.page_field(pfn, member)
-
-    def flip(self, address, bits, size=8):
-        value = int.from_bytes(self.image.read(address, size), "little") ^ bits
-        return self.put(address, value, size)
-
-    def put(self, address, value, size=8):
-        self.image.write(address, value.to_bytes(size, "little"))
-        return address
-
-    def flag(self, name):
-        return self.targets.plan.structures.page_flag(name)
-
-    def entry(self, pfn, slice_=0):
-        return self.targets.machine.slice_entry(pfn, slice_)
-
-    @property
-    def prog(self):
-        prog = program(self.targets.machine)
-        install(prog)
-        return prog
-
-    def check(self, **scope):
-        return check_document(hvo(self.prog), "core", CheckScope(**scope))
-
-    def first(self, **scope):
-        """Rule and place of the first finding."""
-        findings = self.check(**scope)["findings"]
-        assert findings
-        return findings[0]["rule"], int(findings[0]["physical_address"] or "0", 0)
 
 
 def test_read_only_struct_pages_of_a_plain_huge_page():

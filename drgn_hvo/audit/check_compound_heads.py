@@ -23,7 +23,7 @@ from drgn_hvo.kernel.arrays import (
     is_in,
     ranges,
 )
-from drgn_hvo.kernel.unread import Need
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
 from drgn_hvo.memmap.vmemmap import StructPages
 
 __all__ = ("CompoundHeads",)
@@ -95,8 +95,27 @@ class CompoundHeads:
         head_pfns = distinct[index]
         covers = self._cover(pages, distinct)[index]
         wrong = (head_pfns < 0) | (head_pfns > pfns) | (pfns >= head_pfns + covers)
+        doubtful = wrong & (head_pfns <= pfns)
+        if context.transitions.are_orders_reset:
+            doubtful &= covers == 0
+        wrong &= ~self._are_in_transition(np.where(doubtful, head_pfns, -1))
         for i in np.flatnonzero(wrong).tolist():
             self._add(int(pfns[i]), int(infos[i]), int(head_pfns[i]))
+
+    def _are_in_transition(self, pfns: Int64Array) -> BoolArray:
+        """
+        Which heads a processor was making or undoing; where that was not all read, the
+        rule is undecided.
+        """
+        held: list[int] = []
+        for pfn in distinct_index(pfns[pfns >= 0])[0].tolist():
+            holds = self._context.transitions.holds(pfn)
+            if holds is None:
+                what = "struct pages behind a head that may be in transition"
+                self._context.audit.undecide("compound-heads", f"{what} {NOT_IN_DUMP}")
+            if holds is not False:
+                held.append(pfn)
+        return is_in(pfns, np.array(held, dtype=np.int64))
 
     def _cover(self, pages: SlicePages, pfns: Int64Array) -> Int64Array:
         """How many pages each head covers, 0 if it is no head."""

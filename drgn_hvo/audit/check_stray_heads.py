@@ -21,13 +21,17 @@ from drgn_hvo.kernel.arrays import (
     BoolArray,
     Int64Array,
     U64Array,
+    column,
     joined,
     ranges,
     without,
 )
-from drgn_hvo.kernel.unread import Need
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
 
 __all__ = ("StrayHeads",)
+
+# What leaves reference counts in shared tail pages, see audit/defects.
+BOOT_TAIL_REFCOUNT = "boot-tail-refcount"
 
 
 def _own_heads(
@@ -155,15 +159,65 @@ class StrayHeads:
         order = min(orders, default=0)
         former = {pfn >> order for pfn, hugetlb in self._loose.items() if hugetlb}
         restored = [pfn for pfn in self._loose if pfn >> order in former]
-        for pfn in self._loose:
-            if pfn >> order not in former:
-                self._add(pfn, None)
+        self._add_untyped([pfn for pfn in self._loose if pfn >> order not in former])
         if restored and not self._context.hvo.unread_lists:
             self._add_restored(restored, len(former))
             return
         # They may be on the lists that could not be read, and no former folios.
         for pfn in restored:
             self._add(pfn, pfn >> order << order)
+
+    def _add_untyped(self, pfns: list[int]) -> None:
+        """
+        Heads that have no type: of former huge pages that were freed with reference
+        counts of a shared tail page, of compound pages in transition, or damaged.
+        """
+        context = self._context
+        causes = [f for f in context.audit.findings if f.defect == BOOT_TAIL_REFCOUNT]
+        lost = [pfn for pfn in pfns if causes and self._was_counted(pfn)]
+        if lost:
+            self._add_lost(lost, causes)
+        for pfn in sorted(set(pfns) - set(lost)):
+            holds = context.transitions.holds(pfn)
+            if holds is None:
+                what = "struct pages behind a head that may be in transition"
+                context.audit.undecide("stray-head", f"{what} {NOT_IN_DUMP}")
+            elif not holds:
+                self._add(pfn, None)
+
+    def _was_counted(self, pfn: int) -> bool:
+        """
+        Whether a page was freed as a huge page, but what were its tails have reference
+        count 1, so that free_pages_prepare() gave it up: behind the first slice those
+        of a gigantic page, in the first slice those of a page that one was demoted to.
+        """
+        refcount = self._context.kernel.struct_page.refcount
+        behind = self._context.geometry.pages_per_slice
+        pages = self._vmemmap.read_pages(np.array([pfn + 1, pfn + behind]))
+        if refcount is None:
+            return False
+        counts = column(pages.data, refcount, self._context.kernel.reader.u32)
+        tails = (self._vmemmap.tail_words(pages) & np.uint64(1)) != 0
+        return bool((pages.present & ~tails & (counts == 1)).any())
+
+    def _add_lost(self, pfns: list[int], causes: list[Finding]) -> None:
+        spot = self._flags_spot(pfns[0])
+        self._context.audit.add(
+            Finding(
+                "stray-head",
+                f"{len(pfns)} struct pages from PFN {pfns[0]} on have PG_head, but "
+                "belong to no folio: heads of huge pages whose memory was lost when "
+                "they were freed, since tails had reference counts",
+                ("lost",),
+                because=tuple(cause.about for cause in causes),
+                defect=BOOT_TAIL_REFCOUNT,
+                folded=len(pfns) - 1,
+                affected=len(pfns),
+                place=NOWHERE.at(spot, pfn=pfns[0]),
+                expected=self._without_PG_head(spot.value),
+                actual=spot.value,
+            )
+        )
 
     def _frame_owner(self, pfn: int) -> tuple[Subject, ...]:
         """The folio whose head lies in the frame behind a struct page."""

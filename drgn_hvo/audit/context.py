@@ -16,6 +16,8 @@ from drgn import FaultError
 import numpy as np
 
 from drgn_hvo.audit.findings import Audit, Place, Spot, Subject
+from drgn_hvo.audit.in_transition import Transitions
+from drgn_hvo.audit.lock import Lock, hugetlb_lock
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.pagetables import Entry, find_entry, walk
 from drgn_hvo.memmap.folios import Hugetlb
@@ -67,6 +69,16 @@ class Context:
         aligned = folios.head_pfn % (1 << folios.order) == 0
         frozen = folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
         return frozen & folios.PG_head & aligned
+
+    @cached_property
+    def transitions(self) -> Transitions:
+        """Tells compound pages in transition from damaged ones."""
+        return Transitions(self)
+
+    @cached_property
+    def lock(self) -> Lock:
+        """Whether hugetlb_lock was held."""
+        return hugetlb_lock(self.kernel)
 
     @cached_property
     def foreign(self) -> BoolArray:

@@ -124,6 +124,8 @@ class Audit:
     #: Rules that mean nothing here, and why.
     skipped: dict[RuleId, str] = field(default_factory=dict)
     in_transition: int = 0
+    #: What was not held against the kernel because hugetlb_lock was held, by rule.
+    excused: dict[RuleId, int] = field(default_factory=dict)
     checked: dict[str, int] = field(default_factory=dict)
 
     def add(self, finding: Finding) -> None:
@@ -195,6 +197,10 @@ class Audit:
         reasons = self.undecided.setdefault(rule, {})
         reasons[why] = reasons.get(why, 0) + count
 
+    def excuse(self, rule: RuleId) -> None:
+        """Count something that would break a rule, were the lock not held."""
+        self.excused[rule] = self.excused.get(rule, 0) + 1
+
     def count(self, what: str, count: int) -> None:
         """Add to the number of things that were looked at."""
         self.checked[what] = self.checked.get(what, 0) + count
@@ -211,6 +217,7 @@ class Audit:
         self.findings = [f for f in self.findings if f.rule not in rules]
         kept = {rule: why for rule, why in self.undecided.items() if rule not in rules}
         self.undecided = kept
+        self.excused = {r: n for r, n in self.excused.items() if r not in rules}
 
     @property
     def accuses(self) -> bool:

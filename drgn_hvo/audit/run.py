@@ -72,7 +72,8 @@ _CHECKS: dict[Check, Union[_Whole, _Scan]] = {
     # A folio's reference count may be a copy of that of a shared tail page.
     "pools": _Whole(check_pools, after=("mappings", "shared-tails")),
     "folio-tails": _Scan(FolioTails, after=("mappings",)),
-    "stray-heads": _Scan(StrayHeads),
+    # Former huge pages may have reference counts of a shared tail page.
+    "stray-heads": _Scan(StrayHeads, after=("shared-tails",)),
     "compound-heads": _Scan(CompoundHeads),
 }
 
@@ -105,6 +106,7 @@ def run_checks(context: Context, checks: Iterable[Check]) -> None:
         scan(context, scans)
     for scanned in scans:
         scanned.report()
+    context.audit.in_transition += context.transitions.count
 
 
 # What cannot be decided without page tables.

@@ -126,6 +126,9 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
             for why, count in reasons.items()
         ],
         "in_transition": audit.in_transition,
+        "excused": [
+            {"rule": rule, "count": count} for rule, count in audit.excused.items()
+        ],
         "hwpoisoned": _hwpoisoned(hvo, audit),
         "properties": _properties(hvo, scope),
         "rules": [_rule_result(audit, rule.id) for rule in RULES],
@@ -261,7 +264,10 @@ def _print_check(doc: CheckReport) -> None:
         f"{checked['struct_pages']} struct pages"
     )
     if doc["in_transition"]:
-        print(f"  {doc['in_transition']} huge pages are in transition, not counted")
+        print(f"  {doc['in_transition']} compound pages are in transition, no damage")
+    if doc["excused"]:
+        excused = ", ".join(item["rule"] for item in doc["excused"])
+        print(f"  hugetlb_lock was held, and what its holder was doing: {excused}")
     if doc["hwpoisoned"]:
         print(
             f"  memory failed in {doc['hwpoisoned']} huge pages, which is no damage of "

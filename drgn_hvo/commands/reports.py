@@ -372,6 +372,13 @@ class FindingEntry(TypedDict):
     actual: Optional[Hex]
 
 
+class ExcusedEntry(TypedDict):
+    """What would break a rule, were hugetlb_lock not held."""
+
+    rule: str
+    count: int
+
+
 class AuditReport(KernelReport):
     """``check`` of a target that could be audited."""
 
@@ -381,6 +388,7 @@ class AuditReport(KernelReport):
     not_in_dump: list[MissingEntry]
     undecided: list[UndecidedEntry]
     in_transition: int
+    excused: list[ExcusedEntry]
     hwpoisoned: Optional[int]
     properties: list[PropertyEntry]
     rules: list[RuleResultEntry]

@@ -285,6 +285,7 @@ class _Finder:
             slices = np.concatenate((slices, firsts[shared]))
         else:
             slices = slices[~runs.writable[shared]]
+        slices = np.concatenate((slices, self._heads_of_restored(shared)))
         pfns = distinct(slices) * geometry.pages_per_slice
         pfns = pfns[pfns >= 0]
         if self._fields.order_place is None or self._fields.hugetlb_place is None:
@@ -298,6 +299,28 @@ class _Finder:
         good[good] &= pfns[good] % (1 << orders[good]) == 0
         found = pfns[good]
         return _Found(found, orders[good], np.full_like(found, NO_LIST))
+
+    def _heads_of_restored(self, shared: BoolArray) -> Int64Array:
+        """
+        Where the heads of folios are of which slices behind the first have frames of
+        their own again: vmemmap_restore_pte() begins there. With fake heads, the shared
+        frame is the head's own, which only its slice maps writable.
+
+        :param shared: Which runs are shared slices.
+        """
+        runs, (firsts, _) = self._vmemmap.runs, self._vmemmap.run_slices
+        in_front, mapped = self._vmemmap.frames(firsts[shared] - 1)
+        frames = distinct(runs.pfn[shared][mapped & (in_front != runs.pfn[shared])])
+        owners = np.flatnonzero(runs.writable)
+        if not len(frames) or not len(owners):
+            return np.zeros(0, dtype=np.int64)
+        owners = owners[np.argsort(runs.pfn[owners], kind="stable")]
+        place = np.searchsorted(runs.pfn[owners], frames, side="right") - 1
+        owner = owners[np.maximum(place, 0)]
+        offset = frames - runs.pfn[owner]
+        length = np.where(runs.step[owner] == 0, 1, runs.count[owner])
+        good = (place >= 0) & (offset >= 0) & (offset < length)
+        return (firsts[owner] + offset)[good]
 
     def slices_of(self, head_pfns: Int64Array, orders: Int64Array) -> _FolioSlices:
         """How the vmemmap of each folio is mapped."""

@@ -346,6 +346,18 @@ def _follow(
         entry = following
 
 
+def _is_on_no_list(entry: int, previous: int, order: int, links: Links) -> bool:
+    """
+    Whether nothing leads to an entry.
+
+    :param previous: Where it says that it is led to from.
+    """
+    try:
+        return links.find(previous, order)[0] != entry
+    except (FaultError, OverflowError):
+        return True  # poisoned, or never set
+
+
 def _check_back(
     entry: int, following: int, order: int, links: Links
 ) -> Optional[BrokenLink]:
@@ -357,9 +369,13 @@ def _check_back(
     if previous == entry:
         return None
     try:
-        confirmed = links.find(previous, order)[0] == following
+        onward, back = links.find(previous, order)
     except (FaultError, OverflowError):
-        confirmed = False
-    if confirmed:
+        onward = back = 0
+    if onward == following and _is_on_no_list(previous, back, order, links):
+        # __list_add() in include/linux/list.h stores entry->next last.
+        reason = "leads past an entry that is being added"
+        return BrokenLink(entry, following, reason, ends=False)
+    if onward == following:
         return BrokenLink(entry, following, "leads into another list or place")
     return BrokenLink(following + 8, previous, "leads back elsewhere", ends=False)

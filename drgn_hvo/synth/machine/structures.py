@@ -51,7 +51,11 @@ LLIST_NODE = struct("llist_node", ("next", pointer("struct llist_node")))
 CALLBACK_HEAD = struct(
     "callback_head", ("next", pointer("struct callback_head")), ("func", pointer())
 )
-SPINLOCK_T = typedef("spinlock_t", struct("spinlock", ("locked", ATOMIC_T)))
+_QSPINLOCK = struct("qspinlock", ("val", ATOMIC_T))
+_RAW_SPINLOCK = struct(
+    "raw_spinlock", ("raw_lock", typedef("arch_spinlock_t", _QSPINLOCK))
+)
+SPINLOCK_T = typedef("spinlock_t", struct("spinlock", ("rlock", _RAW_SPINLOCK)))
 PGD_T = typedef("pgd_t", struct(None, ("pgd", typedef("pgdval_t", ULONG))))
 MEMDESC_FLAGS_T = typedef("memdesc_flags_t", struct(None, ("f", ULONG)))
 PHYS_ADDR_T = typedef("phys_addr_t", typedef("u64", Base("long long unsigned int", 8)))
