@@ -141,7 +141,13 @@ TRUTH = {
     "n-7.3-rem-043": (0, {}),
     "n-7.3rt-enq-081": (0, {}),
     "hotplug1-7.2a": (0, {}),
-    "boot1g3-7.3": (1, {"stray-head": "boot-tail-refcount"}),
+    "boot1g3-7.3": (
+        1,
+        {
+            "folio-tail-refcount": "boot-tail-refcount",
+            "stray-head": "boot-tail-refcount",
+        },
+    ),
     "boot1g1-6.18": (1, {"vmemmap-tail-writable": "boot-tail-writable"}),
 }
 
@@ -174,6 +180,7 @@ def test_one_story_with_its_cause():
     assert [(f["rule"], f["caused_by"]) for f in findings] == [
         ("shared-tail-refcount", None),
         ("shared-tail-refcount", None),
+        ("folio-tail-refcount", 0),
         ("stray-head", 0),
     ]
-    assert findings[2]["affected"] == 478
+    assert findings[3]["affected"] == 478

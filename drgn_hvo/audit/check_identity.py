@@ -77,7 +77,7 @@ def check_folio_nodes(context: Context) -> None:
     expected = layout.with_places(folios.flags, context.nids, context.zones)
     for i in np.flatnonzero(context.readable & held & ~right).tolist():
         if context.in_transition[i]:
-            context.audit.in_transition += 1
+            context.audit.transitional.add(int(folios.head_pfn[i]))
             continue
         head_pfn, actual = int(folios.head_pfn[i]), int(folios.flags[i])
         context.audit.add(

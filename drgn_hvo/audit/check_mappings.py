@@ -61,7 +61,7 @@ class _Mapping:
         self._check_unoptimized()
         for tail in self._context.hvo.shared_tails:
             self._check_strays(tail)
-        self._audit.in_transition += int(self._irregular.sum())
+        self._audit.transitional |= set(self._folios.head_pfn[self._irregular].tolist())
 
     def _slot_owner(self, i: int) -> tuple[int, Optional[int]]:
         """Node and zone whose slots a folio uses; without slots, that it lies in."""

@@ -63,6 +63,8 @@ class _PrivateTails:
         self._tails = context.hvo.private_tails
         # Of each rule, the folios that are told, and the last of them.
         self._told: dict[RuleId, list[Subject]] = {}
+        # Folios whose tails have the reference counts of a shared tail page.
+        self._residues: list[tuple[int, list[_Wrong], Finding]] = []
 
     def check(self) -> None:
         folios = self._folios
@@ -73,6 +75,8 @@ class _PrivateTails:
         which = np.flatnonzero(suspects)
         for start in range(0, len(which), _AT_ONCE):
             self._look(which[start : start + _AT_ONCE], is_free)
+        if self._residues:
+            self._add_residues()
 
     def _look(self, which: Int64Array, is_free: BoolArray) -> None:
         context, folios = self._context, self._folios
@@ -132,12 +136,16 @@ class _PrivateTails:
     def _add_all(self, i: int, wrong: list[_Wrong]) -> None:
         """Add a finding for each rule that a folio breaks."""
         if self._context.in_transition[i]:
-            self._context.audit.in_transition += 1
+            self._context.audit.transitional.add(int(self._folios.head_pfn[i]))
             return
         by_rule: dict[RuleId, list[_Wrong]] = {}
         for one in sorted(wrong, key=lambda one: (one.index, one.field.offset)):
             by_rule.setdefault(one.rule, []).append(one)
         for rule, fields in by_rule.items():
+            residue = self._boot_tail(i, fields)
+            if residue is not None:
+                self._residues.append((i, fields, residue))
+                continue
             told = self._told.setdefault(rule, [])
             if len(told) < _MAX_TOLD:
                 told.append(("tail-word", rule, int(self._folios.head_pfn[i])))
@@ -152,7 +160,6 @@ class _PrivateTails:
         where = f"tail of PFN {pfn}, struct page {first.index} of its folio,"
         if not first.index:
             where = f"head of the folio of PFN {pfn}"
-        residue = self._boot_tail(i, fields)
         context.audit.add(
             Finding(
                 first.rule,
@@ -163,10 +170,32 @@ class _PrivateTails:
                     ("folio", head_pfn),
                     ("folio-tail", head_pfn),
                     ("stray-head", head_pfn),
-                    *(() if residue is None else (residue.about,)),
                 ),
-                defect=None if residue is None else residue.defect,
                 folded=len(fields) - 1,
+                place=context.place(i).at(
+                    context.word_spot(pfn, first.field.offset), pfn=pfn
+                ),
+                expected=first.expected,
+                actual=first.actual,
+            )
+        )
+
+    def _add_residues(self) -> None:
+        """Tell all folios that have the reference counts of shared tail pages once."""
+        i, fields, cause = self._residues[0]
+        first, context = fields[0], self._context
+        pfn = int(self._folios.head_pfn[i]) + first.index
+        words = sum(len(fields) for _, fields, _ in self._residues)
+        context.audit.add(
+            Finding(
+                first.rule,
+                f"tails of {len(self._residues)} folios have the reference counts of "
+                "the shared tail page of a larger one that they were a part of",
+                ("residue", first.rule),
+                because=tuple({f.about: None for _, _, f in self._residues}),
+                defect=cause.defect,
+                affected=len(self._residues),
+                folded=words - 1,
                 place=context.place(i).at(
                     context.word_spot(pfn, first.field.offset), pfn=pfn
                 ),

@@ -123,7 +123,8 @@ class Audit:
     undecided: dict[RuleId, dict[str, int]] = field(default_factory=dict)
     #: Rules that mean nothing here, and why.
     skipped: dict[RuleId, str] = field(default_factory=dict)
-    in_transition: int = 0
+    #: Heads of folios and other compound pages that were looked at while they changed.
+    transitional: set[int] = field(default_factory=set)
     #: What was not held against the kernel because hugetlb_lock was held, by rule.
     excused: dict[RuleId, int] = field(default_factory=dict)
     checked: dict[str, int] = field(default_factory=dict)
@@ -218,6 +219,11 @@ class Audit:
         kept = {rule: why for rule, why in self.undecided.items() if rule not in rules}
         self.undecided = kept
         self.excused = {r: n for r, n in self.excused.items() if r not in rules}
+
+    @property
+    def in_transition(self) -> int:
+        """How many compound pages are excused because they are in transition."""
+        return len(self.transitional)
 
     @property
     def accuses(self) -> bool:

@@ -129,9 +129,9 @@ class Transitions:
         return order is not None and 0 <= order[0] - page.size - page.flags < 8
 
     @property
-    def count(self) -> int:
-        """How many were found."""
-        return sum(holds is True for holds in self._known.values())
+    def found(self) -> set[int]:
+        """The heads that are in transition."""
+        return {pfn for pfn, holds in self._known.items() if holds}
 
     def _look(self, pfn: int) -> Optional[bool]:
         head = self._read_head(pfn)

@@ -106,7 +106,7 @@ def run_checks(context: Context, checks: Iterable[Check]) -> None:
         scan(context, scans)
     for scanned in scans:
         scanned.report()
-    context.audit.in_transition += context.transitions.count
+    context.audit.transitional |= context.transitions.found
 
 
 # What cannot be decided without page tables.
