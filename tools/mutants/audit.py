@@ -377,11 +377,68 @@ AUDIT = (
     ),
     Mutant(
         "audit-lock-not-held",
-        "audit/check_pools.py::_lock_is_held",
-        "return bool(context.kernel.known_words.value(",
-        "return True or bool(context.kernel.known_words.value(",
+        "audit/check_pools.py::_add_counter",
+        'held = lock.state == "held"',
+        "held = True",
         "a wrong counter would never be an error",
         ("test_check_words.py::test_counters_that_somebody_is_changing",),
+    ),
+    Mutant(
+        "audit-lock-queued",
+        "audit/lock.py::_is_set",
+        "return word != 0",
+        "return word > 1",
+        "a lock that is held and that nobody waits for would be free",
+        ("test_check_words.py::test_counters_that_somebody_is_changing[True]",),
+    ),
+    Mutant(
+        "audit-transition-typed",
+        "audit/in_transition.py::Transitions._look",
+        "if not head.untyped or pfn % 2:",
+        "if pfn % 2:",
+        "a damaged head with a type would be in transition",
+        ("test_in_transition.py::test_damage_is_no_transition[typed-shared-7.3]",),
+    ),
+    Mutant(
+        "audit-transition-refcount",
+        "audit/in_transition.py::Transitions._look",
+        "if not 0 <= head.refcount <= most:",
+        "if head.refcount < 0:",
+        "a damaged head that is in use would be in transition",
+        ("test_in_transition.py::test_damage_is_no_transition[counted-shared-7.3]",),
+    ),
+    Mutant(
+        "audit-transition-hole",
+        "audit/in_transition.py::Transitions._tails",
+        "if not np.array_equal(places, expected[: len(places)]):",
+        "if False:",
+        "tails with a hole among them would be in transition",
+        (
+            "test_in_transition.py::test_damage_is_no_transition"
+            "[with_a_hole-shared-7.3]",
+        ),
+    ),
+    Mutant(
+        "audit-transition-strangers",
+        "audit/in_transition.py::Transitions._has_strangers",
+        "return tails > len(places)",
+        "return False",
+        "a head with tails of another behind it would be in transition",
+        (
+            "test_in_transition.py::test_damage_is_no_transition"
+            "[with_a_tail_of_another-shared-7.3]",
+        ),
+    ),
+    Mutant(
+        "audit-transition-suffix",
+        "audit/in_transition.py::Transitions._fits",
+        "whole = end & (end - 1) == 0 and pfn % end == 0",
+        "whole = False",
+        "a page that is being freed would be called damaged",
+        (
+            "test_in_transition.py::test_no_instant_is_damage"
+            "[free_pages_prepare-3-shared-7.3]",
+        ),
     ),
     Mutant(
         "audit-stray-heads-alignment",
