@@ -16,7 +16,7 @@ from typing import Optional
 import numpy as np
 
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
+from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot, Subject
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.pools import NO_LIST
@@ -294,6 +294,8 @@ class _Mapping:
             hole = next(s for s in slices[~mapped].tolist() if s != first)
             if self._context.is_missing(hole) or self._is_excused(i):
                 continue
+            if self._is_told_above(hole):
+                continue
             optimized = bool(self._optimized()[i])
             head_pfn = int(self._folios.head_pfn[i])
             spot = self._context.entry_spot(hole)
@@ -335,7 +337,7 @@ class _Mapping:
             first = int(self._first_slice[i])
             if not mapped[i] and self._context.is_missing(first):
                 continue
-            if self._is_excused(i):
+            if self._is_excused(i) or self._is_told_above(first):
                 continue
             place = first
             if others[i] and writable[i] and self._is_owner(i):
@@ -347,6 +349,42 @@ class _Mapping:
                     continue  # a slice of its own: vmemmap-tail-frame
                 place = stray
             self._add_head(i, place, bool(mapped[i]), int(others[i]))
+
+    def _is_told_above(self, slice_: int) -> bool:
+        """
+        Whether what is wrong with how a slice is mapped is an entry of a higher table,
+        which is one finding for all that it maps.
+        """
+        context, entry = self._context, self._context.barrier(slice_)
+        page_table = context.kernel.page_table_format
+        if entry is None or page_table is None:
+            return False
+        about: Subject = ("table-entry", entry.address)
+        if self._audit.about(about):
+            return True
+        pages = page_table.pages(entry.level)
+        start = slice_ - (context.slice_address(slice_) // context.page_size) % pages
+        inside = (self._first_slice >= start) & (self._first_slice < start + pages)
+        present = page_table.decode(entry.value, entry.level).present
+        how = "allows no writes" if present else "maps nothing"
+        self._audit.add(
+            Finding(
+                "vmemmap-head-frame",
+                f"the entry of level {entry.level + 1} of the page tables that maps "
+                f"{pages} pages of vmemmap from {context.slice_address(start):#x} on "
+                f"{how}",
+                about,
+                affected=int(inside.sum()),
+                place=NOWHERE.at(Spot(context.slice_address(start), entry.address)),
+                expected=(
+                    page_table.with_table_write(entry.value, entry.level)
+                    if present
+                    else None
+                ),
+                actual=entry.value,
+            )
+        )
+        return True
 
     def _stray_slice(self, i: int) -> Optional[int]:
         """A slice outside a folio that maps the folio's head frame."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import Object
+from drgn import FaultError, Object
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +22,13 @@ from drgn_hvo.audit.findings import Finding, Place, Subject
 from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.kernel.arrays import BoolArray, distinct
 from drgn_hvo.kernel.unread import READS_AS_ZEROS, Need
-from drgn_hvo.memmap.pools import ACTIVE_LIST, FREE_LIST, HState, HugePageList
+from drgn_hvo.memmap.pools import (
+    ACTIVE_LIST,
+    FREE_LIST,
+    NO_LIST,
+    HState,
+    HugePageList,
+)
 
 __all__ = ("check_pools",)
 
@@ -229,10 +235,8 @@ def _check_counters(context: Context, hstate: HState) -> None:
     lists = [a for a in context.hugetlb.lists if a.order == hstate.order]
     pool = Object(context.kernel.prog, "struct hstate *", hstate.address)
     if context.hvo.mmzone.knows_all_nids:
-        for member, expected, actual, what in _sums(hstate):
-            if None not in (expected, actual) and expected != actual:
-                counter = pool.member_(member)
-                _add_counter(context, hstate, counter, expected, actual, what)
+        for total in _totals(context, hstate):
+            _check_total(context, hstate, pool, total)
     if any(a_list.is_damaged for a_list in lists):
         reason = f"lists of order {hstate.order} are broken"
         context.audit.undecide("hstate-counters", reason)
@@ -252,18 +256,95 @@ def _check_counters(context: Context, hstate: HState) -> None:
         _add_counter(context, hstate, pool.nr_huge_pages, on_lists, hstate.total, what)
 
 
-def _sums(
-    hstate: HState,
-) -> Iterator[tuple[str, Optional[int], Optional[int], str]]:
-    """Totals that must be the sums of their nodes: member, sum, total, name."""
-    nodes = hstate.total_node, hstate.free_node, hstate.surplus_node
-    totals = hstate.total, hstate.free, hstate.surplus
-    members = "nr_huge_pages", "free_huge_pages", "surplus_huge_pages"
-    names = "huge pages", "free huge pages", "surplus huge pages"
-    for member, node, total, name in zip(members, nodes, totals, names):
-        counts = [count for count in node.values() if count is not None]
-        known = len(counts) == len(node)
-        yield member, sum(counts) if known else None, total, f"{name} in total"
+@dataclass(frozen=True)
+class _Total:
+    """
+    A counter of a pool that must be the sum of those of its nodes.
+
+    :param member: Of ``struct hstate``; ``_node`` behind it for those of the nodes.
+    :param seen: How many huge pages were found on lists, by node, if all were.
+    """
+
+    member: str
+    name: str
+    total: Optional[int]
+    by_node: dict[int, Optional[int]]
+    seen: Optional[dict[int, int]]
+
+
+def _totals(context: Context, hstate: HState) -> Iterator[_Total]:
+    lists = [a for a in context.hugetlb.lists if a.order == hstate.order]
+    on_lists = free = None
+    if all(a_list.is_whole for a_list in lists):
+        free = {a.nid: len(a.heads) for a in lists if a.nid is not None}
+        on_lists = _on_lists(context, hstate)
+    yield _Total(
+        "nr_huge_pages", "huge pages", hstate.total, hstate.total_node, on_lists
+    )
+    yield _Total(
+        "free_huge_pages", "free huge pages", hstate.free, hstate.free_node, free
+    )
+    yield _Total(
+        "surplus_huge_pages",
+        "surplus huge pages",
+        hstate.surplus,
+        hstate.surplus_node,
+        _surplus(context, hstate),
+    )
+
+
+def _on_lists(context: Context, hstate: HState) -> Optional[dict[int, int]]:
+    """How many huge pages are on the lists, by node, if the nodes of all are known."""
+    folios, nids = context.hugetlb.folios, context.nids
+    mine = (folios.order == hstate.order) & (folios.on_list != NO_LIST)
+    if (nids[mine] < 0).any():
+        return None
+    return {nid: int((nids[mine] == nid).sum()) for nid in hstate.total_node}
+
+
+def _surplus(context: Context, hstate: HState) -> Optional[dict[int, int]]:
+    """
+    What the surplus of each node has to be, if the total is right and one node is not.
+    What is not surplus is persistent_huge_pages() (mm/hugetlb.c), which the kernel
+    keeps in max_huge_pages, too.
+    """
+    pool = Object(context.kernel.prog, "struct hstate *", hstate.address)
+    counts = {nid: n for nid, n in hstate.surplus_node.items() if n is not None}
+    if hstate.total is None or hstate.surplus is None:
+        return None
+    try:
+        persistent = context.kernel.known_words.value(pool.max_huge_pages)
+    except FaultError:
+        return None
+    if hstate.total - hstate.surplus != persistent:
+        return None
+    excess = sum(counts.values()) - hstate.surplus
+    # Too much is where there is that much; too little, rather where there is some.
+    nid = max(counts, key=lambda nid: counts[nid], default=None)
+    if nid is None or counts[nid] < excess:
+        return None
+    return {**counts, nid: counts[nid] - excess}
+
+
+def _check_total(context: Context, hstate: HState, pool: Object, one: _Total) -> None:
+    """
+    Hold a total against its nodes. Where they disagree, the lists vote: a node that
+    alone differs from them is the wrong one, if the total does not.
+    """
+    counts = [count for count in one.by_node.values() if count is not None]
+    if len(counts) < len(one.by_node) or one.total in (None, sum(counts)):
+        return
+    seen = one.seen
+    if seen is not None and sum(seen.values()) == one.total:
+        nodes = pool.member_(f"{one.member}_node")
+        for nid, count in one.by_node.items():
+            if count != seen.get(nid, 0):
+                what = f"{one.name} of node {nid}"
+                counter, expected = nodes[nid], seen.get(nid, 0)
+                _add_counter(context, hstate, counter, expected, count, what)
+        return
+    counter, what = pool.member_(one.member), f"{one.name} in total"
+    _add_counter(context, hstate, counter, sum(counts), one.total, what)
 
 
 def _is_moving(context: Context) -> bool:

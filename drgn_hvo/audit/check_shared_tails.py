@@ -10,7 +10,7 @@ The slots of ``vmemmap_tails[]``, and every word of the frames that they name.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
@@ -113,7 +113,13 @@ def _check_entry(context: Context, tail: SharedTail) -> bool:
         return True
     if why is None:
         return True
-    context.audit.add(_slot_finding(context, "shared-tail-entry", tail, why))
+    finding = _slot_finding(context, "shared-tail-entry", tail, why)
+    voted = _voted_frame(context, tail)
+    if voted is not None:
+        by_pfn = tail.value == tail.pfn
+        value = voted if by_pfn else context.vmemmap.page_address(voted)
+        finding = replace(finding, expected=value)
+    context.audit.add(finding)
     return False
 
 
@@ -130,9 +136,33 @@ def _wrong_entry(context: Context, tail: SharedTail) -> tuple[Optional[str], boo
     if not pages.present[0] or not pages.data.any():
         return None, True
     why = _wrong_own_page(context, tail, pages.data)
-    if why is None and not tail.mapped_by and context.slot_users(*_slot(tail)):
+    if why is None and _voted_frame(context, tail) is not None:
         why = "is not the page that the huge pages of this order map"
     return (None if why is None else f"names PFN {tail.pfn}, which {why}"), False
+
+
+def _voted_frame(context: Context, tail: SharedTail) -> Optional[int]:
+    """
+    The frame that the folios of a slot map in place of the one that it names, if that
+    one is believed: none of them maps the other, and several agree, or only theirs
+    has the tails of this order in it.
+    """
+    folios = context.hugetlb.folios
+    mine = context.of_slot(*_slot(tail)) & context.hugetlb.optimized_mapping
+    slices = folios.tail_slices
+    shared = mine[slices.folio] & (slices.shared > 0)
+    shared &= (slices.step == 0) | (slices.count == 1)
+    frames, counts = slices.pfn[shared], slices.count[shared]
+    if not len(frames) or (frames == tail.pfn).any():
+        return None
+    named, index = np.unique(frames, return_inverse=True)
+    votes = np.bincount(index.reshape(-1), weights=counts)
+    voted = int(named[int(np.argmax(votes))])
+    voters = len(np.unique(slices.folio[shared][frames == voted]))
+    is_theirs_right = _own_content(context, replace(tail, pfn=voted))
+    if _own_content(context, tail):
+        return voted if voters > 1 and is_theirs_right else None
+    return voted if voters > 1 or is_theirs_right else None
 
 
 def _wrong_own_page(

@@ -20,6 +20,7 @@ from drgn_hvo.audit.in_transition import Transitions
 from drgn_hvo.audit.lock import Lock, hugetlb_lock
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.pagetables import Entry, find_entry, walk
+from drgn_hvo.kernel.translation import entries_to
 from drgn_hvo.memmap.folios import Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.pools import NO_LIST
@@ -149,6 +150,22 @@ class Context:
         page_table = self.kernel.page_table_format
         assert page_table is not None, "run_audit() has checked that"
         return find_entry(self.kernel.reader, page_table, self.slice_address(slice_))
+
+    def barrier(self, slice_: int) -> Optional[Entry]:
+        """
+        The page table entry above the lowest level that keeps a page of vmemmap from
+        being mapped, or from being written to.
+        """
+        page_table = self.kernel.page_table_format
+        assert page_table is not None, "run_audit() has checked that"
+        reader, va = self.kernel.reader, self.slice_address(slice_)
+        for entry in entries_to(reader.read_bytes, page_table, reader.byteorder, va):
+            if entry is None or entry.level == 0:
+                return None
+            decoded = page_table.decode(entry.value, entry.level)
+            if not decoded.present or not decoded.writable:
+                return entry
+        return None
 
     def entry_spot(self, slice_: int) -> Spot:
         """Virtual address of a page of vmemmap, and its page table entry."""

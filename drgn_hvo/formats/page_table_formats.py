@@ -351,6 +351,14 @@ class PageTableFormat:
         address: int = self.levels[level].address.put(entry, pfn << self.page_shift)
         return address
 
+    def with_table_write(self, entry: int, level: int) -> int:
+        """The entry of a table, or of a large page, changed to allow writes."""
+        form = self.levels[level]
+        is_table = form.table is not None and form.table.hold(entry)
+        bits = form.table_writable if is_table else form.writable
+        changed: int = entry if bits is None else bits.made_true(entry)
+        return changed
+
     def with_write(self, entry: int, level: int, *, allowed: bool) -> int:
         """A mapping's entry, changed to allow writes or not."""
         bits = self.levels[level].writable

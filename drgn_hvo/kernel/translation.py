@@ -42,6 +42,7 @@ __all__ = (
     "Translation",
     "add_memory_segments",
     "architecture_name",
+    "entries_to",
     "entry_of",
     "vmemmap_from_mem_section",
 )
@@ -91,23 +92,34 @@ def entry_of(
     :param byteorder: Of the kernel.
     :return: ``None`` if a table on the way is not in the dump.
     """
+    return list(entries_to(read, page_table, byteorder, va))[-1]
+
+
+def entries_to(
+    read: PhysicalReader, page_table: PageTableFormat, byteorder: ByteOrder, va: int
+) -> Iterator[Optional[Entry]]:
+    """
+    The entries on the way to one address, the one in the top table first.
+
+    :param byteorder: Of the kernel.
+    :return: Iterator whose last element is that of :func:`entry_of()`.
+    """
     byteorder = page_table.entry_byteorder or byteorder
     table = page_table.root
     for level in range(len(page_table.levels) - 1, -1, -1):
         address = table + 8 * page_table.index(va, level)
         data = read(address, 8)
         if data is None:
-            return None
-        value = int.from_bytes(data, byteorder)
-        entry = Entry(address, value, level)
-        decoded = page_table.decode(value, level)
-        if decoded.present and not decoded.is_mapping:
-            table = decoded.address
-            if page_table.none_is_a_table and _is_none(read, page_table, entry, table):
-                return entry
-            continue
-        return entry
-    raise AssertionError("the lowest level returns")
+            yield None
+            return
+        entry = Entry(address, int.from_bytes(data, byteorder), level)
+        yield entry
+        decoded = page_table.decode(entry.value, level)
+        if not decoded.present or decoded.is_mapping:
+            return
+        table = decoded.address
+        if page_table.none_is_a_table and _is_none(read, page_table, entry, table):
+            return
 
 
 def _is_none(

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+The word that is wrong comes first
+----------------------------------
+
+One word is changed that contradicts others which are right; the first finding is at its
+address, with the value that it had, and what follows from it points there.
+"""
+
+import pytest
+
+from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.findings import Audit
+from drgn_hvo.kernel.translation import entries_to
+from drgn_hvo.memmap.hvo import hvo
+from tests.damage_support import Case
+
+SHARED = ("shared-7.1", "shared-7.3", "seed-v5", "seed-v6")
+WRITABLE, PRESENT = 2, 1
+
+
+def first(case):
+    findings = case.check()["findings"]
+    place = int(findings[0]["physical_address"], 0)
+    return findings, place
+
+
+@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_slot_that_is_off_by_one_frame(name, step):
+    """Whatever lies in the next frame, the folios of that order agree on another."""
+    case = Case.of(name)
+    found = hvo(case.prog)
+    tail, array = found.shared_tails[0], found.layout.tails.array
+    assert array is not None
+    size = 1 if array.element == "pfn" else 64
+    place = Context(found, Audit()).translate(tail.slot)
+    case.put(place, tail.value + step * size)
+    findings, at = first(case)
+    assert (findings[0]["rule"], at) == ("shared-tail-entry", place)
+    assert int(findings[0]["expected"], 0) == tail.value
+    assert [f["caused_by"] for f in findings[1:]] == [0] * (len(findings) - 1)
+    assert len(findings) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [
+        ("nr_huge_pages", 8),
+        ("nr_huge_pages_node[0]", 4),
+        ("nr_huge_pages_node[1]", 4),
+        ("free_huge_pages", 8),
+        ("free_huge_pages_node[0]", 4),
+        ("free_huge_pages_node[1]", 4),
+        ("surplus_huge_pages", 8),
+        ("surplus_huge_pages_node[0]", 4),
+    ],
+)
+@pytest.mark.parametrize("more", [1, -1])
+def test_a_counter_that_is_off_by_one(path, size, more):
+    """Lists, nodes and totals say the same but for one."""
+    case = Case.of("shared-7.3")
+    place = case.targets.hstate(case.targets.any_folio().group.order, path)
+    right = int.from_bytes(case.image.read(place, size), "little")
+    case.put(place, right + more & (1 << 8 * size) - 1, size)
+    findings, at = first(case)
+    finding = findings[0]
+    assert (finding["rule"], at) == ("hstate-counters", place)
+    assert (int(finding["expected"], 0), int(finding["actual"], 0)) == (
+        right,
+        right + more,
+    )
+
+
+def table_entry(case, level):
+    """The physical address of an entry above the lowest, on the way to a folio."""
+    kernel = hvo(case.prog).kernel
+    page_table = kernel.page_table_format
+    assert page_table is not None
+    head = case.groups(optimized=None, list="free")[0].first_pfn
+    address = case.targets.plan.space.page_address(head)
+    read = kernel.reader.read_bytes
+    for entry in entries_to(read, page_table, "little", address):
+        if entry is not None and entry.level == level:
+            return entry.address
+    raise AssertionError(level)
+
+
+@pytest.mark.parametrize("name", ["shared-7.3", "fake-head-6.12", "seed-v5"])
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_table_that_allows_no_writes(name, level):
+    """Not the entries below it, which are as they should be, are to blame."""
+    case = Case.of(name)
+    place = case.flip(table_entry(case, level), WRITABLE)
+    findings, at = first(case)
+    finding = findings[0]
+    assert (finding["rule"], at) == ("vmemmap-head-frame", place)
+    expected, actual = int(finding["expected"], 0), int(finding["actual"], 0)
+    assert expected ^ actual == WRITABLE
+    assert finding["affected"] > 1
+    assert sum(f["rule"] == "vmemmap-head-frame" for f in findings) == 1
+
+
+@pytest.mark.parametrize("name", ["shared-7.3", "fake-head-6.12"])
+def test_a_table_that_is_not_there(name):
+    case = Case.of(name)
+    place = case.flip(table_entry(case, 1), PRESENT)
+    findings, at = first(case)
+    assert (findings[0]["rule"], at) == ("vmemmap-head-frame", place)
