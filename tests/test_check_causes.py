@@ -108,3 +108,29 @@ def test_a_table_that_is_not_there(name):
     place = case.flip(table_entry(case, 1), PRESENT)
     findings, at = first(case)
     assert (findings[0]["rule"], at) == ("vmemmap-head-frame", place)
+
+
+@pytest.mark.parametrize("name", ["shared-7.3", "seed-v5", "seed-v6"])
+def test_a_node_that_is_offline_keeps_its_tails(name):
+    """They are listed as before, and what is wrong with one is found."""
+    case = Case.of(name)
+    before = hvo(case.prog)
+    prog = before.kernel.prog
+    online = prog["node_states"][prog["N_ONLINE"]].bits[0]
+    place = Context(before, Audit()).translate(online.address_)
+    case.put(place, online.value_() & ~2)
+    after = hvo(case.prog)
+    assert after.mmzone.online_nids == {0}
+    assert after.shared_tails == before.shared_tails
+    assert {tail.nid for tail in after.shared_tails} == {0, 1}
+    names = [
+        [one.mmzone.zone_name(t.nid, t.zone_index or 0) for t in one.shared_tails]
+        for one in (before, after)
+    ]
+    assert names[0] == names[1]
+    assert case.check()["status"] == "clean"
+    tail = next(tail for tail in after.shared_tails if tail.nid == 1)
+    assert tail.pfn is not None
+    word = case.flip(tail.pfn * 4096 + 7 * 64 + 8, 1)
+    findings, at = first(case)
+    assert (findings[0]["rule"], at) == ("shared-tail-info", word)

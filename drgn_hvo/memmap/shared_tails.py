@@ -107,6 +107,10 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
                 used.append((owner, index, value))
             elif value is not None:
                 empty.append((owner.nid, owner.zone_index, array.order(index)))
+    # Shared tail pages are never freed, not even with their node.
+    for owner in array.arrays(mmzone.offline_pgdats):
+        values, _ = _read_array(owner, vmemmap.kernel.known_words)
+        used += ((owner, index, value) for index, value in enumerate(values) if value)
     pfns = [array.pfn(vmemmap, value) for _, _, value in used]
     frames = _FramePages(vmemmap, mmzone, pfns)
     tails = [

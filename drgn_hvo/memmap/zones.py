@@ -12,6 +12,7 @@ enumerators, and are checked against pages whose zone is known otherwise.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional
@@ -121,6 +122,7 @@ class _Nodes:
 
     :param nids: IDs of all nodes that there can be.
     :param pgdats: ``struct pglist_data *`` of each online node that could be read.
+    :param offline: That of each node that is not online, but was, or may become so.
     :param unread: Why others could not.
     """
 
@@ -128,6 +130,7 @@ class _Nodes:
     knows_all_nids: bool
     online: frozenset[int]
     pgdats: dict[int, Object]
+    offline: dict[int, Object]
     unread: tuple[Unread, ...]
 
 
@@ -155,6 +158,11 @@ class Mmzone:
         ``struct pglist_data *`` of each online node that can be read, by node ID.
         """
         return self._nodes.pgdats
+
+    @property
+    def offline_pgdats(self) -> dict[int, Object]:
+        """``struct pglist_data *`` of nodes that are not online, as far as known."""
+        return self._nodes.offline
 
     @property
     def nids(self) -> tuple[int, ...]:
@@ -215,9 +223,11 @@ class Mmzone:
                 count = None
         except FaultError as e:
             unread.append(Unread(Need.NODES, "nr_node_ids", why(e)))
-        pgdats = {}
+        pgdats: dict[int, Object] = {}
+        offline: dict[int, Object] = {}
         for nid in range(most if count is None else count):
             if online is not None and nid not in online:
+                self._add_offline(nid, offline)
                 continue
             what = f"pglist_data of node {nid}"
             try:
@@ -233,7 +243,20 @@ class Mmzone:
         known = sorted({*pgdats, *(online or ())})
         nids = known if count is None else range(count)
         is_known = count is not None
-        return _Nodes(tuple(nids), is_known, frozenset(known), pgdats, tuple(unread))
+        return _Nodes(
+            tuple(nids), is_known, frozenset(known), pgdats, offline, tuple(unread)
+        )
+
+    def _add_offline(self, nid: int, offline: dict[int, Object]) -> None:
+        """
+        Add what is left of a node: try_offline_node() (mm/memory_hotplug.c) does not
+        free its pglist_data. Most have never been online, and nothing is missed if
+        they cannot be read.
+        """
+        with suppress(FaultError):
+            pgdat = _node_data(self._kernel, nid)
+            if pgdat and self._kernel.known_words.value(pgdat.node_id) == nid:
+                offline[nid] = pgdat
 
     def _online(self, unread: list[Unread]) -> tuple[int, Optional[set[int]]]:
         """
@@ -299,7 +322,13 @@ class Mmzone:
         for zone in self.zones:
             if (zone.nid, zone.index) == (nid, index):
                 return zone.name
-        return None
+        if nid not in self.offline_pgdats:
+            return None
+        with suppress(FaultError):
+            return self._zone(
+                nid, index, self.offline_pgdats[nid].node_zones[index]
+            ).name
+        return self._zone_type_name(index)
 
     @cached_property
     def flags_layout(self) -> Optional[FlagsLayout]:
