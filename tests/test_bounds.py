@@ -92,7 +92,8 @@ def test_more_pools_than_the_array_has(machine, count):
     right = hvo(program(machine)).hugetlb.hstates
     bound = hvo(patched(machine, "hugetlb_max_hstate", count, 4))
     assert bound.hugetlb.hstates == right
-    assert any("hugetlb_max_hstate" in note for note in map(str, bound.unread))
+    (wrong,) = bound.hugetlb.wrong_pool_words
+    assert "hugetlb_max_hstate" in wrong.what
 
 
 def test_a_node_that_says_it_is_another_is_left_out(machine):

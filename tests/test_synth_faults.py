@@ -42,6 +42,7 @@ CASES = [
 # The rules by name, as scripts know them.
 RULES = [
     "vmemmap-alignment",
+    "hstate-identity",
     "shared-tail-entry",
     "shared-tail-unique",
     "shared-tail-info",
@@ -66,6 +67,7 @@ RULES = [
     "folio-list",
     "hstate-lists",
     "hstate-counters",
+    "hstate-reserve",
     "stray-shared-tail",
     "stray-head",
     "compound-heads",

@@ -106,6 +106,18 @@ DEFECTS = {
             "shares the frame, without an oops",
         ),
         Defect(
+            "resv-underflow-pinned",
+            ("hstate-reserve",),
+            "resv_huge_pages of a pool is negative; /proc/meminfo shows it as "
+            "HugePages_Rsvd of nearly 2^64",
+            "all (seen on 6.12 and 7.3), when a private mapping of huge pages ends "
+            "while a page of it is pinned",
+            "a program uses io_uring or RDMA buffers, or other long-term pins, in "
+            "private mappings of huge pages",
+            "no more huge pages can be reserved: mmap() of hugetlb memory fails or is "
+            "not held to what there is, and the pool cannot be shrunk as asked",
+        ),
+        Defect(
             "tail-initialised-late",
             ("shared-tail-info",),
             "a shared tail page that folios map is all zeros or holds tails without "

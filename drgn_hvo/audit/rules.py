@@ -32,6 +32,7 @@ __all__ = (
 #: The names of all rules: mypy refuses any other.
 RuleId = Literal[
     "vmemmap-alignment",
+    "hstate-identity",
     "shared-tail-entry",
     "shared-tail-unique",
     "shared-tail-info",
@@ -56,6 +57,7 @@ RuleId = Literal[
     "folio-list",
     "hstate-lists",
     "hstate-counters",
+    "hstate-reserve",
     "stray-shared-tail",
     "stray-head",
     "compound-heads",
@@ -64,11 +66,13 @@ RuleId = Literal[
 #: The names of what decides rules: each decides one or more of them in one go.
 Check = Literal[
     "alignment",
+    "hstate-identities",
     "shared-tails",
     "mappings",
     "folio-heads",
     "folio-nodes",
     "pools",
+    "reserves",
     "folio-tails",
     "private-tails",
     "stray-heads",
@@ -142,6 +146,17 @@ RULES = (
         decide="alignment",
         subject="vmemmap",
         needs=(),
+    ),
+    Rule(
+        "hstate-identity",
+        "order, mask and name of a pool say one size, demote_order is 0 or that of a "
+        "smaller pool, hugetlb_max_hstate is how many pools hstates[] has, and every "
+        "optimized folio has a pool of its order",
+        "hugetlb_add_hstate(), hugetlb_init_hstates(), demote_size_store()",
+        _always,
+        decide="hstate-identities",
+        subject="hstate",
+        needs=(Need.POOLS, Need.POOL_IDENTITY),
     ),
     Rule(
         "shared-tail-entry",
@@ -383,6 +398,17 @@ RULES = (
         decide="pools",
         subject="hstate",
         needs=(Need.NODES, Need.POOLS, Need.LISTS, Need.COUNTERS),
+    ),
+    Rule(
+        "hstate-reserve",
+        "the huge pages of a pool that are reserved are not less than none, and not "
+        "more than are free",
+        "hugetlb_acct_memory(), gather_surplus_pages(), alloc_hugetlb_folio()",
+        _always,
+        decide="reserves",
+        subject="hstate",
+        needs=(Need.POOLS, Need.COUNTERS),
+        severity="warning",
     ),
     Rule(
         "stray-shared-tail",

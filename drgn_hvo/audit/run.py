@@ -16,6 +16,7 @@ from typing import Optional, Union
 
 from drgn_hvo.audit.check_compound_heads import CompoundHeads
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
+from drgn_hvo.audit.check_hstates import check_identities, check_reserves
 from drgn_hvo.audit.check_identity import check_folio_nodes
 from drgn_hvo.audit.check_mappings import check_mapping
 from drgn_hvo.audit.check_pools import check_pools
@@ -63,6 +64,7 @@ class _Scan:
 # that one in turn tells a wrong slot, found by "shared-tails", from wrong folios.
 _CHECKS: dict[Check, Union[_Whole, _Scan]] = {
     "alignment": _Whole(check_alignment),
+    "hstate-identities": _Whole(check_identities),
     "shared-tails": _Whole(check_tails),
     "mappings": _Whole(check_mapping, after=("shared-tails",)),
     # Reference counts may be copies of those of a shared tail page, too.
@@ -71,6 +73,7 @@ _CHECKS: dict[Check, Union[_Whole, _Scan]] = {
     "folio-nodes": _Whole(check_folio_nodes, after=("mappings",)),
     # A folio's reference count may be a copy of that of a shared tail page.
     "pools": _Whole(check_pools, after=("mappings", "shared-tails")),
+    "reserves": _Whole(check_reserves),
     "folio-tails": _Scan(FolioTails, after=("mappings",)),
     # Former huge pages may have reference counts of a shared tail page.
     "stray-heads": _Scan(StrayHeads, after=("shared-tails",)),

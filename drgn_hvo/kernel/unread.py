@@ -36,6 +36,7 @@ class Need(enum.Enum):
     TAIL_FRAMES = "the content of shared tail pages"
     PAGE_TABLES = "page tables of vmemmap"
     POOLS = "which pools there are"
+    POOL_IDENTITY = "what pools say of the size of their huge pages"
     COUNTERS = "counters of the pools"
     LOCK = "whether hugetlb_lock was held"
     LISTS = "lists of the pools"

@@ -24,14 +24,15 @@ from drgn_hvo.kernel.arrays import BoolArray, Int64Array, distinct, is_in, range
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folio_heads import FolioHeads
+from drgn_hvo.memmap.hstate_identity import WrongWord
 from drgn_hvo.memmap.list_links import Links
 from drgn_hvo.memmap.pools import (
     NO_LIST,
     HState,
     HugePageList,
     hpg_flags,
-    read_hstates,
     read_lists,
+    read_pools,
 )
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail
@@ -128,6 +129,7 @@ class Hugetlb:
     All pools, lists and folios of a kernel.
 
     :param unread: Pools, counters and lists that could not be read.
+    :param wrong_pool_words: Words that say something else of pools than the others do.
     :param may_be_writable: As :attr:`Kernel.tails_are_writable
         <drgn_hvo.kernel.bound.Kernel.tails_are_writable>`.
     """
@@ -138,6 +140,7 @@ class Hugetlb:
     hpg_flags: dict[str, int]
     may_be_writable: bool = False
     unread: tuple[Unread, ...] = ()
+    wrong_pool_words: tuple[WrongWord, ...] = ()
 
     @property
     def unread_pools(self) -> bool:
@@ -396,9 +399,9 @@ def read_hugetlb(
     finder = _Finder(vmemmap, tails, fields, private_tails)
     mapped = finder.mapped()
     links = Links(vmemmap, finder.heads, mapped.pfn)
-    hstates, unread = read_hstates(kernel, mmzone)
+    pools = read_pools(kernel, mmzone)
     lists: list[HugePageList] = []
-    for hstate in hstates:
+    for hstate in pools.hstates:
         lists += read_lists(vmemmap, hstate, mmzone.nids, links)
     listed = _Found.merge(
         [_Found.alike(np.asarray(a.heads), a.order, a.kind) for a in lists]
@@ -407,12 +410,13 @@ def read_hugetlb(
     unlisted = unlisted.take(~_are_strays(finder, vmemmap, fields, unlisted.pfn))
     folios = _folios(finder, vmemmap, fields, _Found.merge([unlisted, listed]))
     return Hugetlb(
-        tuple(hstates),
+        pools.hstates,
         tuple(lists),
         folios,
         hpg_flags(kernel),
         kernel.tails_are_writable,
-        (*unread, *_unread_links(lists), *_unread_heads(finder, folios.head_pfn)),
+        (*pools.unread, *_unread_links(lists), *_unread_heads(finder, folios.head_pfn)),
+        pools.wrong,
     )
 
 

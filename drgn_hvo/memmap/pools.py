@@ -20,6 +20,7 @@ from drgn import FaultError, Object, sizeof
 
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread, why
+from drgn_hvo.memmap.hstate_identity import WrongWord, read_identities
 from drgn_hvo.memmap.list_links import Links, Passed
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
@@ -32,9 +33,10 @@ __all__ = (
     "BrokenLink",
     "HState",
     "HugePageList",
+    "Pools",
     "hpg_flags",
-    "read_hstates",
     "read_lists",
+    "read_pools",
 )
 
 #: Kinds of lists, and what they are called.
@@ -238,47 +240,36 @@ def _read_hstate(
     )
 
 
-def _count_hstates(kernel: Kernel, most: int) -> tuple[int, list[Unread]]:
-    """How many pools there are, or can be if nothing tells, and then why."""
-    try:
-        count = kernel.known_words.value(kernel.prog["hugetlb_max_hstate"])
-    except FaultError as e:
-        return most, [Unread(Need.POOLS, "hugetlb_max_hstate", why(e))]
-    # A damaged count must not lead behind the array.
-    if not 0 <= count <= most:
-        reason = f"is not of the {most} pools there can be"
-        return most, [Unread(Need.POOLS, "hugetlb_max_hstate", reason)]
-    return count, []
+@dataclass(frozen=True)
+class Pools:
+    """
+    All pools.
+
+    :param hstates: In the kernel's order.
+    :param wrong: Words that say something else of them than the others do.
+    :param unread: What could not be read.
+    """
+
+    hstates: tuple[HState, ...]
+    wrong: tuple[WrongWord, ...]
+    unread: tuple[Unread, ...]
 
 
-def read_hstates(
-    kernel: Kernel, mmzone: Mmzone
-) -> tuple[list[HState], tuple[Unread, ...]]:
-    """
-    All pools, in the kernel's order, and what of them could not be read.
-    """
+def read_pools(kernel: Kernel, mmzone: Mmzone) -> Pools:
+    """All pools, and what of them could not be read."""
     # As drgn's for_each_hstate(); importing that costs a sixth of the time of a check.
     try:
         hstates = kernel.prog["hstates"]
-        count, unread = _count_hstates(kernel, hstates.type_.length or 0)
+        identities = read_identities(kernel, hstates)
     except LookupError:
-        return [], ()  # CONFIG_HUGETLBFS=n
-    is_known = not unread
-    states = []
-    for index in range(count):
-        hstate = hstates[index].address_of_()
-        try:
-            order = kernel.known_words.value(hstate.order)
-        except FaultError as e:
-            if is_known:
-                unread.append(Unread(Need.POOLS, f"hstates[{index}]", why(e)))
-            continue
-        if 0 < order <= kernel.geometry.largest_order:
-            states.append(_read_hstate(kernel, hstate, order, mmzone.nids))
-        elif is_known:
-            reason = f"has order {order}: ignored"
-            unread.append(Unread(Need.POOLS, f"hstates[{index}]", reason))
-    return states, (*unread, *(u for state in states for u in state.unread))
+        return Pools((), (), ())  # CONFIG_HUGETLBFS=n
+    states = tuple(
+        _read_hstate(kernel, hstates[pool.index].address_of_(), pool.order, mmzone.nids)
+        for pool in identities.pools
+        if pool.order is not None
+    )
+    unread = (*identities.unread, *(u for state in states for u in state.unread))
+    return Pools(states, identities.wrong, unread)
 
 
 def read_lists(

@@ -13,6 +13,30 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-pool-votes",
+        "memmap/hstate_identity.py::_Reader.order",
+        "Counter(valid).most_common(1)[0][0]",
+        "valid[0]",
+        "a pool with a wrong order would be read as if that was right",
+        ("test_identity.py::test_two_of_three_words_decide_what_a_pool_is[order-4]",),
+    ),
+    Mutant(
+        "memmap-pools-in-use",
+        "memmap/hstate_identity.py::_Words.is_used",
+        "return used >= 2",
+        "return used >= 1",
+        "one bit would make a pool where none is",
+        ("test_identity.py::test_a_pool_that_is_not_there",),
+    ),
+    Mutant(
+        "memmap-pool-count-unread",
+        "memmap/hstate_identity.py::_used",
+        "if None not in uses[:used]:",
+        "if True:",
+        "the number of pools would be wrong where their page is not in the dump",
+        ("test_holes.py::test_a_variable_left_out",),
+    ),
+    Mutant(
         "memmap-hpg-bits",
         "memmap/private_tails.py::PrivateTails._head_fields",
         "ALL_ONES ^ known",
@@ -139,11 +163,11 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-pools-damaged-count",
-        "memmap/pools.py::_count_hstates",
-        "if not 0 <= count <= most:",
-        "if count < 0:",
+        "memmap/hstate_identity.py::_used",
+        "if count is None or not 0 <= count <= len(uses):",
+        "if count is None or count < 0:",
         "a damaged number of pools would be read behind the array",
-        ("test_bounds.py::test_more_pools_than_the_array_has",),
+        ("test_identity.py::test_more_pools_than_a_page_that_is_not_there_tells",),
     ),
     Mutant(
         "memmap-order-in-flags-1",

@@ -418,6 +418,39 @@ def _counter_free(t: Targets) -> Changes:
     return [t.word(address, t.read(address) + 1, "free_huge_pages")]
 
 
+def _hstate_field(t: Targets, member: str) -> int:
+    return t.hstate(t.any_folio().group.order, member)
+
+
+def _hstate_order(t: Targets) -> Changes:
+    address = _hstate_field(t, "order")
+    return [t.flip(address, 1 << 2, "order of a pool", 4)]
+
+
+def _hstate_mask(t: Targets) -> Changes:
+    return [t.flip(_hstate_field(t, "mask"), 1 << 21, "mask of a pool")]
+
+
+def _hstate_name(t: Targets) -> Changes:
+    address = _hstate_field(t, "name") + len("hugepages-")
+    return [t.flip(address, 1 << 2, "name of a pool", 1)]
+
+
+def _hstate_demotion(t: Targets) -> Changes:
+    address = _hstate_field(t, "demote_order")
+    return [t.flip(address, 1 << 1, "demote_order of a pool", 4)]
+
+
+def _max_hstate(t: Targets) -> Changes:
+    address = t.machine.kernel.physical("hugetlb_max_hstate")
+    return [t.word(address, 0, "hugetlb_max_hstate", 4)]
+
+
+def _reserve(t: Targets) -> Changes:
+    address = _hstate_field(t, "resv_huge_pages")
+    return [t.word(address, -1, "resv_huge_pages of a pool")]
+
+
 # The dump.
 
 
@@ -545,6 +578,18 @@ FAULTS: tuple[Fault, ...] = (
           "hstate-counters", _any, _counter_total),
     Fault("counter-free", "a pool counts more free huge pages than its lists have",
           "hstate-counters", _any, _counter_free),
+    Fault("hstate-order", "a pool says that its huge pages are of another order",
+          "hstate-identity", _any, _hstate_order),
+    Fault("hstate-mask", "the mask of a pool is that of another size",
+          "hstate-identity", _any, _hstate_mask),
+    Fault("hstate-name", "a pool is named after another size",
+          "hstate-identity", _any, _hstate_name),
+    Fault("hstate-demotion", "huge pages are demoted to an order that no pool has",
+          "hstate-identity", _any, _hstate_demotion),
+    Fault("pools-forgotten", "hugetlb_max_hstate is 0, as if there were no pool",
+          "hstate-identity", _any, _max_hstate),
+    Fault("reserve-underflow", "a pool has less than no huge page reserved",
+          "hstate-reserve", _any, _reserve),
     Fault("vmemmap-misaligned", "vmemmap is not aligned to the largest folio",
           "vmemmap-alignment", lambda g: _mask(g) and g.array is not None, _nothing),
     Fault("page-missing", "the dump lacks the frame of a folio's head",

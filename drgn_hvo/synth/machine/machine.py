@@ -26,7 +26,11 @@ from drgn_hvo.synth.machine.kernel_image import KernelImage, StructBytes
 from drgn_hvo.synth.machine.pagetables import BuiltTables, PageTables, TakeTables
 from drgn_hvo.synth.machine.plan import IMAGE_SECTION, Placed, Plan, make_plan
 from drgn_hvo.synth.machine.struct_pages import Links, PageWriter
-from drgn_hvo.synth.machine.structures import FREE_AREA_ORDERS, ZONE_NAMES
+from drgn_hvo.synth.machine.structures import (
+    FREE_AREA_ORDERS,
+    HUGE_MAX_HSTATE,
+    ZONE_NAMES,
+)
 from drgn_hvo.synth.machine.vmcoreinfo_writer import (
     made_kernel,
     mem_section_roots,
@@ -240,7 +244,7 @@ class _Builder:
         """The pools of huge pages, with their lists."""
         d = self.plan.description
         c_type = self.plan.structures.hstate
-        base = self.kernel.reserve("hstates", c_type.size * len(d.hstates), 64)
+        base = self.kernel.reserve("hstates", c_type.size * HUGE_MAX_HSTATE, 64)
         data = b"".join(
             self._hstate(order, base + i * c_type.size)
             for i, order in enumerate(d.hstates)
