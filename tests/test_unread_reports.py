@@ -90,7 +90,7 @@ def test_a_list_left_out(name, hole):
     assert page["folio"]["list"] is None
     assert page["folio"]["optimized_mapping"] is True
     assert "on no list that could be read" in text(lines)
-    assert any("hstates" in reason for reason in page["unread"])
+    assert any("free list of node" in reason for reason in page["unread"])
 
 
 @pytest.mark.parametrize("hole", HOLES)
