@@ -28,6 +28,9 @@ from drgn_hvo.memmap.vmemmap import Vmemmap
 
 __all__ = ("FlagsLayout", "Mmzone", "Zone")
 
+# So many pages of each zone are asked where flags have node and zone.
+_PAGES_OF_A_ZONE = 8
+
 # No zone has a longer name than "Movable" or "Highmem".
 _MAX_ZONE_NAME = 32
 
@@ -366,19 +369,32 @@ class Mmzone:
         return self._kernel.vmcoreinfo.length("node_data")
 
     def _agrees(self, layout: FlagsLayout) -> bool:
+        """
+        Whether pages whose zone is known have it: the first one of each zone or, if not
+        all of these, most of more. Damage to one must not take the answer away.
+        """
+        right, usable = self._pages_agree(layout, 1)
+        if right < usable:
+            right, usable = self._pages_agree(layout, _PAGES_OF_A_ZONE)
+        return 2 * right > usable
+
+    def _pages_agree(self, layout: FlagsLayout, count: int) -> tuple[int, int]:
+        """How many of some pages of each zone have its node and index, of how many."""
         limit = self._kernel.max_pfn_limit
         zones = [zone for zone in self.zones if zone.spanned and zone.start_pfn < limit]
-        pfns = np.array([zone.start_pfn for zone in zones], dtype=np.int64)
+        wanted = [
+            (zone.start_pfn + i * zone.spanned // count, zone)
+            for zone in zones
+            for i in range(count)
+        ]
+        wanted = [(pfn, zone) for pfn, zone in wanted if pfn < limit]
+        pfns = np.array([pfn for pfn, _ in wanted], dtype=np.int64)
         pages = self._vmemmap.read_pages(pfns)
         flags = self._vmemmap.flags(pages)
         # An all-zero page is one that the dump left out.
         usable = pages.present & pages.data.any(axis=1)
-        expected_nids = np.array([zone.nid for zone in zones])
-        expected_zones = np.array([zone.index for zone in zones])
-        matches = (layout.nids(flags) == expected_nids) & (
-            layout.zonenums(flags) == expected_zones
+        matches = layout.nids(flags) == np.array([zone.nid for _, zone in wanted])
+        matches &= layout.zonenums(flags) == np.array(
+            [zone.index for _, zone in wanted]
         )
-        if not usable.any():
-            return False
-        # Damage to one page must not take the answer away.
-        return bool(2 * matches[usable].sum() > usable.sum())
+        return int(matches[usable].sum()), int(usable.sum())

@@ -271,7 +271,7 @@ MEMMAP = (
     Mutant(
         "memmap-flags-layout-agrees",
         "memmap/zones.py::Mmzone._agrees",
-        "return bool(2 * matches[usable].sum() > usable.sum())",
+        "return 2 * right > usable",
         "return True",
         "nodes would be read from bits that mean something else",
         ("test_bounds.py::test_positions_that_pages_contradict_are_not_known",),
@@ -279,8 +279,8 @@ MEMMAP = (
     Mutant(
         "memmap-flags-layout-survives-damage",
         "memmap/zones.py::Mmzone._agrees",
-        "return bool(2 * matches[usable].sum() > usable.sum())",
-        "return bool(matches[usable].all())",
+        "return 2 * right > usable",
+        "return 0 < right == usable",
         "damage to one struct page would make all nodes unknown",
         ("test_bounds.py::test_positions_that_pages_contradict_are_not_known",),
     ),
