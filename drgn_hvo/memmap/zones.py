@@ -370,11 +370,11 @@ class Mmzone:
 
     def _agrees(self, layout: FlagsLayout) -> bool:
         """
-        Whether pages whose zone is known have it: the first one of each zone or, if not
-        all of these, most of more. Damage to one must not take the answer away.
+        Whether most pages whose zone is known have it: the first one of each zone, and
+        more of them if those are divided. Damage to one must not take the answer away.
         """
         right, usable = self._pages_agree(layout, 1)
-        if right < usable:
+        if 2 * right == usable:
             right, usable = self._pages_agree(layout, _PAGES_OF_A_ZONE)
         return 2 * right > usable
 
