@@ -169,8 +169,7 @@ class _Mapping:
         index = array.index(order) if array else None
         if pgdat is None or array is None or index is None:
             return
-        tails = array.array_of(pgdat, zone)
-        slot = tails[index].address_of_().value_()
+        slot = array.slot_address(pgdat, zone, index)
         pfn = int(self._folios.tail_slices.pfn[self._pairs_of(folios[0])[0]])
         place = replace(context.place(folios[0]), head_pfn=None)
         self._audit.add(
@@ -196,7 +195,8 @@ class _Mapping:
             (slices.step == 0) | (slices.count == 1)
         )
         for pair in np.flatnonzero(mine & ~right).tolist():
-            self._add_wrong_frame(pair)
+            if not self._is_left_restored(pair):
+                self._add_wrong_frame(pair)
         loose = slices.level > 0
         if not self._context.hugetlb.tails_are_writable:
             loose |= slices.writable
@@ -205,6 +205,26 @@ class _Mapping:
         right = (mine & right) | (unsure[slices.folio] & (slices.shared > 0))
         for pair in np.flatnonzero(right & loose).tolist():
             self._add_writable(pair)
+
+    def _is_left_restored(self, pair: int) -> bool:
+        """
+        Whether slices of an optimized folio have frames of their own, with the folio's
+        tails in them: where the array is allocated, vmemmap_remap_range() that failed
+        and could not be rolled back leaves that for good.
+        """
+        array, slices = self._context.layout.tails.array, self._folios.tail_slices
+        if array is None or not array.is_allocated or slices.shared[pair]:
+            return False
+        flag = self._context.hugetlb.has_hpg_flag("vmemmap_optimized")
+        i = int(slices.folio[pair])
+        if flag is None or not flag[i] or not slices.writable[pair]:
+            return False
+        first = int(self._first_slice[i] + slices.first[pair])
+        pages = self._context.vmemmap.read_slices(
+            first, first + int(slices.count[pair])
+        )
+        words = self._context.vmemmap.tail_words(pages)[pages.present]
+        return bool((words == self._context.tail_words[i]).all())
 
     def _add_wrong_frame(self, pair: int) -> None:
         slices = self._folios.tail_slices
@@ -490,9 +510,28 @@ class _Mapping:
             slices.count[rightful],
         )
         strays = np.setdiff1d(self._context.vmemmap.slices_on(tail.pfn), known)
+        strays = strays[~self._are_of_devices(tail, strays)]
         for slice_ in strays[:_MAX_STRAYS].tolist():
             self._add_stray(tail, slice_)
         self._add_strays(tail, strays[_MAX_STRAYS:])
+
+    def _are_of_devices(self, tail: SharedTail, slices: Int64Array) -> BoolArray:
+        """
+        Which slices behind the first of a compound page of a device share a tail of
+        ZONE_DEVICE, as those of device DAX do where the array is allocated.
+        """
+        context, array = self._context, self._context.layout.tails.array
+        if array is None or not array.is_allocated:
+            return np.zeros(len(slices), dtype=np.bool_)
+        if tail.zone_index != context.kernel.constant("ZONE_DEVICE"):
+            return np.zeros(len(slices), dtype=np.bool_)
+        pfns = slices * context.page_size // context.size
+        behind = pfns % (1 << tail.order) != 0
+        held = np.zeros(len(slices), dtype=np.bool_)
+        for zone in context.hvo.mmzone.zones:
+            if (zone.nid, zone.index) == (tail.nid, tail.zone_index):
+                held |= zone.holds(pfns)
+        return behind & held
 
     def _add_strays(self, tail: SharedTail, strays: Int64Array) -> None:
         """Add many as one, which is counted like the others before it."""

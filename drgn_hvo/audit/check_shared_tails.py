@@ -9,7 +9,7 @@ The slots of ``vmemmap_tails[]``, and every word of the frames that they name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Optional
 
@@ -28,6 +28,9 @@ from drgn_hvo.memmap.tail_arrays import TailArray
 __all__ = ("check_alignment", "check_tails")
 
 _ALL_BITS = (1 << 64) - 1
+
+# What _mapcount of a shared tail can be where that is not settled.
+_MAPCOUNTS = (0xFFFFFFFF, 0)
 
 
 def check_tails(context: Context) -> None:
@@ -231,6 +234,18 @@ class _Rows:
         word = set_compound_head(context.geometry, 0, tail.order, True)
         return cls(rows, infos.astype(np.uint64), word)
 
+    def most(
+        self,
+        offset: int,
+        dtype: np.dtype[np.generic],
+        choices: Sequence[int],
+        mask: int = _ALL_BITS,
+    ) -> int:
+        """The choice that most struct pages have in a word; of several, the first."""
+        words = column(self.data, offset, dtype).astype(np.uint64) & np.uint64(mask)
+        counts = [int((words == np.uint64(choice & mask)).sum()) for choice in choices]
+        return choices[counts.index(max(counts))]
+
 
 @dataclass(frozen=True)
 class _Expectation:
@@ -244,7 +259,9 @@ class _Expectation:
     what: str
 
 
-def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
+def _expectations(
+    context: Context, tail: SharedTail, rows: _Rows
+) -> Iterator[_Expectation]:
     page = context.kernel.struct_page
     array = context.layout.tails.array
     assert array is not None, "it names the tail"
@@ -260,10 +277,13 @@ def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
         "mapping",
     )
     mapcount = page.require("mapcount")
+    initial = array.mapcount
+    if initial is None:
+        initial = rows.most(mapcount, context.kernel.reader.u32, _MAPCOUNTS)
     yield _Expectation(
-        "shared-tail-mapcount", mapcount, 4, 0xFFFFFFFF, array.mapcount, "_mapcount"
+        "shared-tail-mapcount", mapcount, 4, 0xFFFFFFFF, initial, "_mapcount"
     )
-    flags = _expected_flags(context, array, tail)
+    flags = _expected_flags(context, array, tail, rows)
     if flags is not None:
         yield _Expectation("shared-tail-flags", page.flags, 8, *flags, "flags")
     refcount = page.require("refcount")
@@ -278,7 +298,7 @@ def _expectations(context: Context, tail: SharedTail) -> Iterator[_Expectation]:
 
 
 def _expected_flags(
-    context: Context, array: TailArray, tail: SharedTail
+    context: Context, array: TailArray, tail: SharedTail, rows: _Rows
 ) -> Optional[tuple[int, int]]:
     """Mask and value of ``flags``; ``None`` if the positions are not known."""
     layout = context.hvo.mmzone.flags_layout
@@ -290,7 +310,20 @@ def _expected_flags(
     mask = (1 << count) - 1
     mask |= layout.node_mask << layout.node_shift
     mask |= layout.zone_mask << layout.zone_shift
-    return mask, array.expected_flags(layout, tail.nid, tail.zone_index)
+    expected = array.expected_flags(layout, tail.nid, tail.zone_index)
+    if array.names_owner is None:
+        choices = [expected, 0]
+        if _may_be_reserved(context, tail):
+            reserved = 1 << (context.kernel.constant("PG_reserved") or 0)
+            choices += [expected | reserved, reserved]
+        flags, u64 = context.kernel.struct_page.flags, context.kernel.reader.u64
+        expected = rows.most(flags, u64, choices, mask)
+    return mask, expected
+
+
+def _may_be_reserved(context: Context, tail: SharedTail) -> bool:
+    """Whether tails may have PG_reserved, as those of device DAX do."""
+    return tail.zone_index == context.kernel.constant("ZONE_DEVICE")
 
 
 def _check_content(context: Context, tail: SharedTail) -> None:
@@ -303,7 +336,7 @@ def _check_content(context: Context, tail: SharedTail) -> None:
         context.audit.blank(Need.TAIL_FRAMES, "shared tail pages", 1)
         return
     overwritten = _is_overwritten(context, rows)
-    for expectation in _expectations(context, tail):
+    for expectation in _expectations(context, tail, rows):
         _check_words(context, tail, rows, expectation, overwritten)
         if overwritten:
             return  # all words are wrong, for one reason

@@ -128,7 +128,8 @@ def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
     for tail in bound.shared_tails:
         zone = None
         if tail.zone_index is not None:
-            zones = bound.mmzone.pgdats[tail.nid].node_zones
+            pgdats = {**bound.mmzone.offline_pgdats, **bound.mmzone.pgdats}
+            zones = pgdats[tail.nid].node_zones
             zone = zones[tail.zone_index].address_of_()
         page = Object(prog, "struct page *", _page_address(bound, tail))
         yield VmemmapTail(tail.nid, zone, tail.order, page)

@@ -295,9 +295,10 @@ def _tails_from_types(
 ) -> tuple[Optional[str], str]:
     if array is not None:
         kind = "shared" if array.slots else "plain"
+        how = "" if not array.is_allocated else ", allocated with the first tail"
         return kind, (
             f"types: {array.slots} elements of type {array.element} in "
-            f"vmemmap_tails of struct {array.where}"
+            f"vmemmap_tails of struct {array.where}{how}"
         )
     for key in _FAKE_HEAD_KEYS:
         if kernel.has_variable(key):
@@ -353,14 +354,17 @@ def _tails_from_data(remapped: _Remapped) -> Optional[str]:
 
 def _notes(kernel: Kernel, encoding: Encoding, array: Optional[TailArray]) -> list[str]:
     notes = []
-    in_mainline = array is not None and array.implies_masks
-    if encoding.has_mask and not (
-        in_mainline and kernel.struct_page.member == "compound_info"
-    ):
-        # _compound_info_has_mask() in drgn's helpers/linux/mm.py.
+    # _compound_info_has_mask() in drgn's helpers/linux/mm.py.
+    by_drgn = array is not None and array.where == "zone"
+    by_drgn &= kernel.struct_page.member == "compound_info"
+    by_drgn &= kernel.geometry.power_of_2
+    if encoding.has_mask != by_drgn:
+        taken = "masks of this kernel for pointers"
+        if by_drgn:
+            taken = "pointers of this kernel for masks"
         notes.append(
-            "drgn's own compound_head() takes the masks of this kernel for pointers "
-            "and answers wrongly; use drgn-hvo's"
+            f"drgn's own compound_head() takes the {taken} and answers wrongly; use "
+            "drgn-hvo's"
         )
     if not kernel.has_types:
         notes.append(

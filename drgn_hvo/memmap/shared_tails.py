@@ -71,21 +71,33 @@ class TailSlots:
 
 
 def _read_array(
-    owner: OwnedArray, known: KnownWords
+    owner: OwnedArray, known: KnownWords, slots: int
 ) -> tuple[list[Optional[int]], Optional[str]]:
     """The elements of an array, ``None`` for what cannot be read, and why it cannot."""
-    length = owner.array.type_.length or 0
+    try:
+        array = owner.array(known)
+    except FaultError as e:
+        return [None] * slots, why(e)
+    if array is None:
+        return [0] * slots, None
     # Where there are no pages, zeros are what they should be.
     read = known.value if owner.may_be_used(known) else Object.value_
     values: list[Optional[int]] = []
     reason = None
-    for index in range(length):
+    for index in range(slots):
         try:
-            values.append(read(owner.array[index]))
+            values.append(read(array[index]))
         except FaultError as e:
             values.append(None)
             reason = why(e)
     return values, reason
+
+
+def _slot_address(owner: OwnedArray, known: KnownWords, index: int) -> int:
+    array = owner.array(known)
+    assert array is not None, "one of its elements was read"
+    address: int = array[index].address_of_().value_()
+    return address
 
 
 def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlots:
@@ -96,8 +108,9 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
     used: list[tuple[OwnedArray, int, int]] = []
     empty = []
     unread = []
+    known = vmemmap.kernel.known_words
     for owner in array.arrays(mmzone.pgdats):
-        values, reason = _read_array(owner, vmemmap.kernel.known_words)
+        values, reason = _read_array(owner, known, array.slots)
         if reason is not None:
             where = "" if owner.zone_index is None else f" zone {owner.zone_index}"
             what = f"slots of vmemmap_tails[] of node {owner.nid}{where}"
@@ -109,7 +122,7 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
                 empty.append((owner.nid, owner.zone_index, array.order(index)))
     # Shared tail pages are never freed, not even with their node.
     for owner in array.arrays(mmzone.offline_pgdats):
-        values, _ = _read_array(owner, vmemmap.kernel.known_words)
+        values, _ = _read_array(owner, known, array.slots)
         used += ((owner, index, value) for index, value in enumerate(values) if value)
     pfns = [array.pfn(vmemmap, value) for _, _, value in used]
     frames = _FramePages(vmemmap, mmzone, pfns)
@@ -119,7 +132,7 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
             zone_index=owner.zone_index,
             index=index,
             order=array.order(index),
-            slot=owner.array[index].address_of_().value_(),
+            slot=_slot_address(owner, known, index),
             value=value,
             pfn=pfns[i],
             frame_nid=frames.nid(i),

@@ -18,6 +18,7 @@ from typing import Callable, Optional
 from drgn import Object, Type, TypeKind
 
 from drgn_hvo.errors import DetectionError
+from drgn_hvo.formats.tail_words import max_folio_order
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.unread import KnownWords
 from drgn_hvo.memmap.mapping import VmemmapMapping
@@ -34,13 +35,23 @@ class OwnedArray:
     The array of one node or zone.
 
     :param zone_index: ``zone_idx()``; ``None`` where the array is the node's.
-    :param array: The array, a reference: nothing of it has been read.
     """
 
     nid: int
     zone_index: Optional[int]
-    array: Object
     _owner: Object
+    _shape: TailArray
+
+    def array(self, known: KnownWords) -> Optional[Object]:
+        """
+        The array, a reference: nothing of it has been read.
+
+        :return: ``None`` if none was allocated yet.
+        :raises FaultError: if where it is cannot be read.
+        """
+        # Where there are no pages, zeros are what they should be.
+        read = known.value if self.may_be_used(known) else Object.value_
+        return self._shape.array_in(self._owner, read)
 
     def may_be_used(self, known: KnownWords) -> bool:
         """Whether the zone has pages, or may have; a node that is online has some."""
@@ -59,16 +70,20 @@ class _Owner:
     :param implies_masks: Whether every kernel with it has ``compound_info_has_mask()``
         where ``sizeof(struct page)`` is a power of two, which drgn's own helpers rely
         on, too.
-    :param mapcount: ``_mapcount`` of a shared tail, as unsigned.
+    :param mapcount: ``_mapcount`` of a shared tail, as unsigned; ``None`` if it may be
+        the initial one or 0.
     :param names_owner: Whether ``flags`` of a shared tail hold node and zone of the
-        folios that use it.
+        folios that use it; ``None`` if they may or may not.
+    :param is_allocated: Whether the array is allocated when it is first used, and the
+        structure has its address.
     """
 
     struct: str
     per_zone: bool
     implies_masks: bool
-    mapcount: int
-    names_owner: bool
+    mapcount: Optional[int]
+    names_owner: Optional[bool]
+    is_allocated: bool = False
 
 
 _OWNERS = (
@@ -77,6 +92,18 @@ _OWNERS = (
     # init_compound_tail(), which sets the initial _mapcount, -1, and the zone. The same
     # #ifdef guards the array and the masks.
     _Owner("zone", True, implies_masks=True, mapcount=0xFFFFFFFF, names_owner=True),
+    # "Generalize vmemmap optimization for DAX and HugeTLB", in linux-next in October
+    # 2026: CONFIG_SPARSEMEM_VMEMMAP_OPTIMIZATION guards it, which device DAX has
+    # without masks, too. vmemmap_shared_tail_page() is not in any release, so what it
+    # writes besides tail words is not settled.
+    _Owner(
+        "zone",
+        True,
+        implies_masks=False,
+        mapcount=None,
+        names_owner=None,
+        is_allocated=True,
+    ),
     # Earlier versions of that series, with either encoding: tails were zeroed, but for
     # the words that prep_compound_tail() writes.
     _Owner("pglist_data", False, implies_masks=False, mapcount=0, names_owner=False),
@@ -156,18 +183,31 @@ class TailArray:
         return self._owner.implies_masks
 
     @property
-    def names_owner(self) -> bool:
-        """Whether ``flags`` of shared tails hold node and zone."""
+    def is_allocated(self) -> bool:
+        """
+        Whether the array was allocated when it was first used. Such kernels share tails
+        with device DAX, too, and may leave a folio partly optimized for good.
+        """
+        return self._owner.is_allocated
+
+    @property
+    def names_owner(self) -> Optional[bool]:
+        """
+        Whether ``flags`` of shared tails hold node and zone; ``None`` if not settled.
+        """
         return self._owner.names_owner
 
     @property
-    def mapcount(self) -> int:
-        """``_mapcount`` of a shared tail, as an unsigned 32-bit number."""
+    def mapcount(self) -> Optional[int]:
+        """
+        ``_mapcount`` of a shared tail, as an unsigned 32-bit number; ``None`` if it may
+        be the initial one or 0.
+        """
         return self._owner.mapcount
 
     @property
     def max_order(self) -> int:
-        """``MAX_FOLIO_ORDER``, from the length of the array."""
+        """``MAX_FOLIO_ORDER``, which the length of the array follows from."""
         return self.order(self.slots) - 1
 
     def order(self, index: int) -> int:
@@ -187,25 +227,56 @@ class TailArray:
         """
         for nid, pgdat in pgdats.items():
             if not self._owner.per_zone:
-                yield OwnedArray(nid, None, pgdat.member_(_MEMBER), pgdat)
+                yield OwnedArray(nid, None, pgdat, self)
                 continue
             for index, zone in enumerate(pgdat.node_zones):
-                yield OwnedArray(nid, index, zone.member_(_MEMBER), zone)
+                yield OwnedArray(nid, index, zone, self)
 
-    def array_of(self, pgdat: Object, zone_index: Optional[int]) -> Object:
+    def array_in(
+        self, owner: Object, read: Callable[[Object], int] = Object.value_
+    ) -> Optional[Object]:
         """
-        The array of a node or zone.
+        The array of a structure that has it.
+
+        :param read: Reads where it is, if the structure has its address.
+        :return: ``None`` if none was allocated yet.
+        :raises FaultError: if where it is cannot be read.
+        """
+        member = owner.member_(_MEMBER)
+        if not self.is_allocated:
+            return member
+        address = read(member)
+        if not address:
+            return None
+        elements = member.prog_.array_type(member.type_.unaliased().type, self.slots)
+        return Object(member.prog_, elements, address=address)
+
+    def slot_address(self, pgdat: Object, zone_index: Optional[int], index: int) -> int:
+        """
+        Where an element of a node or zone is; where the array should be named, if it
+        was never allocated.
 
         :param pgdat: ``struct pglist_data *``
         :param zone_index: As :meth:`owner_of()` gives it.
         """
         owner = pgdat if zone_index is None else pgdat.node_zones[zone_index]
-        return owner.member_(_MEMBER)
+        array = self.array_in(owner)
+        slot = owner.member_(_MEMBER) if array is None else array[index]
+        address: int = slot.address_of_().value_()
+        return address
 
     def array_of_zone(self, zone: Object) -> Object:
-        """The array that serves a zone, ``struct zone *``."""
+        """
+        The array that serves a zone, ``struct zone *``; one of empty elements if none
+        was allocated yet.
+        """
         owner = zone if self._owner.per_zone else zone.zone_pgdat
-        return owner.member_(_MEMBER)
+        array = self.array_in(owner)
+        if array is not None:
+            return array
+        member = owner.member_(_MEMBER)
+        elements = zone.prog_.array_type(member.type_.unaliased().type, self.slots)
+        return Object(zone.prog_, elements, [0] * self.slots)
 
     def owner_of(self, nid: int, zone_index: int) -> tuple[int, Optional[int]]:
         """
@@ -227,11 +298,11 @@ class TailArray:
         self, layout: FlagsLayout, nid: int, zone_index: Optional[int]
     ) -> int:
         """
-        Node and zone in ``flags`` of a shared tail.
+        Node and zone in ``flags`` of a shared tail, if it holds them.
 
         :param zone_index: As :meth:`owner_of()` gives it.
         """
-        if not self._owner.names_owner:
+        if self._owner.names_owner is False:
             return 0
         return nid << layout.node_shift | (zone_index or 0) << layout.zone_shift
 
@@ -240,26 +311,50 @@ def tail_array(kernel: Kernel) -> Optional[TailArray]:
     """
     ``vmemmap_tails[]`` as the types have it, ``None`` if they do not have it.
 
-    :raises DetectionError: if several structures have it, or its elements are of a type
-        that no known kernel has.
+    :raises DetectionError: if several structures have it, or it is of a type that no
+        known kernel has.
     """
-    found: list[tuple[_Owner, Type]] = []
-    for owner in _OWNERS:
-        struct = kernel.type(f"struct {owner.struct}")
-        if struct is not None and struct.has_member(_MEMBER):
-            found.append((owner, struct.member(_MEMBER).type))
+    found: dict[str, Type] = {}
+    for struct in dict.fromkeys(owner.struct for owner in _OWNERS):
+        owner_type = kernel.type(f"struct {struct}")
+        if owner_type is not None and owner_type.has_member(_MEMBER):
+            found[struct] = owner_type.member(_MEMBER).type
     if len(found) > 1:
-        names = " and ".join(owner.struct for owner, _ in found)
-        raise DetectionError(f"both struct {names} have vmemmap_tails")
-    if not found:
-        return None
-    ((owner, array),) = found
-    return TailArray(
-        array.length or 0,
-        kernel.geometry.vmemmap_tail_min_order,
-        owner,
-        _element(array.type.unaliased(), owner),
+        raise DetectionError(f"both struct {' and '.join(found)} have vmemmap_tails")
+    for struct, member in found.items():
+        return _shape(kernel, struct, member.unaliased())
+    return None
+
+
+def _shape(kernel: Kernel, struct: str, member: Type) -> TailArray:
+    """The array that a structure has as a member of some type."""
+    is_allocated = member.kind == TypeKind.POINTER
+    for owner in _OWNERS:
+        if (owner.struct, owner.is_allocated) != (struct, is_allocated):
+            continue
+        if not is_allocated and member.kind != TypeKind.ARRAY:
+            break
+        element = member.type.unaliased()
+        min_order = kernel.geometry.vmemmap_tail_min_order
+        slots = member.length or 0 if not is_allocated else _length(kernel, min_order)
+        return TailArray(slots, min_order, owner, _element(element, owner))
+    raise DetectionError(
+        f"vmemmap_tails of struct {struct} is a {member.type_name()}, which it is in "
+        "no known kernel: expected an array, or a pointer to one"
     )
+
+
+def _length(kernel: Kernel, min_order: int) -> int:
+    """
+    How many elements an array has whose length no type tells: from the smallest order
+    to MAX_FOLIO_ORDER (include/linux/mmzone.h).
+    """
+    shift, largest = kernel.geometry.page_shift, None
+    if kernel.architecture is not None:
+        largest = kernel.architecture.model.max_folio_order.get(shift)
+    if largest is None:
+        largest = max_folio_order(shift)
+    return max(0, largest - min_order + 1)
 
 
 def _element(element_type: Type, owner: _Owner) -> _Element:

@@ -80,12 +80,8 @@ class Targets:
     def slot(self, order: Optional[int] = None) -> int:
         """The element of ``vmemmap_tails[]`` for the shared page, or its order."""
         tail = self.tail()
-        owner = "" if tail.zone is None else f"node_zones[{tail.zone}]."
         index = (order or tail.order) - self.plan.generation.min_order
-        offset = self.plan.structures.pglist_data.offset(
-            f"{owner}vmemmap_tails[{index}]"
-        )
-        return self.machine.nodes[tail.nid] + offset
+        return self.machine.tail_arrays[tail.nid, tail.zone] + 8 * index
 
     def slot_value(self, pfn: int) -> int:
         """What a slot holds that names a frame."""

@@ -39,6 +39,8 @@ class Generation:
         pages: ``"fake-head"``, ``"shared"``, or ``"plain"`` for nothing.
     :param array: ``"zone"`` or ``"pglist_data"``: where ``vmemmap_tails[]`` is.
     :param element_is_pfn: Its elements are PFNs, not ``struct page *``.
+    :param array_is_allocated: The structure has the array's address, and none before
+        the first tail.
     :param fields: Shape of ``struct page``, ``struct folio`` and their flags: an
         entry of :data:`drgn_hvo.synth.machine.structures.FIELDS`.
     :param zone_stats: Words of ``struct zone`` in front of ``vmemmap_tails[]``.
@@ -80,6 +82,7 @@ class Generation:
     hvo_enabled: bool = True
     page_size: int = 4096
     largest_order: Optional[int] = None
+    array_is_allocated: bool = False
 
     @property
     def geometry(self) -> Geometry:
@@ -307,6 +310,28 @@ GENERATIONS: tuple[Generation, ...] = (
         kallsyms="place",
         exports_vmemmap=True,
         hvo_enabled=False,
+    ),
+    Generation(
+        name="next",
+        reason="linux-next in October 2026 ('Generalize vmemmap optimization for DAX "
+        "and HugeTLB'): zones have the address of an array that is allocated with the "
+        "first tail; device DAX uses it, too",
+        release="7.4.0-rc1-next-synth",
+        hvo_built=True,
+        tail_word="compound_info",
+        mask=True,
+        tails="shared",
+        array="zone",
+        element_is_pfn=False,
+        fields="7.2",
+        zone_stats=38,
+        pgdat_zonelists=36,
+        hstate_lock=3,
+        max_numnodes=64,
+        zone_device=True,
+        kallsyms="place",
+        exports_vmemmap=True,
+        array_is_allocated=True,
     ),
     Generation(
         name="odd-size-7.3",

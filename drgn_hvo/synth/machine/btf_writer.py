@@ -107,10 +107,10 @@ class _Writer:
                 type_id, self._string(member.name), member_id, 8 * member.offset
             )
 
-    def _target(self, target: Union[Base, Typedef, str, None]) -> int:
+    def _target(self, target: Union[Base, Typedef, Pointer, str, None]) -> int:
         if target is None:
             return 0
-        if isinstance(target, (Base, Typedef)):
+        if isinstance(target, (Base, Typedef, Pointer)):
             return self.add(target)
         if target in self._ids:
             return self._ids[target]

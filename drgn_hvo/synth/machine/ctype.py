@@ -60,7 +60,7 @@ class Base:
 class Pointer:
     """A pointer; *target* is a type, ``"struct NAME"``, or ``None`` for void."""
 
-    target: Union[Base, Typedef, str, None]
+    target: Union[Base, Typedef, Pointer, str, None]
     size: int = POINTER_SIZE
     align: int = POINTER_SIZE
 
@@ -221,7 +221,7 @@ def union(name: Optional[str], *members: tuple[Optional[str], CType]) -> Compoun
     return Compound("union", name, placed, size, align)
 
 
-def pointer(target: Union[Base, Typedef, str, None] = None) -> Pointer:
+def pointer(target: Union[Base, Typedef, Pointer, str, None] = None) -> Pointer:
     """A pointer."""
     return Pointer(target)
 

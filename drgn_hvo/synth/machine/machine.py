@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 import struct
+from typing import Optional
 
 import numpy as np
 
@@ -36,12 +37,15 @@ from drgn_hvo.synth.machine.vmcoreinfo_writer import (
     mem_section_roots,
     write_vmcoreinfo,
 )
-from drgn_hvo.synth.machine.vmemmap_writer import VmemmapWriter
+from drgn_hvo.synth.machine.vmemmap_writer import TailPage, VmemmapWriter
 
 __all__ = ("Machine", "build_machine")
 
 # SECTION_MARKED_PRESENT, _HAS_MEM_MAP, _IS_ONLINE, _IS_EARLY.
 _SECTION_FLAGS = 0xF
+
+# What fills memory of others that lies beside ours.
+SOMEBODY = b"SOMEBODY'S DATA!"
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Machine:
     A machine that has crashed.
 
     :param nodes: Physical address of ``struct pglist_data`` by node ID.
+    :param tail_arrays: Physical address of each ``vmemmap_tails[]`` that is in use, by
+        node and index of the zone, ``None`` where it is the node's.
     :param truncated: Its core is to break off in the middle: a fault.
     """
 
@@ -60,6 +66,7 @@ class Machine:
     tables: BuiltTables
     vmemmap: VmemmapWriter
     nodes: dict[int, int]
+    tail_arrays: dict[tuple[int, Optional[int]], int]
     truncated: bool = False
 
     def page_physical(self, pfn: int) -> int:
@@ -110,6 +117,8 @@ class _Builder:
         self.links: dict[int, Links] = {}
         self.nodes: dict[int, int] = {}
         self._pglist_pfns: dict[int, int] = {}
+        self._array_pfns: dict[int, int] = {}
+        self.tail_arrays: dict[tuple[int, Optional[int]], int] = {}
         self._lru = plan.structures.page.offset("lru")
 
     def take(
@@ -316,6 +325,9 @@ class _Builder:
             page_size = self.plan.page_size
             pfn = self.take(node.id, -(-size // page_size), "struct pglist_data")
             self._pglist_pfns[node.id] = pfn
+            if self.plan.generation.array_is_allocated:
+                taken = self.take(node.id, 1, "vmemmap_tails", boot=False)
+                self._array_pfns[node.id] = taken
             self.nodes[node.id] = pfn * page_size
             address = self.plan.space.virtual(pfn)
             struct.pack_into(f"{self._order}Q", pointers, 8 * node.id, address)
@@ -341,16 +353,42 @@ class _Builder:
         pgdat.set("nr_zones", max(populated) + 1)
         for index in range(nr_zones):
             self._zone(pgdat, node, index, address)
-        for tail in vmemmap.tails:
-            if tail.nid != node.id:
-                continue
+        tails = [tail for tail in vmemmap.tails if tail.nid == node.id]
+        if plan.generation.array_is_allocated:
+            self._allocate_arrays(pgdat, node.id, tails)
+            return bytes(pgdat.data)
+        for tail in tails:
             owner = "" if tail.zone is None else f"node_zones[{tail.zone}]."
             slot = tail.order - plan.generation.min_order
             value = plan.space.page_address(tail.pfn)
             if plan.generation.element_is_pfn:
                 value = tail.pfn
             pgdat.set(f"{owner}vmemmap_tails[{slot}]", value)
+            offset = plan.structures.pglist_data.offset(f"{owner}vmemmap_tails")
+            self.tail_arrays[tail.nid, tail.zone] = self.nodes[node.id] + offset
         return bytes(pgdat.data)
+
+    def _allocate_arrays(
+        self, pgdat: StructBytes, nid: int, tails: list[TailPage]
+    ) -> None:
+        """
+        Put the arrays of a node's zones among objects of others, as kzalloc() does, and
+        their addresses into the zones.
+        """
+        plan, pfn = self.plan, self._array_pfns[nid]
+        page = bytearray(SOMEBODY * (plan.page_size // len(SOMEBODY)))
+        size = 8 * plan.generation.slots
+        for tail in tails:
+            at = ((tail.zone or 0) + 1) * 2 * size
+            physical = pfn * plan.page_size + at
+            if (nid, tail.zone) not in self.tail_arrays:
+                page[at : at + size] = bytes(size)
+            self.tail_arrays[nid, tail.zone] = physical
+            path = f"node_zones[{tail.zone}].vmemmap_tails"
+            pgdat.set(path, plan.space.virtual(pfn) + at)
+            at += 8 * (tail.order - plan.generation.min_order)
+            page[at : at + 8] = self._pack("Q", plan.space.page_address(tail.pfn))
+        self.extents.append(self._stored(pfn, bytes(page)))
 
     def _zone(self, pgdat: StructBytes, node: Node, index: int, address: int) -> None:
         name = ZONE_NAMES[index]
@@ -526,6 +564,7 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
         tables=built,
         vmemmap=vmemmap,
         nodes=builder.nodes,
+        tail_arrays=builder.tail_arrays,
     )
 
 

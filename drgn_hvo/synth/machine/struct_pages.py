@@ -426,7 +426,8 @@ class PageWriter:
         :param last_alias: First PFN of the last slice that maps the page.
         """
         rows = self.shared_tail(nid, zone, order)
-        if not self._plan.generation.tail_has_zone:
+        generation = self._plan.generation
+        if not generation.tail_has_zone or generation.array_is_allocated:
             return rows
         self.put(rows, 0, self.flags(nid, zone))
         pfns = last_alias + np.arange(len(rows), dtype=np.int64)

@@ -282,6 +282,8 @@ def _folio(generation: Generation, page: Compound) -> Compound:
 
 def _tails_array(generation: Generation) -> CType:
     element = ULONG if generation.element_is_pfn else pointer("struct page")
+    if generation.array_is_allocated:
+        return pointer(element)
     return array(element, generation.slots)
 
 
