@@ -24,6 +24,7 @@ def shown(case):
 def tail_words(case, offset):
     """Where the words at an offset of all tails of one shared tail page are."""
     pfn = hvo(case.prog).shared_tails[0].pfn
+    assert pfn is not None
     return [pfn * PAGE + i * 64 + offset for i in range(64)]
 
 
