@@ -51,6 +51,7 @@ RULES = [
     "shared-tail-flags",
     "shared-tail-refcount",
     "shared-tail-rest",
+    "vmemmap-entry-bits",
     "vmemmap-tail-frame",
     "vmemmap-tail-writable",
     "vmemmap-head-frame",

@@ -41,6 +41,7 @@ RuleId = Literal[
     "shared-tail-flags",
     "shared-tail-refcount",
     "shared-tail-rest",
+    "vmemmap-entry-bits",
     "vmemmap-tail-frame",
     "vmemmap-tail-writable",
     "vmemmap-head-frame",
@@ -68,6 +69,7 @@ Check = Literal[
     "alignment",
     "hstate-identities",
     "shared-tails",
+    "entry-bits",
     "mappings",
     "folio-heads",
     "folio-nodes",
@@ -236,6 +238,17 @@ RULES = (
         decide="shared-tails",
         subject="slot",
         needs=(Need.NODES, Need.SLOTS, Need.TAIL_STRUCT_PAGES, Need.TAIL_FRAMES),
+    ),
+    Rule(
+        "vmemmap-entry-bits",
+        "page table entries of vmemmap have the same bits for user, cache, global and "
+        "execute, as most of them have; address, accessed, dirty and write bits have "
+        "other rules, or none",
+        "vmemmap_populate(), __vmemmap_split_pmd(), vmemmap_remap_pte(): PAGE_KERNEL",
+        _with_hvo,
+        decide="entry-bits",
+        subject="slice",
+        needs=(Need.PAGE_TABLES,),
     ),
     Rule(
         "vmemmap-tail-frame",

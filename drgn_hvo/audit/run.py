@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Optional, Union
 
 from drgn_hvo.audit.check_compound_heads import CompoundHeads
+from drgn_hvo.audit.check_entry_bits import check_entry_bits
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
 from drgn_hvo.audit.check_hstates import check_identities, check_reserves
 from drgn_hvo.audit.check_identity import check_folio_nodes
@@ -66,6 +67,7 @@ _CHECKS: dict[Check, Union[_Whole, _Scan]] = {
     "alignment": _Whole(check_alignment),
     "hstate-identities": _Whole(check_identities),
     "shared-tails": _Whole(check_tails),
+    "entry-bits": _Whole(check_entry_bits),
     "mappings": _Whole(check_mapping, after=("shared-tails",)),
     # Reference counts may be copies of those of a shared tail page, too.
     "private-tails": _Whole(check_private_tails, after=("mappings", "shared-tails")),

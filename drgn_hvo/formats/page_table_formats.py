@@ -261,6 +261,29 @@ class PageTableFormat:
         """
         return self.protections.read_only is None
 
+    def shared_bits(self, level: int, *, is_mapping: bool) -> int:
+        """
+        The bits that entries of kernel data have in common: all but the address, what
+        the processor sets, and what decides about writes.
+
+        :param is_mapping: Of mappings, else of what leads to tables.
+        """
+        form = self.levels[level]
+        address = form.address if is_mapping else form.table_address
+        writable = form.writable if is_mapping else form.table_writable
+        own = address.mask | address.high_mask
+        if is_mapping and level:
+            # A large page is aligned to its size; flags use some of the bits below.
+            below = address.put(0, (1 << self.shift(level)) - 1)
+            own &= ~below
+        own |= self.accessed | self.dirty | self.protections.write_protected
+        if self.protections.read_only is not None:
+            own |= self.protections.kernel ^ self.protections.read_only
+        own |= form.writable.mask if writable is None else writable.mask
+        if self.napot is not None:
+            own |= self.napot.mask
+        return _WORD & ~own
+
     def decode(self, entry: int, level: int) -> DecodedEntry:
         """What one entry says. *level* 0 is the lowest."""
         form = self.levels[level]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from drgn_hvo.formats.byteorder import type_prefix
 from drgn_hvo.formats.page_table_formats import NAPOT_PAGES, PageTableFormat
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
+from drgn_hvo.kernel.entry_bits import EntryBits
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.translation import Entry, entry_of
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS
@@ -139,13 +140,18 @@ class _Entries:
 
 
 def walk(
-    reader: FrameReader, page_table: PageTableFormat, start: int, end: int
+    reader: FrameReader,
+    page_table: PageTableFormat,
+    start: int,
+    end: int,
+    watch: Optional[EntryBits] = None,
 ) -> Walk:
     """
     Find all mappings between two kernel addresses.
 
     :param start: First address, a canonical one.
     :param end: End (exclusive).
+    :param watch: Is shown all entries on the way that are present.
     """
     reach_shift = page_table.reach_shift
     tables = _Tables(
@@ -166,6 +172,8 @@ def walk(
             entries = _read_entries(
                 reader, page_table, batch, level, (start, end), missing
             )
+            if watch is not None and len(entries):
+                watch.look(level, entries.value, entries.va)
             leaves, others = _split(page_table, entries, level, missing)
             if len(leaves.va):
                 parts.append(_compress(page_table, leaves, level))

@@ -21,6 +21,7 @@ from drgn_hvo.errors import TargetError
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, ranges
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.entry_bits import EntryBits, OddEntries
 from drgn_hvo.kernel.pagetables import MissingTable, Runs, Walk, walk
 from drgn_hvo.kernel.unread import READS_AS_ZEROS
 
@@ -44,6 +45,12 @@ class VmemmapMapping:
         self.base = kernel.vmemmap
         self.size = kernel.geometry.struct_page_size
         self.page_size = kernel.geometry.page_size
+        self._odd_entries: list[OddEntries] = []
+
+    @property
+    def odd_entries(self) -> list[OddEntries]:
+        """Page table entries of vmemmap whose bits are not those of their siblings."""
+        return self._odd_entries if self.has_mappings else []
 
     @cached_property
     def _walk(self) -> Union[Walk, str]:
@@ -51,7 +58,11 @@ class VmemmapMapping:
         kernel = self.kernel
         if kernel.page_table_format is None:
             return kernel.no_page_tables_reason
-        found = walk(kernel.reader, kernel.page_table_format, *kernel.vmemmap_limits)
+        entry_bits = EntryBits(kernel.page_table_format)
+        found = walk(
+            kernel.reader, kernel.page_table_format, *kernel.vmemmap_limits, entry_bits
+        )
+        self._odd_entries = entry_bits.odd()
         found = self._without_reserves(found)
         if not len(found.runs) and found.missing:
             return "the page tables of vmemmap are not in this dump"

@@ -344,6 +344,14 @@ AUDIT = (
         ("test_identity.py::test_a_pool_that_is_gone",),
     ),
     Mutant(
+        "audit-entry-bits-of-tables",
+        "audit/check_entry_bits.py::_add",
+        "e.level == odd.level",
+        "e.level == 0",
+        "a wrong entry that leads to a table would be sought among its mappings",
+        ("test_entry_bits.py::test_each_bit_at_each_level",),
+    ),
+    Mutant(
         "audit-folio-node-unread",
         "audit/check_identity.py::check_folio_nodes",
         "if not mmzone.knows_all_zones:",

@@ -13,6 +13,22 @@ __all__ = ("KERNEL",)
 
 KERNEL = (
     Mutant(
+        "kernel-entry-bits-majority",
+        "kernel/entry_bits.py::EntryBits.odd",
+        "siblings[bits ^ plain] < siblings[usual]",
+        "siblings[bits ^ plain] > siblings[usual]",
+        "no entry would differ from its siblings",
+        ("test_entry_bits.py::test_each_bit_at_each_level",),
+    ),
+    Mutant(
+        "kernel-entry-bits-accessed",
+        "formats/page_table_formats.py::PageTableFormat.shared_bits",
+        "own |= self.accessed | self.dirty | self.protections.write_protected",
+        "",
+        "what a processor sets in an entry would be damage",
+        ("test_entry_bits.py::test_what_the_processor_and_HVO_change",),
+    ),
+    Mutant(
         "kernel-upper-tables-protect",
         "kernel/pagetables.py::_split",
         "decoded.writable & entries.writable",

@@ -225,6 +225,17 @@ def _pte_none(t: Targets) -> Changes:
     return [t.entry(entry, empty[0] if empty else 0, "entry of slice 3 of a folio")]
 
 
+def _entry_bits(t: Targets) -> Changes:
+    """Such as the bit for user mode."""
+    entry, page_table = t.machine.slice_entry(t.optimized_head(), 3), t.page_table
+    shared = page_table.shared_bits(0, is_mapping=True)
+    shared &= ~page_table.protections.kernel
+    for form in page_table.levels[0].present:
+        shared &= ~form.mask
+    value = t.read_entry(entry) ^ (shared & -shared)
+    return [t.entry(entry, value, "a bit of the entry of slice 3 of a folio")]
+
+
 def _head_shared(t: Targets) -> Changes:
     one = t.machine.slice_entry(t.optimized_head(0))
     two = t.machine.slice_entry(t.optimized_head(1))
@@ -514,6 +525,8 @@ FAULTS: tuple[Fault, ...] = (
           "vmemmap-tail-frame", _hvo, _pte_foreign),
     Fault("pte-writable", "a slice of a folio that shares its frame is writable",
           "vmemmap-tail-writable", _hvo, _pte_writable),
+    Fault("pte-bits", "a slice of a folio has other bits than its siblings",
+          "vmemmap-entry-bits", _hvo, _entry_bits),
     Fault("pte-none", "a slice of a folio is not mapped",
           "vmemmap-tail-writable", _hvo, _pte_none, ("vmemmap-tail-frame",)),
     Fault("head-frame-shared", "two folios have one frame for their heads",

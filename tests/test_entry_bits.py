@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Bits of page table entries
+--------------------------
+
+Every bit of an entry of vmemmap that is no part of its address, and is not what the
+processor or HVO changes, is that of its siblings, at all levels.
+"""
+
+import pytest
+
+from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.kernel.translation import entries_to
+from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import make_machine
+from tests.synth_support import describe
+
+
+def check(machine):
+    return check_document(hvo(program(machine)), "core", CheckScope())
+
+
+@pytest.mark.parametrize("name", ["shared-7.3", "fake-head-6.12"])
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_each_bit_at_each_level(name, level):
+    machine, _ = make_machine(describe(name))
+    bound = hvo(program(machine))
+    page_table = bound.kernel.page_table_format
+    assert page_table is not None
+    head = int(bound.hugetlb.folios.head_pfn[0])
+    reader = bound.kernel.reader
+    way = entries_to(
+        reader.read_bytes,
+        page_table,
+        reader.byteorder,
+        bound.vmemmap.page_address(head),
+    )
+    (entry,) = (e for e in way if e is not None and e.level == level)
+    shared = page_table.shared_bits(level, is_mapping=level == 0)
+    # The rest of the audit is about what is not there at all.
+    present = page_table.levels[level].present[0].mask
+    bits = [bit for bit in range(64) if (shared & ~present) >> bit & 1]
+    assert {2, 3, 4, 8, 63} <= set(bits)
+    for bit in bits:
+        if level > 1 and bit == 7:
+            continue  # a mapping of all of vmemmap, or none: it has no siblings
+        value = entry.value ^ 1 << bit
+        machine.image.write(entry.address, value.to_bytes(8, "little"))
+        doc = check(machine)
+        first = doc["findings"][0]
+        assert first["rule"] == "vmemmap-entry-bits", bit
+        assert int(first["physical_address"], 0) == entry.address
+        assert int(first["actual"], 0) == value
+        if bit != 7:  # which makes a large mapping of a table
+            assert int(first["expected"], 0) == entry.value
+            assert len(doc["findings"]) == 1
+    machine.image.write(entry.address, entry.value.to_bytes(8, "little"))
+    assert check(machine)["findings"] == []
+
+
+@pytest.mark.parametrize("bit", [1, 5, 6, 58])
+def test_what_the_processor_and_HVO_change(bit):
+    """Of a slice that a folio has to itself, none of these says anything here."""
+    machine, _ = make_machine(describe("shared-7.3"))
+    pfn = hvo(program(machine)).hugetlb.folios.head_pfn[0]
+    entry = machine.slice_entry(int(pfn))
+    value = int.from_bytes(machine.image.read(entry, 8), "little") ^ 1 << bit
+    machine.image.write(entry, value.to_bytes(8, "little"))
+    rules = {finding["rule"] for finding in check(machine)["findings"]}
+    assert "vmemmap-entry-bits" not in rules
