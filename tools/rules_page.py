@@ -31,6 +31,23 @@ def rules_page() -> str:
         lines.append(
             f"| `{rule.id}` | {rule.severity}{deep} | {rule.holds} | {rule.source} |"
         )
+    lines += ["", "## What is no damage", ""]
+    lines += [
+        "A kernel stops between two stores. What it leaves half done is counted",
+        "(`in_transition`, `excused`), and not held against it:",
+        "",
+    ]
+    for rule in RULES:
+        if rule.in_transition:
+            lines.append(f"- `{rule.id}`, in transition: {rule.in_transition}")
+        if rule.locked is not None:
+            lines.append(
+                f"- `{rule.id}`, while `hugetlb_lock` is held: {rule.locked.what}"
+            )
+    lines += [
+        "",
+        "Where nothing tells whether the lock was held, such a rule is not decided.",
+    ]
     lines += ["", "## Known kernel defects", ""]
     for defect in DEFECTS.values():
         lines += [

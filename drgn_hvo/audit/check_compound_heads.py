@@ -99,6 +99,7 @@ class CompoundHeads:
         if context.transitions.are_orders_reset:
             doubtful &= covers == 0
         wrong &= ~self._are_in_transition(np.where(doubtful, head_pfns, -1))
+        wrong &= ~self._are_left_of_larger(pfns, np.where(wrong, head_pfns, -1))
         for i in np.flatnonzero(wrong).tolist():
             self._add(int(pfns[i]), int(infos[i]), int(head_pfns[i]))
 
@@ -111,11 +112,26 @@ class CompoundHeads:
         for pfn in distinct_index(pfns[pfns >= 0])[0].tolist():
             holds = self._context.transitions.holds(pfn)
             if holds is None:
-                what = "struct pages behind a head that may be in transition"
-                self._context.audit.undecide("compound-heads", f"{what} {NOT_IN_DUMP}")
+                self._undecide("struct pages behind a head that may be in transition")
             if holds is not False:
                 held.append(pfn)
         return is_in(pfns, np.array(held, dtype=np.int64))
+
+    def _are_left_of_larger(self, pfns: Int64Array, heads: Int64Array) -> BoolArray:
+        """Which tails are left of a huge page that is being demoted."""
+        left = np.zeros(len(pfns), dtype=np.bool_)
+        for head in distinct_index(heads[heads >= 0])[0].tolist():
+            rest = self._context.transitions.splits.rest(head)
+            if rest is None:
+                self._undecide("struct pages of a huge page that may be demoted")
+                left |= heads == head
+            else:
+                inside = (rest.first <= pfns) & (pfns < rest.end)
+                left |= (heads == head) & inside
+        return left
+
+    def _undecide(self, what: str) -> None:
+        self._context.audit.undecide("compound-heads", f"{what} {NOT_IN_DUMP}")
 
     def _cover(self, pages: SlicePages, pfns: Int64Array) -> Int64Array:
         """How many pages each head covers, 0 if it is no head."""

@@ -79,6 +79,9 @@ class _Heads:
                 self._add_head(i, what, fields.order_place[0], order, own)
         if folios.is_hugetlb is not None and fields.hugetlb_place is not None:
             for i in self._where(present & ~folios.is_hugetlb):
+                if fields.is_typed_last and context.in_transition[i]:
+                    context.audit.transitional.add(int(folios.head_pfn[i]))
+                    continue
                 self._add_head(
                     i, "is not of type hugetlb", fields.hugetlb_place[0], None, None
                 )

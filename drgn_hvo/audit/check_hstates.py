@@ -78,12 +78,9 @@ def _check_reserve(context: Context, hstate: HState) -> None:
     reserved, free = hstate.reserved, hstate.free
     if reserved is None or free is None or 0 <= reserved <= max(free, 0):
         return
-    if context.lock.state == "unknown":
-        context.audit.undecide("hstate-reserve", context.lock.why)
-        return
-    if context.lock.state == "held" and reserved >= 0:
-        # dequeue_hugetlb_folio() counts the free ones down first.
-        context.audit.excuse("hstate-reserve")
+    # Nobody makes it negative, whoever holds the lock.
+    may_be_excused = reserved >= 0 or context.lock.state == "unknown"
+    if may_be_excused and context.is_excused_by_lock("hstate-reserve"):
         return
     pool = Object(context.kernel.prog, "struct hstate *", hstate.address)
     address = pool.resv_huge_pages.address_of_().value_()

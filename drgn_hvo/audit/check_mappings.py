@@ -17,6 +17,7 @@ import numpy as np
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot, Subject
+from drgn_hvo.audit.folio_transitions import have_own_frames
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.pools import NO_LIST
@@ -49,8 +50,9 @@ class _Mapping:
         self._audit = context.audit
         self._folios = context.hugetlb.folios
         self._first_slice = self._folios.head_pfn * context.size // context.page_size
-        self._expected = self._expected_frames()
+        self._expected = context.expected_frames
         self._irregular = np.zeros(len(self._folios), dtype=np.bool_)
+        self._are_own = have_own_frames(context)
 
     def check(self) -> None:
         self._check_heads()
@@ -74,17 +76,6 @@ class _Mapping:
 
     def _slot_of(self, i: int) -> Subject:
         return self._context.slot_subject(*self._slot_key(i))
-
-    def _expected_frames(self) -> Int64Array:
-        """The frame that tail slices of each folio should map, -1 if none."""
-        if self._context.layout.tails.kind != "shared":
-            return self._folios.head_frame
-        frames = np.full(len(self._folios), -1, dtype=np.int64)
-        for tail in self._context.hvo.shared_tails:
-            if tail.pfn is not None:
-                mine = self._context.of_slot(tail.nid, tail.zone_index, tail.order)
-                frames[mine] = tail.pfn
-        return frames
 
     def _is_excused(self, i: int) -> bool:
         """Whether what is irregular about a folio is that it is in transition."""
@@ -229,7 +220,8 @@ class _Mapping:
     def _add_wrong_frame(self, pair: int) -> None:
         slices = self._folios.tail_slices
         i = int(slices.folio[pair])
-        if self._is_excused(i):
+        # Of a folio in transition, slices may have a frame of their own, and no other.
+        if self._are_own[pair] and self._is_excused(i):
             return
         head_pfn = int(self._folios.head_pfn[i])
         slot = self._slot_of(i)
@@ -269,8 +261,6 @@ class _Mapping:
     def _add_writable(self, pair: int) -> None:
         slices = self._folios.tail_slices
         i = int(slices.folio[pair])
-        if self._is_excused(i):
-            return
         page_table = self._context.kernel.page_table_format
         assert page_table is not None, "run_audit() has checked that"
         head_pfn, first = int(self._folios.head_pfn[i]), int(slices.first[pair])
@@ -312,9 +302,7 @@ class _Mapping:
             slices = np.arange(first, first + int(self._folios.slices[i]))
             _, mapped = self._context.vmemmap.frames(slices)
             hole = next(s for s in slices[~mapped].tolist() if s != first)
-            if self._context.is_missing(hole) or self._is_excused(i):
-                continue
-            if self._is_told_above(hole):
+            if self._context.is_missing(hole) or self._is_told_above(hole):
                 continue
             optimized = bool(self._optimized()[i])
             head_pfn = int(self._folios.head_pfn[i])
@@ -357,7 +345,7 @@ class _Mapping:
             first = int(self._first_slice[i])
             if not mapped[i] and self._context.is_missing(first):
                 continue
-            if self._is_excused(i) or self._is_told_above(first):
+            if self._is_told_above(first):
                 continue
             place = first
             if others[i] and writable[i] and self._is_owner(i):
@@ -474,8 +462,6 @@ class _Mapping:
         slices = self._folios.tail_slices
         for pair in np.flatnonzero(plain[slices.folio] & ~slices.writable).tolist():
             i, first = int(slices.folio[pair]), int(slices.first[pair])
-            if self._is_excused(i):
-                continue
             head_pfn = int(self._folios.head_pfn[i])
             spot = self._context.entry_spot(int(self._first_slice[i]) + first)
             self._audit.add(
@@ -544,16 +530,12 @@ class _Mapping:
         owned[owned] = (
             pfns[owned] < (folios.head_pfn + (1 << folios.order))[owner[owned]]
         )
-        excused = np.zeros(len(strays), dtype=np.bool_)
-        excused[owned] = self._context.in_transition[owner[owned]]
-        self._irregular[owner[excused]] = True
-        if not excused.all():
-            self._add_stray(
-                tail,
-                int(strays[~excused][0]),
-                folded=int((~excused).sum()) - 1,
-                affected=len(np.unique(owner[owned & ~excused])),
-            )
+        self._add_stray(
+            tail,
+            int(strays[0]),
+            folded=len(strays) - 1,
+            affected=len(np.unique(owner[owned])),
+        )
 
     def _add_stray(
         self,
@@ -568,8 +550,6 @@ class _Mapping:
         owner = self._context.folio_of(pfn)
         if owner is not None:
             head_pfn = int(self._folios.head_pfn[owner])
-            if self._is_excused(owner):
-                return
         zone = self._context.zone_name(tail.nid, tail.zone_index)
         spot = self._context.entry_spot(slice_)
         place = Place(

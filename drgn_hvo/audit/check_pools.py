@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place, Subject
-from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.kernel.arrays import BoolArray, distinct
 from drgn_hvo.kernel.unread import READS_AS_ZEROS, Need
 from drgn_hvo.memmap.pools import (
@@ -53,7 +52,7 @@ def _check_links(context: Context, a_list: HugePageList) -> None:
         return
     # __list_add() and __list_del() store four words, and two: in between, a list can
     # still be followed to its end.
-    if not broken.ends and _is_excused(context, "hstate-lists"):
+    if not broken.ends and context.is_excused_by_lock("hstate-lists"):
         return
     # The folio whose lru breaks, or the last one in front of it.
     pfn = _folio_of(context, broken.address)
@@ -122,23 +121,6 @@ class _Wrong:
     is_freed_flag: bool = False
 
 
-def _is_excused(context: Context, rule: RuleId) -> bool:
-    """
-    Whether something that breaks a rule is what the holder of hugetlb_lock leaves half
-    done, or may be. It does one thing at a time: enqueue_hugetlb_folio(),
-    dequeue_hugetlb_folio() and remove_hugetlb_folio() (mm/hugetlb.c) move one folio,
-    count it, and change its HPG_freed.
-    """
-    lock = context.lock
-    if lock.state == "unknown":
-        context.audit.undecide(rule, lock.why)
-        return True
-    if lock.state == "free" or context.audit.excused.get(rule):
-        return False
-    context.audit.excuse(rule)
-    return True
-
-
 def _check_members(context: Context, a_list: HugePageList) -> None:
     folios = context.hugetlb.folios
     heads = np.asarray(a_list.heads)
@@ -149,7 +131,7 @@ def _check_members(context: Context, a_list: HugePageList) -> None:
     suspect = context.readable[index] & _may_be_wrong(context, a_list, index)
     for i in index[suspect].tolist():
         for wrong in _wrong_member(context, a_list, i):
-            if wrong.is_freed_flag and _is_excused(context, "folio-list"):
+            if wrong.is_freed_flag and context.is_excused_by_lock("folio-list"):
                 continue
             head_pfn = int(folios.head_pfn[i])
             residue = _boot_tail(context, a_list, wrong)
@@ -365,14 +347,12 @@ def _add_counter(
         reason = f"counters of the pool of order {hstate.order} {READS_AS_ZEROS}"
         context.audit.undecide("hstate-counters", reason)
         return
-    lock = context.lock
-    if lock.state == "unknown":
-        # Whoever held it may have been about to make this right.
-        context.audit.undecide("hstate-counters", lock.why)
-        return
-    held = lock.state == "held"
-    if held and abs((expected or 0) - (actual or 0)) == 1 and _is_moving(context):
-        context.audit.excuse("hstate-counters")
+    held = context.lock.state == "held"
+    # What nobody is seen to move stays a warning.
+    may_be_excused = not held or (
+        abs((expected or 0) - (actual or 0)) == 1 and _is_moving(context)
+    )
+    if may_be_excused and context.is_excused_by_lock("hstate-counters"):
         return
     context.audit.add(
         Finding(

@@ -16,14 +16,15 @@ from drgn import FaultError
 import numpy as np
 
 from drgn_hvo.audit.findings import Audit, Place, Spot, Subject
+from drgn_hvo.audit.folio_transitions import huge_pages_in_transition
 from drgn_hvo.audit.in_transition import Transitions
 from drgn_hvo.audit.lock import Lock, hugetlb_lock
+from drgn_hvo.audit.rules import RULE_BY_ID, RuleId
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.pagetables import Entry, find_entry, walk
 from drgn_hvo.kernel.translation import entries_to
 from drgn_hvo.memmap.folios import Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
-from drgn_hvo.memmap.pools import NO_LIST
 
 __all__ = ("Context",)
 
@@ -60,16 +61,20 @@ class Context:
 
     @cached_property
     def in_transition(self) -> BoolArray:
-        """
-        Folios that are caught between two states: frozen, on no list although no list
-        is damaged, and their head still aligned with its own tail behind it.
-        """
+        """Folios that are caught between two states."""
+        return huge_pages_in_transition(self)
+
+    @cached_property
+    def expected_frames(self) -> Int64Array:
+        """The frame that the tail slices of each folio should map, -1 if none."""
         folios = self.hugetlb.folios
-        if any(a_list.is_damaged for a_list in self.hugetlb.lists):
-            return np.zeros(len(folios), dtype=np.bool_)
-        aligned = folios.head_pfn % (1 << folios.order) == 0
-        frozen = folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
-        return frozen & folios.PG_head & aligned
+        if self.layout.tails.kind != "shared":
+            return folios.head_frame
+        frames = np.full(len(folios), -1, dtype=np.int64)
+        for tail in self.hvo.shared_tails:
+            if tail.pfn is not None:
+                frames[self.of_slot(tail.nid, tail.zone_index, tail.order)] = tail.pfn
+        return frames
 
     @cached_property
     def transitions(self) -> Transitions:
@@ -80,6 +85,22 @@ class Context:
     def lock(self) -> Lock:
         """Whether hugetlb_lock was held."""
         return hugetlb_lock(self.kernel)
+
+    def is_excused_by_lock(self, rule: RuleId) -> bool:
+        """
+        Whether something that breaks a rule is what the holder of hugetlb_lock leaves
+        half done, or may be; then it is counted, or the rule is not decided.
+        """
+        excuse = RULE_BY_ID[rule].locked
+        if excuse is None or self.lock.state == "free":
+            return False
+        if self.lock.state == "unknown":
+            self.audit.undecide(rule, self.lock.why)
+            return True
+        if excuse.most and self.audit.excused.get(rule, 0) >= excuse.most:
+            return False
+        self.audit.excuse(rule)
+        return True
 
     @cached_property
     def foreign(self) -> BoolArray:

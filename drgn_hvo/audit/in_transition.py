@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
-from drgn_hvo.kernel.arrays import Int64Array, column
-from drgn_hvo.memmap.vmemmap import StructPages
+from drgn_hvo.audit.compound_pages import CompoundPages
+from drgn_hvo.audit.splits import Splits
 
 if TYPE_CHECKING:
     from drgn_hvo.audit.context import Context
@@ -33,9 +33,6 @@ _CHUNK = 4096
 # is (arch/x86/Kconfig): more of them than that are damage.
 _MOST = 8192
 
-# For tails that do not lie behind each other.
-_SCATTERED = (0, 0)
-
 
 @dataclass(frozen=True)
 class Transition:
@@ -48,11 +45,14 @@ class Transition:
     :param source: Where the kernel does it, and in which order it stores.
     :param is_prefix: The tails that lead to the head are the first ones; else the last.
     :param has_order: Whether the head says its order meanwhile, which is otherwise 0.
+    :param is_piece: Whether the pages behind its tails are those of a larger page that
+        is being split up, see :mod:`drgn_hvo.audit.splits`.
     """
 
     source: str
     is_prefix: bool
     has_order: bool
+    is_piece: bool = False
 
 
 TRANSITIONS = (
@@ -81,20 +81,40 @@ TRANSITIONS = (
         is_prefix=False,
         has_order=True,
     ),
+    Transition(
+        "demote_free_hugetlb_folios() (mm/hugetlb.c), __split_folio_to_order() "
+        "(mm/huge_memory.c): prep_compound_page() of one piece after another; what "
+        "is not yet a piece still are tails of the whole",
+        is_prefix=True,
+        has_order=False,
+        is_piece=True,
+    ),
+    Transition(
+        "hugetlb_folio_init_vmemmap() (mm/hugetlb.c), while booting: PG_head, then the "
+        "reference count becomes 0, tail 1 to the last, the order last",
+        is_prefix=True,
+        has_order=False,
+    ),
 )
 
 
 @dataclass(frozen=True)
-class _Head:
+class _Tails:
     """
-    The words of a head that tell whether it can be in transition.
+    The tails behind a head, which lie behind each other.
 
-    :param order: 0, too, if what the kernel keeps there is not reset.
+    :param first: The first one, counted from the head.
+    :param end: The first page behind that is none of them.
+    :param follows: The head that this page is a tail of, if it is one.
     """
 
-    untyped: bool
-    refcount: int
-    order: int
+    first: int
+    end: int
+    follows: Optional[int] = None
+
+
+# For tails that do not lie behind each other, or among those of other heads.
+_SCATTERED = _Tails(0, 0)
 
 
 class Transitions:
@@ -102,6 +122,8 @@ class Transitions:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._pages = CompoundPages(context)
+        self.splits = Splits(context)
         self._known: dict[int, Optional[bool]] = {}
 
     def holds(self, pfn: int) -> Optional[bool]:
@@ -131,13 +153,14 @@ class Transitions:
     @property
     def found(self) -> set[int]:
         """The heads that are in transition."""
-        return {pfn for pfn, holds in self._known.items() if holds}
+        found = {pfn for pfn, holds in self._known.items() if holds}
+        return found | self.splits.found
 
     def _look(self, pfn: int) -> Optional[bool]:
-        head = self._read_head(pfn)
+        head = self._pages.head(pfn)
         if head is None:
             return None
-        if not head.untyped or pfn % 2:
+        if not head.is_head or head.is_typed or pfn % 2:
             return False
         # Since v6.13 pages are allocated frozen, and get their reference when they are
         # whole; before, prep_new_page() first sets it. Kernels with shared tail pages
@@ -145,20 +168,26 @@ class Transitions:
         most = 0 if self._context.layout.tails.kind == "shared" else 1
         if not 0 <= head.refcount <= most:
             return False
-        tails = self._tails(pfn, head.order)
+        order = head.order if self.are_orders_reset else 0
+        tails = self._tails(pfn, order)
         if tails is None or tails == _SCATTERED:
             return None if tails is None else False
-        return any(self._fits(one, head, pfn, tails) for one in TRANSITIONS)
+        fits = [one for one in TRANSITIONS if self._fits(one, order, pfn, tails)]
+        if not fits or tails.follows is None:
+            return bool(fits)
+        return self.splits.may_be_piece(tails.follows, pfn, pfn + tails.end)
 
     def _fits(
-        self, transition: Transition, head: _Head, pfn: int, tails: tuple[int, int]
+        self, transition: Transition, order: int, pfn: int, tails: _Tails
     ) -> bool:
-        first, end = tails
-        if head.order and (first, end) == (1, 1 << head.order):
+        first, end = tails.first, tails.end
+        if order and (first, end) == (1, 1 << order):
             return False  # whole: what is wrong with it is something else
-        if transition.has_order != (head.order > 0):
+        if transition.has_order != (order > 0):
             return False
-        size = 1 << head.order if head.order else None
+        if transition.is_piece != (tails.follows is not None):
+            return False
+        size = 1 << order if order else None
         if first == end:  # Before the first tail, or behind the last.
             return size is None or pfn % size == 0
         if transition.is_prefix:
@@ -167,63 +196,49 @@ class Transitions:
         whole = end & (end - 1) == 0 and pfn % end == 0
         return whole and (size is None or end == size)
 
-    def _read_head(self, pfn: int) -> Optional[_Head]:
-        context, page = self._context, self._context.kernel.struct_page
-        rows = context.vmemmap.read_pages(np.array([pfn], dtype=np.int64), 3)
-        orders = context.hvo.fields.orders(rows.data)
-        if not rows.present[0] or orders is None:
-            return None
-        if page.mapcount is None or page.refcount is None:
-            return None
-        u32 = context.kernel.reader.u32
-        if not int(context.vmemmap.flags(rows)[0]) & context.kernel.PG_head_mask:
-            return _Head(untyped=False, refcount=0, order=0)
-        kind = int(column(rows.data, page.mapcount, u32)[0])
-        refcount = int(column(rows.data, page.refcount, u32)[0])
-        order = int(orders[0]) if self.are_orders_reset else 0
-        return _Head(kind == 0xFFFFFFFF, refcount, order)
-
-    def _tails(self, pfn: int, order: int) -> Optional[tuple[int, int]]:
+    def _tails(self, pfn: int, order: int) -> Optional[_Tails]:
         """
         Which pages behind a head are its tails.
 
-        :return: The first one and the end, counted from the head; :data:`_SCATTERED`
-            if they do not lie behind each other; ``None`` if they were not all read.
+        :return: :data:`_SCATTERED` if they do not lie behind each other, or behind
+            tails of another head; ``None`` if they were not all read.
         """
         limit = self._limit(pfn, order)
         first: Optional[int] = None
+        strange = False
         at = 1
         while at < limit:
             count = min(_CHUNK, limit - at)
-            pages = self._read(pfn + at, count)
+            pages = self._pages.read(pfn + at, count)
             if not pages.present.all():
                 return None
-            places = np.flatnonzero(self._lead_to(pfn, pfn + at, pages))
-            if self._has_strangers(pages, places):
-                return _SCATTERED
+            are_tails, heads = self._pages.heads_of(pfn + at, pages)
+            mine = self._pages.lead_to(pfn, pfn + at, pages)
+            places = np.flatnonzero(mine)
             if first is None and len(places):
                 first = at + int(places[0])
-            if first is not None:
-                expected = np.arange(max(first - at, 0), count)
-                end = at + len(places) + max(first - at, 0)
-                if not np.array_equal(places, expected[: len(places)]):
-                    return _SCATTERED
-                if end < at + count:
-                    return first, end
-            elif at >= self._most_in_front(limit):
+            start = 0 if first is None else max(first - at, 0)
+            end = start + len(places) if first is not None else 0
+            others = are_tails & ~mine
+            if others[:end].any() or not mine[start:end].all():
+                return _SCATTERED
+            if first is not None and first >= at and strange:
+                return _SCATTERED
+            strange |= first is None and bool(others.any())
+            if first is None and at == 1 and are_tails[0]:
+                return _Tails(1, 1, self._pfn_of(int(heads[0])))
+            if first is not None and end < count:
+                follows = self._pfn_of(int(heads[end])) if are_tails[end] else None
+                return _Tails(first, at + end, follows)
+            if first is None and at >= self._most_in_front(limit):
                 break
             at += count
-        return (1, 1) if first is None else (first, limit)
+        return _Tails(1, 1) if first is None else _Tails(first, limit)
 
-    def _has_strangers(self, pages: StructPages, places: Int64Array) -> bool:
-        """
-        Whether a page in front of the last tail, or right behind the head or that one,
-        is a tail of another head. Nothing leaves that.
-        """
-        end = int(places[-1]) + 1 if len(places) else 0
-        infos = self._context.vmemmap.tail_words(pages)[: end + 1]
-        tails = int(np.count_nonzero(infos & np.uint64(1)))
-        return tails > len(places)
+    def _pfn_of(self, head: int) -> int:
+        """The PFN of a head, -1 if it is none."""
+        pfn = self._context.vmemmap.page_pfn(head)
+        return -1 if pfn is None else pfn
 
     def _limit(self, pfn: int, order: int) -> int:
         """How many pages a compound page that begins here can have at most."""
@@ -239,16 +254,3 @@ class Transitions:
         """
         hstates = self._context.hugetlb.hstates
         return min(limit, max((1 << h.order for h in hstates), default=1024))
-
-    def _read(self, pfn: int, count: int) -> StructPages:
-        pfns: Int64Array = np.arange(pfn, pfn + count, dtype=np.int64)
-        return self._context.vmemmap.read_pages(pfns)
-
-    def _lead_to(self, head: int, first: int, pages: StructPages) -> Int64Array:
-        """Which struct pages from *first* on are tails of a head."""
-        context = self._context
-        infos = context.vmemmap.tail_words(pages)
-        pfns = np.arange(first, first + len(infos), dtype=np.int64)
-        leads = context.hvo.heads.of_tails(pfns, infos)
-        is_tail = (infos & np.uint64(1)) != 0
-        return is_tail & (leads == np.uint64(context.vmemmap.page_address(head)))

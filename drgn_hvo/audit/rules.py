@@ -113,6 +113,19 @@ def _with_hvo(layout: Layout) -> Optional[str]:
 
 
 @dataclass(frozen=True)
+class LockExcuse:
+    """
+    What the holder of hugetlb_lock leaves half done that breaks a rule.
+
+    :param what: What it is, and which code does it in which order.
+    :param most: How many times it can be seen at once; 0 if that has no limit.
+    """
+
+    what: str
+    most: int = 0
+
+
+@dataclass(frozen=True)
 class Rule:
     """
     A rule of the audit.
@@ -125,6 +138,11 @@ class Rule:
     :param needs: What has to be read for that, beyond what tells the layout.
     :param severity: Of what breaks it: ``"error"`` or ``"warning"``.
     :param deep: Whether only ``--deep`` checks it.
+    :param locked: What is excused, and counted, while hugetlb_lock is held, and not
+        decided where nothing tells whether it is; without this, the lock excuses
+        nothing.
+    :param in_transition: What is excused of pages that the kernel is changing, and
+        what damage cannot be told from that.
     """
 
     id: RuleId
@@ -136,7 +154,22 @@ class Rule:
     needs: tuple[Need, ...]
     severity: str = "error"
     deep: bool = False
+    locked: Optional[LockExcuse] = None
+    in_transition: str = ""
 
+
+# What is said of more than one rule.
+_HALF_REMAPPED = (
+    "of a huge page that nobody holds, on no list and frozen (in 6.1 with one "
+    "reference), the slices with frames of their own, if they are the first ones or "
+    "the last ones: HVO is remapping it"
+)
+_NOT_YET_OR_NO_LONGER = (
+    "a head without a type and without an order, or with tails missing, whose tails "
+    "are the first ones or the last ones of such a page, or of a piece of a page that "
+    "is being split up; PG_head of an order-0 page that is free, which damage set, "
+    "looks the same as the first store of prep_compound_page()"
+)
 
 RULES = (
     Rule(
@@ -259,6 +292,7 @@ RULES = (
         decide="mappings",
         subject="folio",
         needs=(*_FOLIOS, Need.SLOTS, Need.FOLIO_ZONES),
+        in_transition=_HALF_REMAPPED,
     ),
     Rule(
         "vmemmap-tail-writable",
@@ -292,6 +326,7 @@ RULES = (
         decide="folio-heads",
         subject="folio",
         needs=(*_FOLIOS, Need.FOLIO_HEADS),
+        in_transition="before v6.6, the type of a huge page that HVO is remapping",
     ),
     Rule(
         "folio-node",
@@ -372,6 +407,7 @@ RULES = (
         decide="mappings",
         subject="folio",
         needs=(*_FOLIOS, Need.FOLIO_HEADS),
+        in_transition="the flag of such a huge page",
     ),
     Rule(
         "folio-unoptimized",
@@ -391,6 +427,11 @@ RULES = (
         decide="pools",
         subject="folio",
         needs=(Need.NODES, Need.POOLS, Need.LISTS, Need.FOLIO_HEADS, Need.FOLIO_ZONES),
+        locked=LockExcuse(
+            "HPG_freed: enqueue_hugetlb_folio() sets it behind list_move(), "
+            "dequeue_hugetlb_folio() clears it behind",
+            most=1,
+        ),
     ),
     Rule(
         "hstate-lists",
@@ -400,6 +441,11 @@ RULES = (
         decide="pools",
         subject="hstate",
         needs=(Need.NODES, Need.POOLS, Need.LISTS),
+        locked=LockExcuse(
+            "a link that leads past one entry, or back to another: __list_add() stores "
+            "four words, __list_del() two",
+            most=1,
+        ),
     ),
     Rule(
         "hstate-counters",
@@ -411,6 +457,13 @@ RULES = (
         decide="pools",
         subject="hstate",
         needs=(Need.NODES, Need.POOLS, Need.LISTS, Need.COUNTERS),
+        locked=LockExcuse(
+            "a difference of one while a huge page is seen on its way between lists: "
+            "enqueue_hugetlb_folio() and remove_hugetlb_folio() store the total and "
+            "that of the node behind the links",
+            # Free ones in total and of a node, and all huge pages.
+            most=4,
+        ),
     ),
     Rule(
         "hstate-reserve",
@@ -422,6 +475,10 @@ RULES = (
         subject="hstate",
         needs=(Need.POOLS, Need.COUNTERS),
         severity="warning",
+        locked=LockExcuse(
+            "more reserved than free: dequeue_hugetlb_folio() counts the free ones "
+            "down first, gather_surplus_pages() the reserved ones up"
+        ),
     ),
     Rule(
         "stray-shared-tail",
@@ -443,6 +500,7 @@ RULES = (
         decide="stray-heads",
         subject="struct page",
         needs=(Need.PAGE_TABLES, Need.SPLIT_STRUCT_PAGES),
+        in_transition=_NOT_YET_OR_NO_LONGER,
     ),
     Rule(
         "compound-heads",
@@ -454,6 +512,7 @@ RULES = (
         subject="struct page",
         needs=(Need.ALL_STRUCT_PAGES,),
         deep=True,
+        in_transition="tails of such heads",
     ),
 )
 

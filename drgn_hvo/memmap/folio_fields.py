@@ -176,9 +176,12 @@ class FolioFields:
     How to read folios of one kernel, from rows of :data:`HEAD_PAGES` struct pages.
 
     ``None`` in place of an answer means that nothing says where to find it.
+
+    :param page_size: Of a struct page, in bytes.
     """
 
     byteorder: ByteOrder
+    page_size: int
     _order: Optional[_Field]
     _hugetlb: Optional[_Test]
 
@@ -207,6 +210,26 @@ class FolioFields:
         field = self._hugetlb.field
         return field.offset, field.size, self._hugetlb.mask
 
+    @property
+    def is_type_behind_head(self) -> bool:
+        """
+        Whether what makes a folio hugetlb is in the first tail: a destructor or a flag.
+        Since Linux kernel commit d99e3140a4d3 ("mm: turn folio_test_hugetlb into a
+        PageType") (in v6.10) it is in the head.
+        """
+        place = self.hugetlb_place
+        return place is not None and place[0] >= self.page_size
+
+    @property
+    def is_typed_last(self) -> bool:
+        """
+        Whether HVO remaps a folio before it is hugetlb: since Linux kernel commit
+        d8f5f7e445f0 ("hugetlb: set hugetlb page flag before optimizing vmemmap") (in
+        v6.6) __prep_new_hugetlb_folio() does not; before, it stored a destructor.
+        """
+        place = self.hugetlb_place
+        return self.is_type_behind_head and place is not None and place[1] == 1
+
     def words(self, heads: ByteArray, offset: int, size: int) -> npt.NDArray[np.uint64]:
         """An unsigned field of the head's struct page."""
         return _Field(offset, size).values(heads, self.byteorder)
@@ -215,5 +238,8 @@ class FolioFields:
 def folio_fields(kernel: Kernel) -> FolioFields:
     """Find out where this kernel keeps the fields of a folio."""
     return FolioFields(
-        kernel.sources.byteorder, _first(_ORDER, kernel), _first(_HUGETLB, kernel)
+        kernel.sources.byteorder,
+        kernel.struct_page.size,
+        _first(_ORDER, kernel),
+        _first(_HUGETLB, kernel),
     )

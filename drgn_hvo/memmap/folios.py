@@ -23,7 +23,7 @@ import numpy.typing as npt
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, distinct, is_in, ranges
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
-from drgn_hvo.memmap.folio_heads import FolioHeads
+from drgn_hvo.memmap.folio_heads import FolioHeads, HeadRecords
 from drgn_hvo.memmap.hstate_identity import WrongWord
 from drgn_hvo.memmap.list_links import Links
 from drgn_hvo.memmap.pools import (
@@ -288,7 +288,7 @@ class _Finder:
             slices = np.concatenate((slices, firsts[shared]))
         else:
             slices = slices[~runs.writable[shared]]
-        slices = np.concatenate((slices, self._heads_of_restored(shared)))
+        slices = np.concatenate((slices, self._heads_elsewhere(shared)))
         pfns = distinct(slices) * geometry.pages_per_slice
         pfns = pfns[pfns >= 0]
         if self._fields.order_place is None or self._fields.hugetlb_place is None:
@@ -296,34 +296,42 @@ class _Finder:
         heads = self.heads.of(pfns)
         orders = heads["order"].astype(np.int64)
         mask = np.uint64(self._vmemmap.kernel.PG_head_mask)
-        good = heads["present"] & heads["hugetlb"] & ((heads["flags"] & mask) != 0)
+        good = heads["present"] & _are_hugetlb(heads, self._fields)
+        good &= (heads["flags"] & mask) != 0
         good &= orders >= geometry.vmemmap_tail_min_order
         good &= orders <= geometry.largest_order
         good[good] &= pfns[good] % (1 << orders[good]) == 0
         found = pfns[good]
         return _Found(found, orders[good], np.full_like(found, NO_LIST))
 
-    def _heads_of_restored(self, shared: BoolArray) -> Int64Array:
+    def _heads_elsewhere(self, shared: BoolArray) -> Int64Array:
         """
-        Where the heads of folios are of which slices behind the first have frames of
-        their own again: vmemmap_restore_pte() begins there. With fake heads, the shared
-        frame is the head's own, which only its slice maps writable.
+        Where the heads of folios may be that are not in front of the shared slices:
+
+        - vmemmap_restore_pte() begins behind the first slice. With fake heads, the
+          shared frame is the head's own, which only its slice maps writable.
+        - If that is read-only, too, the shared slices begin with it.
 
         :param shared: Which runs are shared slices.
         """
         runs, (firsts, _) = self._vmemmap.runs, self._vmemmap.run_slices
         in_front, mapped = self._vmemmap.frames(firsts[shared] - 1)
-        frames = distinct(runs.pfn[shared][mapped & (in_front != runs.pfn[shared])])
+        elsewhere = mapped & (in_front != runs.pfn[shared])
+        begins = firsts[shared][elsewhere]
+        frames = distinct(runs.pfn[shared][elsewhere])
         owners = np.flatnonzero(runs.writable)
         if not len(frames) or not len(owners):
-            return np.zeros(0, dtype=np.int64)
+            return begins
         owners = owners[np.argsort(runs.pfn[owners], kind="stable")]
-        place = np.searchsorted(runs.pfn[owners], frames, side="right") - 1
-        owner = owners[np.maximum(place, 0)]
+        starts = runs.pfn[owners]
+        place = np.searchsorted(starts, frames, side="right") - 1
+        # Of several, a slice behind that of the head is writable by mistake.
+        place = np.searchsorted(starts, starts[np.maximum(place, 0)], side="left")
+        owner = owners[place]
         offset = frames - runs.pfn[owner]
         length = np.where(runs.step[owner] == 0, 1, runs.count[owner])
-        good = (place >= 0) & (offset >= 0) & (offset < length)
-        return (firsts[owner] + offset)[good]
+        good = (offset >= 0) & (offset < length)
+        return np.concatenate(((firsts[owner] + offset)[good], begins))
 
     def slices_of(self, head_pfns: Int64Array, orders: Int64Array) -> _FolioSlices:
         """How the vmemmap of each folio is mapped."""
@@ -420,6 +428,14 @@ def read_hugetlb(
     )
 
 
+def _are_hugetlb(heads: HeadRecords, fields: FolioFields) -> BoolArray:
+    """Which heads are of hugetlb folios, or of frozen ones that are to become some."""
+    are: BoolArray = heads["hugetlb"].copy()
+    if fields.is_typed_last:
+        are |= heads["refcount"] == 0
+    return are
+
+
 def _unread_heads(finder: _Finder, pfns: Int64Array) -> Iterator[Unread]:
     heads = finder.heads.of(pfns)
     missing, zeros = ~heads["present"], heads["present"] & heads["zeros"]
@@ -449,7 +465,7 @@ def _are_strays(
     heads = finder.heads.of(pfns)
     no_head = heads["flags"] & np.uint64(vmemmap.kernel.PG_head_mask) == 0
     if fields.hugetlb_place is not None:
-        no_head |= ~heads["hugetlb"]
+        no_head |= ~_are_hugetlb(heads, fields)
     return heads["present"] & ~heads["zeros"] & no_head
 
 

@@ -207,24 +207,24 @@ AUDIT = (
     ),
     Mutant(
         "audit-in-transition-is-frozen",
-        "audit/context.py::Context.in_transition",
-        "& (folios.refcount == 0)",
-        "",
+        "audit/folio_transitions.py::_are_held_by_nobody",
+        "return flying & frozen & aligned",
+        "return flying & aligned",
         "damage to a huge page in use would pass as being in transition",
         ("test_check_words.py::test_huge_pages_in_transition_are_held_by_nobody",),
     ),
     Mutant(
         "audit-in-transition-is-on-no-list",
-        "audit/context.py::Context.in_transition",
+        "audit/folio_transitions.py::_are_held_by_nobody",
         "& (folios.on_list == NO_LIST)",
         "",
         "damage to free huge pages would pass as being in transition",
-        (_notices("pte-foreign-frame"),),
+        (_notices("remapping-without-flag"),),
     ),
     Mutant(
         "audit-in-transition-needs-whole-lists",
-        "audit/context.py::Context.in_transition",
-        "if any(a_list.is_damaged for a_list in self.hugetlb.lists):",
+        "audit/folio_transitions.py::_are_held_by_nobody",
+        "if any(a_list.is_damaged for a_list in context.hugetlb.lists):",
         "if False:",
         "behind a broken list every huge page would be in transition",
         (
@@ -322,7 +322,7 @@ AUDIT = (
     Mutant(
         "audit-reserve-held",
         "audit/check_hstates.py::_check_reserve",
-        'if context.lock.state == "held" and reserved >= 0:',
+        'if may_be_excused and context.is_excused_by_lock("hstate-reserve"):',
         "if False:",
         "a kernel that is about to count a reserved huge page would be accused",
         ("test_identity.py::test_reserved_while_pools_change",),
@@ -410,7 +410,7 @@ AUDIT = (
     Mutant(
         "audit-lock-not-held",
         "audit/check_pools.py::_add_counter",
-        'held = lock.state == "held"',
+        'held = context.lock.state == "held"',
         "held = True",
         "a wrong counter would never be an error",
         ("test_check_words.py::test_counters_that_somebody_is_changing",),
@@ -424,10 +424,95 @@ AUDIT = (
         ("test_check_words.py::test_counters_that_somebody_is_changing[True]",),
     ),
     Mutant(
+        "audit-remapping-from-first",
+        "audit/folio_transitions.py::_are_half_remapped",
+        "fits |= shared.end <= own.first",
+        "fits |= shared.end > 0",
+        "a slice in the middle with a frame of its own would be in transition",
+        (
+            "test_folio_instants.py::test_slices_that_no_code_leaves_so"
+            "[own0-vmemmap-tail-frame-shared-7.3]",
+        ),
+    ),
+    Mutant(
+        "audit-remapping-to-last",
+        "audit/folio_transitions.py::_are_half_remapped",
+        "fits |= own.end <= shared.first",
+        "fits |= own.end < 0",
+        "a huge page that is being restored would be called damaged",
+        (
+            "test_folio_instants.py::test_no_instant_of_restoring_is_damage"
+            "[fake-head-6.12]",
+        ),
+    ),
+    Mutant(
+        "audit-remapping-references",
+        "audit/folio_transitions.py::_are_held_by_nobody",
+        "most = 1 if context.hvo.fields.is_type_behind_head else 0",
+        "most = 0",
+        "6.1 would be called damaged while it restores a huge page",
+        (
+            "test_folio_instants.py::test_no_instant_of_restoring_is_damage"
+            "[fake-head-6.1]",
+        ),
+    ),
+    Mutant(
+        "audit-remapping-excuses-own-frames",
+        "audit/check_mappings.py::_Mapping._add_wrong_frame",
+        "if self._are_own[pair] and self._is_excused(i):",
+        "if self._is_excused(i):",
+        "a wrong frame of a huge page that is being restored would not be noticed",
+        (
+            "test_folio_instants.py::test_damage_of_a_huge_page_that_nobody_holds"
+            "[frame-vmemmap-tail-frame-1-shared-7.3]",
+        ),
+    ),
+    Mutant(
+        "audit-typed-last",
+        "audit/check_folios.py::_Heads.check",
+        "if fields.is_typed_last and context.in_transition[i]:",
+        "if False:",
+        "6.1 would be called damaged while it optimizes a huge page",
+        (
+            "test_folio_instants.py::test_no_instant_of_optimizing_is_damage"
+            "[fake-head-6.1]",
+        ),
+    ),
+    Mutant(
+        "audit-demotion-tails",
+        "audit/check_compound_heads.py::CompoundHeads._are_left_of_larger",
+        "inside = (rest.first <= pfns) & (pfns < rest.end)",
+        "inside = pfns < 0",
+        "a huge page that is being demoted would be called damaged",
+        (
+            "test_folio_instants.py::test_no_instant_of_demoting_is_damage"
+            "[1-shared-7.3]",
+        ),
+    ),
+    Mutant(
+        "audit-demotion-damage",
+        "audit/check_compound_heads.py::CompoundHeads._are_left_of_larger",
+        "inside = (rest.first <= pfns) & (pfns < rest.end)",
+        "inside = pfns >= 0",
+        "a wrong tail in a piece of a huge page that is being demoted would pass",
+        ("test_folio_instants.py::test_damage_is_no_demotion[shared-7.3]",),
+    ),
+    Mutant(
+        "audit-demotion-pieces",
+        "audit/in_transition.py::Transitions._look",
+        "return self.splits.may_be_piece(tails.follows, pfn, pfn + tails.end)",
+        "return False",
+        "a piece of a huge page that is being demoted would be called damaged",
+        (
+            "test_folio_instants.py::test_no_instant_of_demoting_is_damage"
+            "[1-shared-7.3]",
+        ),
+    ),
+    Mutant(
         "audit-transition-typed",
         "audit/in_transition.py::Transitions._look",
-        "if not head.untyped or pfn % 2:",
-        "if pfn % 2:",
+        "if not head.is_head or head.is_typed or pfn % 2:",
+        "if not head.is_head or pfn % 2:",
         "a damaged head with a type would be in transition",
         ("test_in_transition.py::test_damage_is_no_transition[typed-shared-7.3]",),
     ),
@@ -442,8 +527,8 @@ AUDIT = (
     Mutant(
         "audit-transition-hole",
         "audit/in_transition.py::Transitions._tails",
-        "if not np.array_equal(places, expected[: len(places)]):",
-        "if False:",
+        "if others[:end].any() or not mine[start:end].all():",
+        "if others[:end].any():",
         "tails with a hole among them would be in transition",
         (
             "test_in_transition.py::test_damage_is_no_transition"
@@ -452,9 +537,9 @@ AUDIT = (
     ),
     Mutant(
         "audit-transition-strangers",
-        "audit/in_transition.py::Transitions._has_strangers",
-        "return tails > len(places)",
-        "return False",
+        "audit/in_transition.py::Transitions._look",
+        "if not fits or tails.follows is None:",
+        "if True:",
         "a head with tails of another behind it would be in transition",
         (
             "test_in_transition.py::test_damage_is_no_transition"
