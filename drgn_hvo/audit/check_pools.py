@@ -329,9 +329,31 @@ def _check_total(context: Context, hstate: HState, pool: Object, one: _Total) ->
     _add_counter(context, hstate, counter, sum(counts), one.total, what)
 
 
-def _is_moving(context: Context) -> bool:
+def _is_moving(context: Context, hstate: HState) -> bool:
     """Whether a huge page is seen that the holder of hugetlb_lock may be moving."""
-    return bool(context.audit.excused) or bool(context.in_transition.any())
+    return (
+        bool(context.audit.excused)
+        or bool(context.in_transition.any())
+        or _is_free_one_on_its_way(context, hstate)
+    )
+
+
+def _is_free_one_on_its_way(context: Context, hstate: HState) -> bool:
+    """
+    Whether a free list, the count of free huge pages and that of the nodes differ as
+    enqueue_hugetlb_folio() and dequeue_hugetlb_folio() leave them, which change them in
+    this order: the first two, or the last two, agree.
+    """
+    frees = [
+        a
+        for a in context.hugetlb.lists
+        if a.order == hstate.order and a.kind == FREE_LIST
+    ]
+    counts = [count for count in hstate.free_node.values() if count is not None]
+    if len(counts) < len(hstate.free_node) or not all(a.is_whole for a in frees):
+        return False
+    length, of_nodes = sum(len(a.heads) for a in frees), sum(counts)
+    return abs(length - of_nodes) == 1 and hstate.free in (length, of_nodes)
 
 
 def _add_counter(
@@ -350,7 +372,7 @@ def _add_counter(
     held = context.lock.state == "held"
     # What nobody is seen to move stays a warning.
     may_be_excused = not held or (
-        abs((expected or 0) - (actual or 0)) == 1 and _is_moving(context)
+        abs((expected or 0) - (actual or 0)) == 1 and _is_moving(context, hstate)
     )
     if may_be_excused and context.is_excused_by_lock("hstate-counters"):
         return
