@@ -117,6 +117,7 @@ def _check_entry(context: Context, tail: SharedTail) -> bool:
     if why is None:
         return True
     finding = _slot_finding(context, "shared-tail-entry", tail, why)
+    finding = replace(finding, because=_tables_above(context, tail))
     voted = _voted_frame(context, tail)
     if voted is not None:
         by_pfn = tail.value == tail.pfn
@@ -124,6 +125,14 @@ def _check_entry(context: Context, tail: SharedTail) -> bool:
         finding = replace(finding, expected=value)
     context.audit.add(finding)
     return False
+
+
+def _tables_above(context: Context, tail: SharedTail) -> tuple[Subject, ...]:
+    """The page table entry that hides the struct page of a frame, if one does."""
+    if tail.pfn is None:
+        return ()
+    entry = context.barrier(tail.pfn * context.size // context.page_size)
+    return () if entry is None else (("table-entry", entry.address),)
 
 
 def _wrong_entry(context: Context, tail: SharedTail) -> tuple[Optional[str], bool]:

@@ -24,7 +24,7 @@ from drgn_hvo.formats.tail_words import (
     are_pointers,
     compound_info_has_mask,
 )
-from drgn_hvo.kernel.arrays import Int64Array, U64Array, distinct, is_in
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, is_in
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.memmap.tail_arrays import TailArray, tail_array
 from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
@@ -250,12 +250,18 @@ def _remapped_writable(vmemmap: Vmemmap) -> _Remapped:
     """
     runs = vmemmap.runs
     shared = runs.pfn[(runs.step == 0) & (runs.count > 1)][: _SAMPLES[0]]
-    frames = vmemmap.kernel.reader.read(distinct(shared))
-    first = StructPages(frames.data[:, : vmemmap.size], frames.present)
-    heads = vmemmap.flags(first) & np.uint64(vmemmap.kernel.PG_head_mask)
-    heads[(vmemmap.tail_words(first) & np.uint64(1)) != 0] = 0
-    own = int(is_in(shared, distinct(shared)[heads != 0]).sum())
+    own = int(_begin_with_heads(vmemmap, shared).sum())
     return _Remapped(own, 0, len(shared) - own, read_only=False)
+
+
+def _begin_with_heads(vmemmap: Vmemmap, pfns: Int64Array) -> BoolArray:
+    """Which frames begin with a head; only the first ones are looked at."""
+    frames = distinct(pfns)[: _SAMPLES[0]]
+    read = vmemmap.kernel.reader.read(frames)
+    first = StructPages(read.data[:, : vmemmap.size], read.present)
+    heads = (vmemmap.flags(first) & np.uint64(vmemmap.kernel.PG_head_mask)) != 0
+    heads &= (vmemmap.tail_words(first) & np.uint64(1)) == 0
+    return is_in(pfns, frames[heads & read.present])
 
 
 def _remapped(vmemmap: Vmemmap) -> _Remapped:
@@ -277,10 +283,13 @@ def _remapped(vmemmap: Vmemmap) -> _Remapped:
     heads = vmemmap.flags(first) & np.uint64(vmemmap.kernel.PG_head_mask)
     tails = vmemmap.tail_words(first) & np.uint64(1)
     first_tail = int(((heads == 0) & (tails != 0) & frames.present).sum())
+    # Where a table allows no writes, or half of a folio is restored, the slice in front
+    # is another one.
+    heads_inside = int(_begin_with_heads(vmemmap, runs.pfn[shared[~repeats]]).sum())
     return _Remapped(
-        own=int(repeats.sum()) - first_tail,
+        own=int(repeats.sum()) - first_tail + heads_inside,
         first_tail=first_tail,
-        foreign=len(shared) - int(repeats.sum()),
+        foreign=len(shared) - int(repeats.sum()) - heads_inside,
     )
 
 
