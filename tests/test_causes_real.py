@@ -55,7 +55,7 @@ class Core:
             hvo(Overlay(self.base, patches=patch).prog), "core", CheckScope()
         )
         first, *others = found["findings"]
-        assert int(first["physical_address"], 0) == address
+        assert first["physical_address"] == hex(address)
         assert first["caused_by"] is None
         assert all(finding["caused_by"] == 0 for finding in others)
         return first
