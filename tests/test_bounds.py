@@ -17,7 +17,9 @@ from drgn_hvo.formats.tail_words import Geometry, is_pointer, mask_order
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.frames import FrameReader
+from drgn_hvo.kernel.pagetables import Runs
 from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.mapping import _repeated_frames
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from drgn_hvo.synth.machine.plan import AnyPlaced
@@ -201,3 +203,18 @@ def test_addresses_of_struct_pages(machine):
     ]
     for offset in (-64, -1, 1, 8, 63, 64 * 7 + 32):
         assert vmemmap.page_pfn(base + offset) is None
+
+
+def test_tables_of_other_memory():
+    """Millions of frames that vmemmap maps twice are not listed one by one."""
+    none = np.zeros(2, dtype=np.int64)
+    runs = Runs(
+        va=none.astype(np.uint64),
+        pfn=none,
+        count=none + (1 << 40),
+        step=none + 1,
+        writable=none == 0,
+        level=none.astype(np.uint8),
+    )
+    with pytest.raises(FormatError, match="more than once"):
+        _repeated_frames(runs)

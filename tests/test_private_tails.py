@@ -155,6 +155,20 @@ def test_a_kernel_without_mm_ids(machine, monkeypatch):
         assert findings(machine) == []
 
 
+def test_a_subpool_before_it_had_a_name(machine):
+    """A pointer in private of the first tails, which enumerators up to v6.2 number."""
+    if machine.plan.structures.folio.has("_hugetlb_subpool"):
+        pytest.skip("it has a name")
+    head = heads(machine, "active")[0]
+    private = opened(machine).kernel.struct_page.private
+    address = machine.page_physical(head + 1) + private
+    with flipped(machine, address, 0xFFFF_8880_1234_5678):
+        assert findings(machine) == []
+    with flipped(machine, address, 4):
+        (finding,) = findings(machine)
+        assert finding["rule"] == "folio-tail-rest"
+
+
 def test_memory_that_failed(machine):
     """With PG_hwpoison, the head has a list of the pages that failed."""
     bound = opened(machine)

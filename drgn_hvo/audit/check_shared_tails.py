@@ -234,6 +234,8 @@ class _Rows:
 
     @classmethod
     def read(cls, context: Context, tail: SharedTail) -> Optional[_Rows]:
+        if tail.pfn is None:
+            return None
         frames = context.kernel.reader.read(np.array([tail.pfn], dtype=np.int64))
         if not frames.present[0]:
             return None

@@ -17,7 +17,7 @@ from typing import Optional, Union
 
 import numpy as np
 
-from drgn_hvo.errors import TargetError
+from drgn_hvo.errors import FormatError, TargetError
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, ranges
 from drgn_hvo.kernel.bound import Kernel
@@ -280,6 +280,10 @@ class VmemmapMapping:
         )
 
 
+# Every huge page has one frame that others map, too: 32 TiB of them have fewer.
+_MAX_REPEATED = 1 << 25
+
+
 def _repeated_frames(runs: Runs) -> Int64Array:
     """Frames that occur more than once in runs, ascending."""
     repeated = (runs.step == 0) & (runs.count > 1)
@@ -292,5 +296,12 @@ def _repeated_frames(runs: Runs) -> Int64Array:
     reached = np.maximum.accumulate(end)[:-1]
     overlap = np.flatnonzero(first[1:] < reached)
     starts = first[1:][overlap]
-    doubles = ranges(starts, np.minimum(end[1:], reached)[overlap] - starts)
+    counts = np.minimum(end[1:], reached)[overlap] - starts
+    total = sum(counts.tolist())
+    if total > _MAX_REPEATED:
+        raise FormatError(
+            f"page tables of vmemmap map {total} frames more than once: some of them "
+            "are those of other memory"
+        )
+    doubles = ranges(starts, counts)
     return distinct(np.concatenate((runs.pfn[repeated], doubles)))

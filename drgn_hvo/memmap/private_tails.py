@@ -255,10 +255,9 @@ class PrivateTails:
         """The fields of a tail that holds none of the folio."""
         page = self._page
         mapping = tail_mapping(self._kernel.illegal_pointer_value)
-        private = None if index in self._private_indices else page.private
         wanted: tuple[tuple[str, Verdict, Optional[int], int, int], ...] = (
             ("mapping", "mapping", page.mapping, 8, mapping),
-            ("private", "rest", private, 8, 0),
+            ("private", "rest", page.private, 8, 0),
             ("_mapcount", "mapcount", page.mapcount, 4, -1),
             ("_refcount", "refcount", page.refcount, 4, 0),
             ("memcg_data", "rest", self._memcg_data, 8, 0),
@@ -268,6 +267,8 @@ class PrivateTails:
             for name, verdict, offset, size, value in wanted
             if offset is not None
         ]
+        if index in self._private_indices:
+            found = [self._as_pointer(f) if f.name == "private" else f for f in found]
         if self.flags_mask is not None:
             flags = self._number("flags", "flags", "always", (index, page.flags, 8), 0)
             mask = self.flags_mask & ~(self._second_flags if index == 1 else 0)
@@ -323,6 +324,11 @@ class PrivateTails:
         return TailField(
             name, verdict, "number", when, *place, mask=mask, value=value & mask
         )
+
+    @staticmethod
+    def _as_pointer(field: TailField) -> TailField:
+        """A field of which nothing is known but that it is a pointer."""
+        return replace(field, kind="pointer", when="never", mask=_ALIGNED)
 
     @property
     def _second_flags(self) -> int:
@@ -402,7 +408,7 @@ class PrivateTails:
         field = self._number(name, member.verdict, member.when, place, member.value)
         if member.kind == "pointer" and (shares or not self._has_cgroups):
             # Nobody need have cleared what others left there.
-            return [replace(field, kind="pointer", when="never", mask=_ALIGNED)]
+            return [self._as_pointer(field)]
         return [replace(field, kind=member.kind)]
 
     def _applies(self, member: _Member) -> bool:

@@ -12,8 +12,16 @@ which rule, and which are not. What the kernel leaves free is in
 
 from __future__ import annotations
 
-from tools.bitflips.exemptions import EXEMPTIONS, Exemption
+from tools.bitflips.exemptions import EXEMPTIONS, Exemption, exempt_bits
 from tools.bitflips.flips import Flip, Machine
 from tools.bitflips.words import Word, words_of
 
-__all__ = ("EXEMPTIONS", "Exemption", "Flip", "Machine", "Word", "words_of")
+__all__ = (
+    "EXEMPTIONS",
+    "Exemption",
+    "Flip",
+    "Machine",
+    "Word",
+    "exempt_bits",
+    "words_of",
+)

@@ -87,6 +87,14 @@ def _address(_bound: Hvo, _word: Word) -> int:
     return _ALL & ~7
 
 
+def _subpage_private(bound: Hvo, _word: Word) -> int:
+    """Pointers that nothing names: neither members nor enumerators."""
+    folio = bound.kernel.prog.type("struct folio")
+    if folio.has_member("_hugetlb_subpool"):
+        return 0
+    return _ALL & ~7
+
+
 def _processor(bound: Hvo, _word: Word) -> int:
     """Bits of an entry that say how it was used."""
     page_table = bound.kernel.page_table_format
@@ -211,10 +219,10 @@ EXEMPTIONS = (
     ),
     Exemption(
         ".* tail",
-        r"private of tail [123]",
-        _address,
-        "subpool and cgroups, before struct folio named them",
-        "enum SUBPAGE_INDEX_* in include/linux/hugetlb.h up to v6.2",
+        r"private of tail [1234]",
+        _subpage_private,
+        "subpool, cgroups and list of failed memory, where nothing names them",
+        "SUBPAGE_INDEX_SUBPOOL and the like in include/linux/hugetlb.h up to v6.2",
     ),
     Exemption(
         "(free|used|unlisted) tail",

@@ -134,7 +134,7 @@ class _Words:
         for name, at, size in names:
             if not index and name == "tail word":
                 name = "lru.next"
-            if index in (1, 2, 3) and "shared" not in kind and name == "private":
+            if index in (1, 2, 3, 4) and "shared" not in kind and name == "private":
                 name = f"private of tail {index}"
             yield from self._word(kind, name, physical + at, size)
 

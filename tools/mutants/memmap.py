@@ -13,6 +13,22 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-subpage-indices",
+        "memmap/private_tails.py::PrivateTails._plain_fields",
+        "if index in self._private_indices:",
+        "if False:",
+        "before v6.3, a healthy huge page with a subpool would be accused",
+        ("test_private_tails.py::test_a_subpool_before_it_had_a_name",),
+    ),
+    Mutant(
+        "memmap-repeated-frames-have-an-end",
+        "memmap/mapping.py::_repeated_frames",
+        "if total > _MAX_REPEATED:",
+        "if False:",
+        "an entry that leads to tables of other memory would take all of ours",
+        ("test_bounds.py::test_tables_of_other_memory",),
+    ),
+    Mutant(
         "memmap-pool-votes",
         "memmap/hstate_identity.py::_Reader.order",
         "Counter(valid).most_common(1)[0][0]",
