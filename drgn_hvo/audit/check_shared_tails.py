@@ -220,6 +220,8 @@ def _check_unique(context: Context, tails: list[SharedTail]) -> Iterator[SharedT
 
 
 def _own_content(context: Context, tail: SharedTail) -> bool:
+    if tail.pfn is None:
+        return False
     rows = _Rows.read(context, tail)
     return rows is not None and bool((rows.infos == np.uint64(rows.word)).any())
 

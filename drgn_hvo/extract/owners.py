@@ -19,7 +19,9 @@ from typing import Optional
 from drgn import offsetof
 import numpy as np
 
+from drgn_hvo.errors import DetectionError
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, column
+from drgn_hvo.kernel.shapes import WORD, fault_of, has_member
 from drgn_hvo.memmap.folio_fields import HEAD_PAGES
 from drgn_hvo.memmap.hvo import Hvo
 
@@ -69,8 +71,12 @@ class _Rows:
 
     def memcg_data(self) -> Int64Array:
         page = self.hvo.kernel.type("struct page")
-        has = page is not None and page.has_member("memcg_data")
-        return self.word(offsetof(page, "memcg_data") if page and has else None)
+        if page is None or not has_member(page, "memcg_data"):
+            return self.word(None)
+        fault = fault_of(page, "memcg_data", WORD)
+        if fault is not None:
+            raise DetectionError(fault)
+        return self.word(offsetof(page, "memcg_data"))
 
 
 def _is_slab(rows: _Rows) -> BoolArray:

@@ -139,8 +139,9 @@ def _read_variables(prog: Program) -> None:
             found = prog[name]
             for part in _parts(name, found):
                 part.read_()
-        except (FaultError, HvoError, LookupError, ValueError):
-            # Not in this kernel or dump, so nobody else can read it either.
+        except (FaultError, HvoError, LookupError, TypeError, ValueError):
+            # Not in this kernel or dump, or of a type that has no value, so nobody else
+            # can read it either.
             continue
 
 

@@ -174,7 +174,8 @@ class Btf:
         """The number of types that can be reached, ``void`` included."""
         return len(self._positions)
 
-    def _position(self, type_id: int) -> int:
+    def position(self, type_id: int) -> int:
+        """Where a type begins, in words of the type section."""
         if 0 < type_id < len(self._positions):
             return self._positions[type_id]
         if self.unknown is not None and type_id >= self.unknown[0]:
@@ -195,10 +196,10 @@ class Btf:
         """The kind of a type, a :class:`BtfKind` unless it is a newer one."""
         if type_id == 0:
             return BtfKind.VOID
-        return self._view[self._position(type_id) + 1] >> 24 & _KIND_MASK
+        return self._view[self.position(type_id) + 1] >> 24 & _KIND_MASK
 
     def _check_kind(self, type_id: int, *kinds: BtfKind) -> int:
-        position = self._position(type_id)
+        position = self.position(type_id)
         kind = self._view[position + 1] >> 24 & _KIND_MASK
         if kind not in kinds:
             raise FormatError(
@@ -214,7 +215,7 @@ class Btf:
 
     def name(self, type_id: int) -> str:
         """The name of a type, empty if it has none."""
-        return self._string(self._view[self._position(type_id)])
+        return self._string(self._view[self.position(type_id)])
 
     def string(self, offset: int) -> str:
         """A string by its offset."""
@@ -222,7 +223,7 @@ class Btf:
 
     def record(self, type_id: int) -> list[int]:
         """The words of a type: those of struct btf_type, and what follows them."""
-        position = self._position(type_id)
+        position = self.position(type_id)
         info = self._view[position + 1]
         once, each = RECORD_WORDS[info >> 24 & _KIND_MASK]
         end = position + 3 + once + each * (info & _VLEN_MASK)
@@ -230,14 +231,14 @@ class Btf:
 
     def size(self, type_id: int) -> int:
         """The size in bytes of a type that has one in its record."""
-        return self._view[self._position(type_id) + 2]
+        return self._view[self.position(type_id) + 2]
 
     def target(self, type_id: int) -> int:
         """The type that a pointer, modifier, typedef or function refers to."""
-        return self._view[self._position(type_id) + 2]
+        return self._view[self.position(type_id) + 2]
 
     def _kind_flag(self, type_id: int) -> int:
-        return self._view[self._position(type_id) + 1] >> 31
+        return self._view[self.position(type_id) + 1] >> 31
 
     def _elements(self, type_id: int, *kinds: BtfKind) -> Iterator[list[int]]:
         position = self._check_kind(type_id, *kinds)

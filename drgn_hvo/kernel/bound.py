@@ -47,6 +47,11 @@ __all__ = ("ASSUMPTIONS", "Kernel", "kernel")
 
 _CACHE_KEY = "drgn_hvo.kernel.bound"
 
+# What VMCOREINFO may say of struct page, too.
+_NOTED = (
+    *("size", "offset", "flags", "refcount", "mapcount", "mapping", "private", "lru"),
+)
+
 #: What ``--assume KEY=VALUE`` can override, and its values (``None``: a number).
 ASSUMPTIONS: dict[str, Optional[tuple[str, ...]]] = {
     "encoding": ("pointer", "mask"),
@@ -229,8 +234,8 @@ class Kernel:
                 )
             return noted
         typed = struct_page_from_types(self.prog, self.types_from)
-        for what in ("size", "offset", "flags"):
-            if noted is not None and getattr(noted, what) != getattr(typed, what):
+        for what in _NOTED if noted is not None else ():
+            if getattr(noted, what) not in (None, getattr(typed, what)):
                 raise DetectionError(
                     f"{self.types_from} and VMCOREINFO disagree about struct page: "
                     f"{what} {getattr(typed, what)} and {getattr(noted, what)}"

@@ -50,7 +50,7 @@ from drgn import (
     TypeMember,
 )
 
-from drgn_hvo.errors import FormatError, HvoError, UnavailableError
+from drgn_hvo.errors import DetectionError, FormatError, HvoError, UnavailableError
 from drgn_hvo.kernel.translation import add_memory_segments
 
 if TYPE_CHECKING:
@@ -537,7 +537,13 @@ def _length_from(sources: CoreSources, candidate: LengthSource) -> Optional[int]
             member = prog.type(candidate.type_name).member(candidate.member)
         except LookupError:
             return None
-        return member.type.length
+        found = member.type.unaliased()
+        if found.kind is not TypeKind.ARRAY:
+            raise DetectionError(
+                f"{candidate.type_name}.{candidate.member} is {found.type_name()}, "
+                "expected an array"
+            )
+        return found.length
     if isinstance(candidate, Enumerator):
         try:
             return prog.constant(candidate.name).value_()

@@ -13,10 +13,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import Program, offsetof, sizeof
+from drgn import Program, Type, TypeKind, offsetof, sizeof
 
-from drgn_hvo.errors import FormatError, TargetError, UnavailableError
+from drgn_hvo.errors import DetectionError, FormatError, TargetError, UnavailableError
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.kernel.shapes import (
+    ANY_WORD,
+    ATOMIC,
+    FLAGS,
+    LINKS,
+    WORD,
+    Shape,
+    fault_of,
+    has_member,
+)
 
 __all__ = ("StructPage", "struct_page_from_types", "struct_page_from_vmcoreinfo")
 
@@ -94,8 +104,17 @@ def struct_page_from_types(prog: Program, source: str) -> StructPage:
         page = prog.type("struct page")
     except LookupError:
         raise TargetError(f"{source} has no struct page") from None
+    if page.kind is not TypeKind.STRUCT or not page.is_complete():
+        raise TargetError(f"{source} has no struct page, only {page.type_name()}")
+    if has_member(page, "memdesc"):
+        # What a page is a part of would be told by that word, and the fields of folios
+        # lie elsewhere.
+        raise DetectionError(
+            f"struct page has memdesc, and {sizeof(page)} bytes: kernels that allocate "
+            "folios apart from struct pages are not supported"
+        )
     for member in _TAIL_WORD_MEMBERS:
-        if page.has_member(member):
+        if has_member(page, member):
             break
     else:
         raise TargetError(
@@ -103,18 +122,23 @@ def struct_page_from_types(prog: Program, source: str) -> StructPage:
             "before v4.4 are not supported"
         )
 
-    def offset(name: str) -> Optional[int]:
-        return offsetof(page, name) if page.has_member(name) else None
-
     return StructPage(
         size=sizeof(page),
         member=member,
-        offset=offsetof(page, member),
-        flags=offsetof(page, "flags"),
-        refcount=offset("_refcount"),
-        mapcount=offset("_mapcount"),
-        mapping=offset("mapping"),
-        private=offset("private"),
-        lru=offset("lru"),
+        offset=_place(page, member, WORD),
+        flags=_place(page, "flags", FLAGS),
+        refcount=_place(page, "_refcount", ATOMIC),
+        mapcount=_place(page, "_mapcount", ATOMIC),
+        mapping=_place(page, "mapping", ANY_WORD),
+        private=_place(page, "private", ANY_WORD),
+        lru=_place(page, "lru", LINKS),
         source=source,
     )
+
+
+def _place(page: Type, member: str, shape: Shape) -> int:
+    """:raises DetectionError: if it is of a shape that no known kernel has."""
+    fault = fault_of(page, member, shape)
+    if fault is not None:
+        raise DetectionError(fault)
+    return offsetof(page, member)

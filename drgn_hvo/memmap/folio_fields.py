@@ -19,9 +19,11 @@ from drgn import offsetof
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.errors import DetectionError
 from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array, column
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.shapes import BYTE, WORD, fault_of, has_member
 
 __all__ = ("HEAD_PAGES", "FolioFields", "folio_fields")
 
@@ -68,10 +70,28 @@ class _Generation(Generic[T]):
     reason: str
 
 
+# What the members are that are asked for below.
+_NUMBERS = {
+    "_folio_order": BYTE,
+    "_flags_1": WORD,
+    "compound_order": BYTE,
+    "compound_dtor": BYTE,
+    "_folio_dtor": BYTE,
+}
+
+
 def _offset(kernel: Kernel, type_name: str, member: str) -> Optional[int]:
+    """
+    Where a number lies that is a member.
+
+    :raises DetectionError: if it is none, as far as it is there.
+    """
     owner = kernel.type(type_name)
-    if owner is None or not owner.has_member(member):
+    if owner is None or not has_member(owner, member):
         return None
+    fault = fault_of(owner, member, _NUMBERS[member])
+    if fault is not None:
+        raise DetectionError(fault)
     return offsetof(owner, member)
 
 
@@ -84,6 +104,9 @@ def _order_in_flags_1(kernel: Kernel) -> Optional[_Field]:
     offset = _offset(kernel, "struct folio", "_flags_1")
     if offset is None:
         return None
+    if _offset(kernel, "struct folio", "_folio_dtor") is not None:
+        # The same commit took both.
+        raise DetectionError("struct folio has _folio_dtor, expected _folio_order, too")
     # The least significant byte of a word.
     return _Field(offset if kernel.sources.byteorder == "little" else offset + 7, 1)
 
@@ -162,9 +185,20 @@ _HUGETLB = (
 )
 
 
-def _first(generations: Sequence[_Generation[T]], kernel: Kernel) -> Optional[T]:
+def _first(
+    generations: Sequence[_Generation[T]], kernel: Kernel, faults: list[str]
+) -> Optional[T]:
+    """
+    The first that is found.
+
+    :param faults: Gets the reason if the kernel has one in another shape.
+    """
     for generation in generations:
-        found = generation.find(kernel)
+        try:
+            found = generation.find(kernel)
+        except DetectionError as e:
+            faults.append(str(e))
+            return None
         if found is not None:
             return found
     return None
@@ -184,6 +218,8 @@ class FolioFields:
     page_size: int
     _order: Optional[_Field]
     _hugetlb: Optional[_Test]
+    #: Members of a shape that no known kernel has, and that were left alone.
+    faults: tuple[str, ...] = ()
 
     def orders(self, heads: ByteArray) -> Optional[Int64Array]:
         """Mirror of ``folio_order()``."""
@@ -237,9 +273,13 @@ class FolioFields:
 
 def folio_fields(kernel: Kernel) -> FolioFields:
     """Find out where this kernel keeps the fields of a folio."""
+    faults: list[str] = []
+    order = _first(_ORDER, kernel, faults)
+    hugetlb = _first(_HUGETLB, kernel, faults)
     return FolioFields(
         kernel.sources.byteorder,
         kernel.struct_page.size,
-        _first(_ORDER, kernel),
-        _first(_HUGETLB, kernel),
+        order,
+        hugetlb,
+        tuple(faults),
     )

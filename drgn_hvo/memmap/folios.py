@@ -423,7 +423,12 @@ def read_hugetlb(
         folios,
         hpg_flags(kernel),
         kernel.tails_are_writable,
-        (*pools.unread, *_unread_links(lists), *_unread_heads(finder, folios.head_pfn)),
+        (
+            *pools.unread,
+            *_unread_links(lists),
+            *_unread_heads(finder, folios.head_pfn),
+            *_unread_fields(fields, private_tails),
+        ),
         pools.wrong,
     )
 
@@ -434,6 +439,16 @@ def _are_hugetlb(heads: HeadRecords, fields: FolioFields) -> BoolArray:
     if fields.is_typed_last:
         are |= heads["refcount"] == 0
     return are
+
+
+def _unread_fields(
+    fields: FolioFields, private_tails: PrivateTails
+) -> Iterator[Unread]:
+    """What is not known of all folios, for no type says where it is."""
+    for fault in fields.faults:
+        yield Unread(Need.FOLIO_HEADS, "fields of folios", fault)
+    if private_tails.fault is not None:
+        yield Unread(Need.FOLIO_TAILS, "fields of folios", private_tails.fault)
 
 
 def _unread_heads(finder: _Finder, pfns: Int64Array) -> Iterator[Unread]:

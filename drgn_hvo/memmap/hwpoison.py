@@ -18,6 +18,7 @@ from drgn import FaultError, Object, offsetof
 import numpy as np
 
 from drgn_hvo.kernel.arrays import BoolArray
+from drgn_hvo.kernel.shapes import POINTER, fault_of
 from drgn_hvo.kernel.unread import why
 from drgn_hvo.memmap.hvo import Hvo
 
@@ -104,7 +105,7 @@ def _first_raw_hwp(hvo: Hvo, head_pfn: int) -> Optional[int]:
     """The first entry of the list, 0 if it is empty."""
     kernel = hvo.kernel
     folio, page = kernel.type("struct folio"), kernel.type("struct page")
-    if folio is not None and folio.has_member("_hugetlb_hwpoison"):
+    if folio is not None and not fault_of(folio, "_hugetlb_hwpoison", POINTER):
         offset = offsetof(folio, "_hugetlb_hwpoison")
     else:
         # SUBPAGE_INDEX_HWPOISON, before v6.2.

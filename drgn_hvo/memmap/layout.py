@@ -62,11 +62,13 @@ class TailLayout:
         first page), ``"shared"`` (a page that folios share); ``None`` if nothing
         tells.
     :param array: What names shared pages; ``None`` if the types do not have it.
+    :param array_fault: Why it is not known how the types have it, if they do.
     """
 
     kind: Optional[str]
     array: Optional[TailArray]
     evidence: tuple[str, ...]
+    array_fault: Optional[str] = None
 
     @property
     def has_fake_heads(self) -> bool:
@@ -156,11 +158,13 @@ def _sample(vmemmap: Vmemmap) -> _Votes:
 
 
 def _encoding_from_types(
-    kernel: Kernel, array: Optional[TailArray]
+    kernel: Kernel, array: Optional[TailArray], fault: Optional[str]
 ) -> tuple[Optional[str], str]:
     """What the types say by themselves, and in words."""
     if not kernel.has_types:
         return None, "types: none"
+    if fault is not None:
+        return None, f"types: {fault}"
     if not kernel.geometry.power_of_2:
         return "pointer", (
             f"types: sizeof(struct page) is {kernel.geometry.struct_page_size}, no "
@@ -183,9 +187,12 @@ def _encoding_from_types(
 
 
 def _detect_encoding(
-    kernel: Kernel, vmemmap: Vmemmap, array: Optional[TailArray]
+    kernel: Kernel,
+    vmemmap: Vmemmap,
+    array: Optional[TailArray],
+    fault: Optional[str],
 ) -> Encoding:
-    from_types, words = _encoding_from_types(kernel, array)
+    from_types, words = _encoding_from_types(kernel, array, fault)
     votes = _sample(vmemmap)
     evidence = (words, str(votes))
     assumed = kernel.assume.get("encoding")
@@ -300,8 +307,10 @@ _FAKE_HEAD_KEYS = ("hugetlb_optimize_vmemmap_key", "hugetlb_free_vmemmap_enabled
 
 
 def _tails_from_types(
-    kernel: Kernel, array: Optional[TailArray]
+    kernel: Kernel, array: Optional[TailArray], fault: Optional[str]
 ) -> tuple[Optional[str], str]:
+    if fault is not None:
+        return None, f"types: {fault}"
     if array is not None:
         kind = "shared" if array.slots else "plain"
         how = "" if not array.is_allocated else ", allocated with the first tail"
@@ -318,20 +327,28 @@ def _tails_from_types(
 
 
 def _detect_tails(
-    kernel: Kernel, vmemmap: Vmemmap, array: Optional[TailArray]
+    kernel: Kernel,
+    vmemmap: Vmemmap,
+    array: Optional[TailArray],
+    fault: Optional[str],
 ) -> TailLayout:
-    from_types, words = _tails_from_types(kernel, array)
+    from_types, words = _tails_from_types(kernel, array, fault)
     evidence = [words]
     if array is not None and array.caveat is not None:
         evidence.append(array.caveat)
     if not vmemmap.has_mappings:
-        return TailLayout(from_types or "plain", array, tuple(evidence))
+        return TailLayout(
+            from_types if fault else from_types or "plain",
+            array,
+            tuple(evidence),
+            fault,
+        )
     remapped = _remapped(vmemmap)
     evidence.append(str(remapped))
     assumed = kernel.assume.get("tail_layout")
     if assumed is not None:
         evidence.append(f"--assume tail_layout={assumed}")
-        return TailLayout(str(assumed), array, tuple(evidence))
+        return TailLayout(str(assumed), array, tuple(evidence), fault)
     from_data = _tails_from_data(remapped)
     if not remapped.read_only and from_types is not None and not remapped.own:
         # Device DAX shares frames in the same way.
@@ -342,7 +359,7 @@ def _detect_tails(
             f"{'; '.join(evidence)}; use --assume tail_layout=KIND"
         )
     kind = from_types or from_data
-    return TailLayout(kind, array, tuple(evidence))
+    return TailLayout(kind, array, tuple(evidence), fault)
 
 
 def _tails_from_data(remapped: _Remapped) -> Optional[str]:
@@ -389,7 +406,12 @@ def detect_layout(kernel: Kernel, vmemmap: Vmemmap) -> Layout:
 
     :raises DetectionError: if types and data disagree, or nothing tells.
     """
-    array = tail_array(kernel)
-    encoding = _detect_encoding(kernel, vmemmap, array)
-    tails = _detect_tails(kernel, vmemmap, array)
+    array, fault = None, None
+    try:
+        array = tail_array(kernel)
+    except DetectionError as e:
+        # What struct pages hold can still tell.
+        fault = str(e)
+    encoding = _detect_encoding(kernel, vmemmap, array, fault)
+    tails = _detect_tails(kernel, vmemmap, array, fault)
     return Layout(encoding, tails, tuple(_notes(kernel, encoding, array)))

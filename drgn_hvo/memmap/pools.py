@@ -18,7 +18,9 @@ from typing import Optional
 
 from drgn import FaultError, Object, sizeof
 
+from drgn_hvo.errors import DetectionError
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.shapes import require_shapes
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread, why
 from drgn_hvo.memmap.hstate_identity import WrongWord, read_identities
 from drgn_hvo.memmap.list_links import Links, Passed
@@ -260,9 +262,12 @@ def read_pools(kernel: Kernel, mmzone: Mmzone) -> Pools:
     # As drgn's for_each_hstate(); importing that costs a sixth of the time of a check.
     try:
         hstates = kernel.prog["hstates"]
+        require_shapes(kernel.prog.type("struct hstate"), "struct hstate")
         identities = read_identities(kernel, hstates)
     except LookupError:
         return Pools((), (), ())  # CONFIG_HUGETLBFS=n
+    except DetectionError as e:
+        return Pools((), (), (Unread(Need.POOLS, "pools", str(e)),))
     states = tuple(
         _read_hstate(kernel, hstates[pool.index].address_of_(), pool.order, mmzone.nids)
         for pool in identities.pools

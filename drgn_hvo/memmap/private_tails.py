@@ -18,13 +18,27 @@ from functools import cached_property
 import re
 from typing import Literal, Optional, Union
 
-from drgn import Type, TypeKind, TypeMember, sizeof
+from drgn import Type, TypeKind, TypeMember, offsetof, sizeof
 import numpy as np
 
-from drgn_hvo.errors import UnavailableError
+from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.formats.tail_words import ALL_ONES, tail_mapping
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array, column
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.shapes import (
+    ATOMIC,
+    FLAGS,
+    INT,
+    LINKS,
+    POINTER,
+    SHORT,
+    WORD,
+    Shape,
+    array_of,
+    fault_of,
+    has_member,
+)
+from drgn_hvo.kernel.struct_page import StructPage
 from drgn_hvo.memmap.zones import FlagsLayout
 
 __all__ = ("FolioFacts", "PrivateTails", "TailField", "Verdict")
@@ -43,6 +57,9 @@ _When = Literal["always", "free", "unpoisoned", "never"]
 # What a field holds: a number, the flags of a tail, links that lead to themselves, the
 # number of pages of the folio, or a pointer, which is NULL where it is fixed.
 _Kind = Literal["number", "flags", "links", "pages", "pointer"]
+
+# Its owner, where CONFIG_MEMCG is set.
+_MEMCG = "memcg_data"
 
 # No pointer to what is allocated has these bits.
 _ALIGNED = 7
@@ -191,7 +208,13 @@ class FolioFacts:
 
 
 def _members(struct: Type, base: int = 0) -> Iterator[tuple[str, int, TypeMember]]:
-    """All members that have names, those of anonymous ones as well."""
+    """
+    All members that have names, those of anonymous ones as well.
+
+    :raises TypeError: if an anonymous one has no members.
+    """
+    if struct.kind not in (TypeKind.STRUCT, TypeKind.UNION):
+        raise TypeError(f"an anonymous {struct.type_name()}")
     for member in struct.members or ():
         offset = base + member.bit_offset // 8
         if member.name is None:
@@ -201,11 +224,49 @@ def _members(struct: Type, base: int = 0) -> Iterator[tuple[str, int, TypeMember
 
 
 def _size(member: TypeMember) -> int:
-    """The size of a member in bytes; 0 if it has none."""
+    """
+    The size of a member in bytes; 0 if it has none.
+
+    :raises TypeError: if it is no type of a member.
+    """
     found = member.type
     while found.kind is TypeKind.TYPEDEF:
         found = found.type
     return 0 if found.kind is TypeKind.ARRAY and not found.length else sizeof(found)
+
+
+# What members of each kind are.
+_SHAPES: dict[_Kind, tuple[Shape, ...]] = {
+    # Pairs of mm_id_mapcount_t are short or int.
+    "number": (array_of(SHORT), array_of(INT), WORD, ATOMIC),
+    "pages": (ATOMIC, WORD),
+    "links": (LINKS,),
+    "pointer": (POINTER,),
+}
+
+
+def _folio_fault(folio: Type, page: StructPage) -> Optional[str]:
+    """
+    What is wrong with members of ``struct folio`` that are known; ``None`` if nothing
+    is.
+    """
+    try:
+        names = [name for name, _, member in _members(folio) if _size(member) >= 0]
+    except (HvoError, RecursionError, TypeError) as e:
+        return f"struct folio has a member that cannot be one: {e}"
+    for index in range(1, sizeof(folio) // page.size):
+        # FOLIO_MATCH() in include/linux/mm_types.h asserts that.
+        flags = f"_flags_{index}"
+        fault = fault_of(folio, flags, FLAGS)
+        if fault is None and offsetof(folio, flags) != index * page.size + page.flags:
+            fault = f"struct folio.{flags} does not lie where flags of a page do"
+        if fault is not None:
+            return fault
+    for name, member in _MEMBERS.items():
+        faults = [fault_of(folio, name, shape) for shape in _SHAPES[member.kind]]
+        if name in names and all(faults):
+            return faults[-1]
+    return None
 
 
 def _are_zero(rows: U64Array) -> BoolArray:
@@ -244,10 +305,20 @@ class PrivateTails:
         self._hwpoison = kernel.constant("PG_hwpoison")
 
     @cached_property
+    def fault(self) -> Optional[str]:
+        """Why it is not known what the first tails hold; ``None`` if it is."""
+        page, folio = map(self._kernel.type, ("struct page", "struct folio"))
+        if page is not None and has_member(page, _MEMCG):
+            wrong = fault_of(page, _MEMCG, WORD)
+            if wrong is not None:
+                return wrong
+        return None if folio is None else _folio_fault(folio, self._page)
+
+    @cached_property
     def fields(self) -> tuple[TailField, ...]:
         """All fields that are fixed, by struct page and offset."""
         found = [*self._head_fields(), *self._plain_fields(_FIRST_PLAIN)]
-        for index in range(1, _FIRST_PLAIN):
+        for index in range(1, _FIRST_PLAIN) if self.fault is None else ():
             found += self._first_fields(index)
         return tuple(sorted(found, key=lambda field: (field.index, field.offset)))
 
@@ -309,8 +380,9 @@ class PrivateTails:
     @cached_property
     def _memcg_data(self) -> Optional[int]:
         page = self._kernel.type("struct page")
-        places = () if page is None else _members(page)
-        return next((at for name, at, _ in places if name == "memcg_data"), None)
+        if page is None or fault_of(page, _MEMCG, WORD) is not None:
+            return None
+        return offsetof(page, _MEMCG)
 
     def _number(
         self,
@@ -422,7 +494,7 @@ class PrivateTails:
             owner = self._kernel.type(type_name)
         except UnavailableError:
             return False  # an extract, which has some of the types
-        return owner is not None and owner.has_member(member)
+        return owner is not None and has_member(owner, member)
 
     @property
     def _has_cgroups(self) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from drgn_hvo.kernel.arrays import Int64Array, column
 from drgn_hvo.kernel.unread import KnownWords, Need, Unread, why
 from drgn_hvo.memmap.layout import Layout
-from drgn_hvo.memmap.tail_arrays import OwnedArray
+from drgn_hvo.memmap.tail_arrays import OwnedArray, TailArray
 from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
@@ -104,7 +104,10 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
     """Read all slots, and the struct pages of the frames that they name."""
     array = layout.tails.array
     if array is None:
-        return TailSlots((), frozenset(), ())
+        fault = layout.tails.array_fault
+        what = "vmemmap_tails[]"
+        unknown = () if fault is None else (Unread(Need.SLOTS, what, fault),)
+        return TailSlots((), frozenset(), unknown)
     used: list[tuple[OwnedArray, int, int]] = []
     empty = []
     unread = []
@@ -125,6 +128,10 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
         values, _ = _read_array(owner, known, array.slots)
         used += ((owner, index, value) for index, value in enumerate(values) if value)
     pfns = [array.pfn(vmemmap, value) for _, _, value in used]
+    if used and all(_is_other_kind(vmemmap, array, value) for _, _, value in used):
+        fault = f"elements of type {array.element} hold something else, in all slots"
+        unknown = Unread(Need.SLOTS, "vmemmap_tails[]", fault, len(used))
+        return TailSlots((), frozenset(), (*unread, unknown))
     frames = _FramePages(vmemmap, mmzone, pfns)
     tails = [
         SharedTail(
@@ -143,6 +150,14 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
         for i, ((owner, index, value), pfn) in enumerate(zip(used, pfns))
     ]
     return TailSlots(tuple(tails), frozenset(empty), tuple(unread))
+
+
+def _is_other_kind(vmemmap: Vmemmap, array: TailArray, value: int) -> bool:
+    """Whether a slot holds what another type of elements would."""
+    if array.pfn(vmemmap, value) is not None:
+        return False
+    limit = vmemmap.kernel.max_pfn_limit
+    return vmemmap.page_pfn(value) is not None or 0 < value < limit
 
 
 class _FramePages:

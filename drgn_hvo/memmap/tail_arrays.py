@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Callable, Optional
 
-from drgn import Object, Type, TypeKind
+from drgn import Object, Type, TypeKind, sizeof
 
 from drgn_hvo.errors import DetectionError
 from drgn_hvo.formats.tail_words import max_folio_order
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.shapes import Shape, fault_of, has_member
 from drgn_hvo.kernel.unread import KnownWords
 from drgn_hvo.memmap.mapping import VmemmapMapping
 from drgn_hvo.memmap.zones import FlagsLayout
@@ -27,6 +28,10 @@ from drgn_hvo.memmap.zones import FlagsLayout
 __all__ = ("OwnedArray", "TailArray", "tail_array")
 
 _MEMBER = "vmemmap_tails"
+
+_WORD_SIZE = 8
+
+_ARRAY = Shape("an array, or a pointer to one", (TypeKind.ARRAY, TypeKind.POINTER))
 
 
 @dataclass(frozen=True)
@@ -317,7 +322,10 @@ def tail_array(kernel: Kernel) -> Optional[TailArray]:
     found: dict[str, Type] = {}
     for struct in dict.fromkeys(owner.struct for owner in _OWNERS):
         owner_type = kernel.type(f"struct {struct}")
-        if owner_type is not None and owner_type.has_member(_MEMBER):
+        if owner_type is not None and has_member(owner_type, _MEMBER):
+            fault = fault_of(owner_type, _MEMBER, _ARRAY)
+            if fault is not None:
+                raise DetectionError(fault)
             found[struct] = owner_type.member(_MEMBER).type
     if len(found) > 1:
         raise DetectionError(f"both struct {' and '.join(found)} have vmemmap_tails")
@@ -359,7 +367,7 @@ def _length(kernel: Kernel, min_order: int) -> int:
 
 def _element(element_type: Type, owner: _Owner) -> _Element:
     for element in _ELEMENTS:
-        if element_type.kind == element.kind:
+        if element_type.kind == element.kind and sizeof(element_type) == _WORD_SIZE:
             return element
     raise DetectionError(
         f"vmemmap_tails of struct {owner.struct} has elements of type "

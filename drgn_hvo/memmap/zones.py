@@ -20,9 +20,11 @@ from typing import Optional
 from drgn import FaultError, Object, Program, sizeof
 import numpy as np
 
+from drgn_hvo.errors import DetectionError
 from drgn_hvo.formats.tail_words import BITS_PER_LONG
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.shapes import SHAPES, fault_of, require_shapes
 from drgn_hvo.kernel.unread import Need, Unread, why
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
@@ -33,6 +35,9 @@ _PAGES_OF_A_ZONE = 8
 
 # No zone has a longer name than "Movable" or "Highmem".
 _MAX_ZONE_NAME = 32
+
+# An array of MAX_NUMNODES elements in struct hstate.
+_BY_NODE = "nr_huge_pages_node"
 
 
 @dataclass(frozen=True)
@@ -214,6 +219,16 @@ class Mmzone:
 
     @cached_property
     def _nodes(self) -> _Nodes:
+        try:
+            for name in ("nodemask_t", "struct pglist_data", "struct zone"):
+                require_shapes(self._kernel.prog.type(name), name)
+        except (DetectionError, LookupError) as e:
+            # Whoever needs none of it goes on.
+            unknown = Unread(Need.NODES, "nodes and zones", str(e))
+            return _Nodes((), False, frozenset(), {}, {}, (unknown,))
+        return self._read_nodes()
+
+    def _read_nodes(self) -> _Nodes:
         unread: list[Unread] = []
         most, online = self._online(unread)
         # A damaged nr_node_ids must not lead behind the mask.
@@ -364,8 +379,9 @@ class Mmzone:
     def _max_numnodes(self) -> Optional[int]:
         """``MAX_NUMNODES``, from an array of that length."""
         hstate = self._kernel.type("struct hstate")
-        if hstate is not None:
-            return hstate.member("nr_huge_pages_node").type.length
+        shape = SHAPES["struct hstate"][_BY_NODE]
+        if hstate is not None and not fault_of(hstate, _BY_NODE, shape):
+            return hstate.member(_BY_NODE).type.length
         return self._kernel.vmcoreinfo.length("node_data")
 
     def _agrees(self, layout: FlagsLayout) -> bool:

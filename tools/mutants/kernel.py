@@ -29,6 +29,22 @@ KERNEL = (
         ("test_entry_bits.py::test_what_the_processor_and_HVO_change",),
     ),
     Mutant(
+        "kernel-bit-fields-are-words",
+        "kernel/shapes.py::_member_fault",
+        "member.bit_field_size is not None or member.bit_offset % 8",
+        "member.bit_offset % 8",
+        "a bit field would be read as if it were a word",
+        ("test_shapes.py::test_a_bit_field_is_no_word",),
+    ),
+    Mutant(
+        "kernel-arrays-of-anything",
+        "kernel/shapes.py::_fits",
+        "return bool(found.length) and _fits(found.type, shape.element)",
+        "return True",
+        "an array of other elements would be read as if it were the known one",
+        ("test_shapes.py::test_no_shape_ends_in_a_traceback_or_a_wrong_answer",),
+    ),
+    Mutant(
         "kernel-upper-tables-protect",
         "kernel/pagetables.py::_split",
         "decoded.writable & entries.writable",
