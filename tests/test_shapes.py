@@ -61,7 +61,7 @@ def test_what_was_found_and_what_was_expected_is_said(tmp_path):
     with opened as prog:
         found = hvo(prog)
         assert found.layout.encoding.kind == "mask"
-        assert "expected an array" in found.layout.tails.array_fault
+        assert "expected an array" in str(found.layout.tails.array_fault)
         assert len(found.hugetlb.folios) == 10
         assert [str(one.need) for one in found.unread] == ["Need.SLOTS"]
 

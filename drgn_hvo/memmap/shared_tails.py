@@ -130,8 +130,8 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
     pfns = [array.pfn(vmemmap, value) for _, _, value in used]
     if used and all(_is_other_kind(vmemmap, array, value) for _, _, value in used):
         fault = f"elements of type {array.element} hold something else, in all slots"
-        unknown = Unread(Need.SLOTS, "vmemmap_tails[]", fault, len(used))
-        return TailSlots((), frozenset(), (*unread, unknown))
+        unread.append(Unread(Need.SLOTS, "vmemmap_tails[]", fault, len(used)))
+        return TailSlots((), frozenset(), tuple(unread))
     frames = _FramePages(vmemmap, mmzone, pfns)
     tails = [
         SharedTail(
