@@ -164,7 +164,7 @@ FORMATS = (
     ),
     Mutant(
         "formats-btf-type-0",
-        "formats/btf.py::Btf._position",
+        "formats/btf.py::Btf.position",
         "if 0 < type_id < len(self._positions):",
         "if 0 < type_id <= len(self._positions):",
         "a reference behind the last type is damage and must be said to be",
