@@ -23,7 +23,7 @@ from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.arrays import Int64Array, ranges
 from drgn_hvo.kernel.bound import Kernel
-from drgn_hvo.kernel.finders import install
+from drgn_hvo.kernel.finders import core_sources, install
 from drgn_hvo.kernel.target import load_symbols
 from drgn_hvo.kernel.variables import VARIABLES
 from drgn_hvo.memmap.hvo import Hvo
@@ -55,7 +55,7 @@ class Recorder:
         self.prog = Program(base.platform)
         self.prog.add_memory_segment(0, _MAX_PHYSICAL, self._read_physical, True)
         is_live = bool(base.flags & ProgramFlags.IS_LIVE)
-        self.prog.set_linux_kernel_custom(base["VMCOREINFO"].string_(), is_live)
+        self.prog.set_linux_kernel_custom(_note(base), is_live)
         # In front of drgn's own translation, which the base does as well.
         self.prog.add_memory_segment(0, _MAX_VIRTUAL, self._read_virtual, False)
 
@@ -88,6 +88,23 @@ class Recorder:
         first = reads[:, 0] // page_size
         end = -(-(reads[:, 0] + reads[:, 1]) // page_size)
         return np.unique(ranges(first, end - first))
+
+
+def _note(base: Program) -> bytes:
+    """
+    VMCOREINFO of a program, with what it lacks of kallsyms: whoever reads the extract
+    has no kernel image to look for it in.
+    """
+    text: bytes = base["VMCOREINFO"].string_()
+    try:
+        found = core_sources(base).found_tables()
+    except UnavailableError:
+        return text
+    if not found:
+        return text
+    lines = [line for line in text.split(b"\n") if line and b"(kallsyms_" not in line]
+    more = [f"SYMBOL({name})={at:x}".encode() for name, at in sorted(found.items())]
+    return b"\n".join([*lines, *more, b""])
 
 
 class Recording:

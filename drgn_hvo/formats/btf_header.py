@@ -15,9 +15,14 @@ import struct
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.byteorder import BYTE_ORDERS, ByteOrder, type_prefix
 
-__all__ = ("BtfHeader", "pack_btf", "parse_header", "section")
+__all__ = ("MAGICS", "BtfHeader", "pack_btf", "parse_header", "section")
 
 _MAGIC = 0xEB9F
+_VERSION = 1
+#: What a blob begins with, by byte order: magic number and version.
+MAGICS = tuple(
+    _MAGIC.to_bytes(2, byteorder) + bytes([_VERSION]) for byteorder in BYTE_ORDERS
+)
 
 # Without and with the layout section that v7.1 may add, as struct formats.
 _HEADER = "HBBIIIII"
@@ -55,7 +60,7 @@ def parse_header(data: bytes) -> tuple[BtfHeader, ByteOrder]:
             break
     else:
         raise FormatError(f"BTF is damaged: its magic number is {data[:2].hex()}")
-    if header.version != 1:
+    if header.version != _VERSION:
         raise FormatError(f"BTF of version {header.version} is not supported")
     if header.hdr_len < struct.calcsize(f"={_HEADER}"):
         raise FormatError(f"BTF is damaged: its header length is {header.hdr_len}")

@@ -155,6 +155,8 @@ class Kernel:
             self.no_types_reason = f"the finders named {FINDER_NAME!r} are turned off"
             return "vmcoreinfo"
         try:
+            # Types without variables are for sessions; our commands need both.
+            self.sources.address("__start_BTF")
             self.sources.types()
         except UnavailableError as e:
             self.no_types_reason = str(e)

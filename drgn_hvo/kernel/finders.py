@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from drgn_hvo.formats.kallsyms import Kallsyms, KernelSymbol
     from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
     from drgn_hvo.kernel.btf_types import BtfTypes
+    from drgn_hvo.kernel.image_search import KernelImage
     from drgn_hvo.kernel.translation import Translation
     from drgn_hvo.kernel.variables import LengthSource, Variable
 
@@ -171,6 +172,10 @@ class CoreSources:
         # our finders again: drgn's defaults are right for those.
         self.busy = False
         self.vmcoreinfo: _Lazy[Vmcoreinfo] = _Lazy(self, self._load_vmcoreinfo)
+        #: The kernel image, read if something has to be looked for in it.
+        self.image: _Lazy[KernelImage] = _Lazy(self, self._load_image)
+        #: Addresses of the tables of kallsyms that VMCOREINFO lacks, by name.
+        self.found_tables: _Lazy[dict[str, int]] = _Lazy(self, self._load_tables)
         self.kallsyms: _Lazy[Kallsyms] = _Lazy(self, self._load_kallsyms)
         self.types: _Lazy[BtfTypes] = _Lazy(self, self._load_types)
         self.translation: _Lazy[Translation] = _Lazy(self, self._load_translation)
@@ -201,12 +206,29 @@ class CoreSources:
     def _load_kallsyms(self) -> Kallsyms:
         from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables
 
-        known = self.vmcoreinfo().addresses()
+        noted = self.vmcoreinfo().addresses()
+        known = {**noted, **self.found_tables()}
         try:
             tables = KallsymsTables.read(self.prog.read, known, self.byteorder)
         except FaultError as e:
             raise UnavailableError(f"kallsyms is not in this dump: {e}") from None
-        return Kallsyms(tables, known)
+        return Kallsyms(tables, noted)
+
+    def _load_image(self) -> KernelImage:
+        from drgn_hvo.kernel.image_search import read_image
+
+        return read_image(self.prog.read, self.vmcoreinfo().addresses())
+
+    def _load_tables(self) -> dict[str, int]:
+        from drgn_hvo.formats.kallsyms_search import TABLES
+        from drgn_hvo.kernel.image_search import find_tables
+
+        known = self.vmcoreinfo().addresses()
+        tables = any(f"kallsyms_{kind}" in known for kind in ("offsets", "addresses"))
+        if tables and all(name in known for name in TABLES):
+            return {}
+        known = {n: at for n, at in known.items() if not n.startswith("kallsyms_")}
+        return find_tables(self.image(), known, self.byteorder)
 
     def _load_types(self) -> BtfTypes:
         from drgn_hvo.formats.btf import Btf
@@ -224,7 +246,13 @@ class CoreSources:
         return types
 
     def _read_btf(self, address: Callable[[str], Optional[int]]) -> bytes:
-        start, stop = address("__start_BTF"), address("__stop_BTF")
+        try:
+            start, stop = address("__start_BTF"), address("__stop_BTF")
+        except UnavailableError:
+            # Without symbols, it can only be looked for.
+            from drgn_hvo.kernel.image_search import find_types
+
+            return find_types(self.image())
         if start is None or stop is None:
             raise UnavailableError(
                 "this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF)"

@@ -13,6 +13,25 @@ __all__ = ("FORMATS",)
 
 FORMATS = (
     Mutant(
+        "formats-search-few-symbols",
+        "formats/kallsyms_search.py::_with_addresses",
+        "if len(symbols) < _ENOUGH:",
+        "if not symbols:",
+        "tables in which two symbols agree by chance would be believed",
+        ("test_kallsyms_search.py::test_two_symbols_prove_nothing",),
+    ),
+    Mutant(
+        "formats-search-first-of-many",
+        "formats/kallsyms_search.py::find_kallsyms",
+        "if len(found) > 1:",
+        "if len(found) > 9:",
+        "of two tables that can be kallsyms one would be taken",
+        (
+            "test_kallsyms_search.py::"
+            "test_tables_that_are_there_twice_are_not_guessed_at",
+        ),
+    ),
+    Mutant(
         "formats-poison-is-no-tail",
         "formats/tail_words.py::is_tail",
         "and info != ALL_ONES",
