@@ -145,8 +145,8 @@ KERNEL = (
     Mutant(
         "kernel-struct-page-sources-disagree",
         "kernel/bound.py::Kernel._struct_page",
-        'for what in ("size", "offset", "flags"):',
-        'for what in ("size",):',
+        "for what in _NOTED if noted is not None else ():",
+        'for what in ("size",) if noted is not None else ():',
         "types that are not of this kernel would be believed",
         ("test_bounds.py::test_types_that_are_not_of_this_kernel_are_refused",),
     ),

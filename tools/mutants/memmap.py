@@ -278,7 +278,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-nodes-that-are-damaged",
-        "memmap/zones.py::Mmzone._nodes",
+        "memmap/zones.py::Mmzone._read_nodes",
         "if self._is_of(pgdat, nid):",
         "if True:",
         "a damaged node_data[] would lead to pools of other nodes",
