@@ -15,6 +15,7 @@ from typing import Optional
 
 import numpy as np
 
+from drgn_hvo.audit.booting import BOOTING
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot, Subject
 from drgn_hvo.audit.folio_transitions import have_own_frames
@@ -261,6 +262,8 @@ class _Mapping:
     def _add_writable(self, pair: int) -> None:
         slices = self._folios.tail_slices
         i = int(slices.folio[pair])
+        if self._is_not_yet_protected(i):
+            return
         page_table = self._context.kernel.page_table_format
         assert page_table is not None, "run_audit() has checked that"
         head_pfn, first = int(self._folios.head_pfn[i]), int(slices.first[pair])
@@ -291,6 +294,19 @@ class _Mapping:
                 actual=actual,
             )
         )
+
+    def _is_not_yet_protected(self, i: int) -> bool:
+        """
+        Whether slices of a folio may still be writable: those of memblock memory share
+        before it is made, and vmemmap_wrprotect_hvo() comes behind that.
+        """
+        if not self._context.held_by_nobody[i] or self._context.is_booting is False:
+            return False
+        if self._context.is_booting is None:
+            self._audit.undecide("vmemmap-tail-writable", BOOTING)
+        else:
+            self._irregular[i] = True
+        return True
 
     def _check_holes(self) -> None:
         """Slices behind the first that are not mapped at all."""
@@ -496,6 +512,10 @@ class _Mapping:
             slices.count[rightful],
         )
         strays = np.setdiff1d(self._context.vmemmap.slices_on(tail.pfn), known)
+        if tail.boot is not False and self._context.is_booting is not False:
+            # Huge pages of memblock memory share before they have a head.
+            self._audit.undecide("stray-shared-tail", BOOTING, len(strays))
+            return
         strays = strays[~self._are_of_devices(tail, strays)]
         for slice_ in strays[:_MAX_STRAYS].tolist():
             self._add_stray(tail, slice_)

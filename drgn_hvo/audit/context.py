@@ -15,8 +15,9 @@ from typing import Optional
 from drgn import FaultError
 import numpy as np
 
+from drgn_hvo.audit.booting import is_booting
 from drgn_hvo.audit.findings import Audit, Place, Spot, Subject
-from drgn_hvo.audit.folio_transitions import huge_pages_in_transition
+from drgn_hvo.audit.folio_transitions import held_by_nobody, huge_pages_in_transition
 from drgn_hvo.audit.in_transition import Transitions
 from drgn_hvo.audit.lock import Lock, hugetlb_lock
 from drgn_hvo.audit.rules import RULE_BY_ID, RuleId
@@ -63,6 +64,16 @@ class Context:
     def in_transition(self) -> BoolArray:
         """Folios that are caught between two states."""
         return huge_pages_in_transition(self)
+
+    @cached_property
+    def held_by_nobody(self) -> BoolArray:
+        """Folios that only the code which makes or undoes them can reach."""
+        return held_by_nobody(self)
+
+    @cached_property
+    def is_booting(self) -> Optional[bool]:
+        """Whether the kernel was still booting; ``None`` if that was not read."""
+        return is_booting(self.kernel)
 
     @cached_property
     def expected_frames(self) -> Int64Array:

@@ -40,12 +40,16 @@ DEFECTS = {
     for defect in (
         Defect(
             "boot-tail-refcount",
-            ("shared-tail-refcount", "folio-list", "stray-head"),
+            (
+                "shared-tail-refcount",
+                "folio-tail-refcount",
+                "folio-list",
+                "stray-head",
+            ),
             "every struct page of a shared tail page that was allocated at boot has "
             "reference count 1; so have free huge pages that such a gigantic page was "
             "demoted to, and heads are left of those that were freed",
-            "7.2.13 and 7.3.4, by their source also 7.1, with gigantic pages allocated "
-            "at boot",
+            "7.1.3, 7.1.13, 7.2.13 and 7.3.4, with gigantic pages allocated at boot",
             "memmap_init() ran __init_single_page() over the page through the entries "
             "of the folios, and init_compound_tail() does not reset _refcount; "
             "lru.prev of each struct page is left pointing into one of the folios",

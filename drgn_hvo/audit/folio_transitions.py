@@ -23,7 +23,13 @@ from drgn_hvo.memmap.pools import NO_LIST
 if TYPE_CHECKING:
     from drgn_hvo.audit.context import Context
 
-__all__ = ("REMAPPINGS", "Remapping", "have_own_frames", "huge_pages_in_transition")
+__all__ = (
+    "REMAPPINGS",
+    "Remapping",
+    "have_own_frames",
+    "held_by_nobody",
+    "huge_pages_in_transition",
+)
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,12 @@ def huge_pages_in_transition(context: Context) -> BoolArray:
     Which folios are caught between two states: held by nobody, although no list is
     damaged, and remapped as one of :data:`REMAPPINGS` leaves them.
     """
-    flying = _are_held_by_nobody(context)
+    flying = context.held_by_nobody
     return flying & _are_half_remapped(context) if flying.any() else flying
 
 
-def _are_held_by_nobody(context: Context) -> BoolArray:
+def held_by_nobody(context: Context) -> BoolArray:
+    """Which folios only the code that makes or undoes them can reach."""
     folios = context.hugetlb.folios
     if any(a_list.is_damaged for a_list in context.hugetlb.lists):
         return np.zeros(len(folios), dtype=np.bool_)

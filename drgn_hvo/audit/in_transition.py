@@ -164,8 +164,9 @@ class Transitions:
             return False
         # Since v6.13 pages are allocated frozen, and get their reference when they are
         # whole; before, prep_new_page() first sets it. Kernels with shared tail pages
-        # are newer.
-        most = 0 if self._context.layout.tails.kind == "shared" else 1
+        # are newer, but hugetlb_folio_init_vmemmap() freezes a head behind PG_head.
+        is_frozen = self._context.layout.tails.kind == "shared"
+        most = 0 if is_frozen and self._context.is_booting is False else 1
         if not 0 <= head.refcount <= most:
             return False
         order = head.order if self.are_orders_reset else 0

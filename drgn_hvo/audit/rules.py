@@ -302,6 +302,8 @@ RULES = (
         decide="mappings",
         subject="folio",
         needs=_FOLIOS,
+        in_transition="while booting, huge pages of memblock memory that nobody holds: "
+        "hugetlb_vmemmap_optimize_bootmem_folios() makes what they share read-only",
     ),
     Rule(
         "vmemmap-head-frame",

@@ -86,6 +86,8 @@ VARIABLES: dict[str, Variable] = {
     "hugetlb_optimize_vmemmap_key": Variable(
         "struct static_key_false", "mm/hugetlb_vmemmap.c"
     ),
+    # Whether the kernel is still booting.
+    "system_state": Variable("enum system_states", "init/main.c"),
     # Nodes and zones.
     "node_data": Variable(
         "struct pglist_data *",

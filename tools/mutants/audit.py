@@ -207,7 +207,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-in-transition-is-frozen",
-        "audit/folio_transitions.py::_are_held_by_nobody",
+        "audit/folio_transitions.py::held_by_nobody",
         "return flying & frozen & aligned",
         "return flying & aligned",
         "damage to a huge page in use would pass as being in transition",
@@ -215,7 +215,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-in-transition-is-on-no-list",
-        "audit/folio_transitions.py::_are_held_by_nobody",
+        "audit/folio_transitions.py::held_by_nobody",
         "& (folios.on_list == NO_LIST)",
         "",
         "damage to free huge pages would pass as being in transition",
@@ -223,7 +223,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-in-transition-needs-whole-lists",
-        "audit/folio_transitions.py::_are_held_by_nobody",
+        "audit/folio_transitions.py::held_by_nobody",
         "if any(a_list.is_damaged for a_list in context.hugetlb.lists):",
         "if False:",
         "behind a broken list every huge page would be in transition",
@@ -472,6 +472,33 @@ AUDIT = (
         ("test_causes_real.py::test_an_entry_above_the_lowest_level",),
     ),
     Mutant(
+        "audit-booting-tails",
+        "audit/check_mappings.py::_Mapping._is_not_yet_protected",
+        "if not self._context.held_by_nobody[i] or self._context.is_booting is False:",
+        "if self._context.is_booting is False:",
+        "while booting, stray writes to tails of finished huge pages would pass",
+        ("test_booting.py::test_a_huge_page_on_a_list_is_made[True]",),
+    ),
+    Mutant(
+        "audit-booting-is-over",
+        "audit/check_mappings.py::_Mapping._is_not_yet_protected",
+        "if not self._context.held_by_nobody[i] or self._context.is_booting is False:",
+        "if not self._context.held_by_nobody[i]:",
+        "a writable slice of a huge page that nobody holds would pass",
+        (
+            "test_booting.py::test_slices_that_are_not_yet_protected"
+            "[False-rules2-findings]",
+        ),
+    ),
+    Mutant(
+        "audit-booting-shared-tails",
+        "audit/check_shared_tails.py::_is_not_yet_made",
+        "return bool((rows.infos != np.uint64(rows.word)).any())",
+        "return False",
+        "a shared tail page that is not yet made would be damaged",
+        ("test_booting.py::test_a_shared_tail_page_that_is_not_yet_made[True]",),
+    ),
+    Mutant(
         "audit-remapping-from-first",
         "audit/folio_transitions.py::_are_half_remapped",
         "fits |= shared.end <= own.first",
@@ -495,7 +522,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-remapping-references",
-        "audit/folio_transitions.py::_are_held_by_nobody",
+        "audit/folio_transitions.py::held_by_nobody",
         "most = 1 if context.hvo.fields.is_type_behind_head else 0",
         "most = 0",
         "6.1 would be called damaged while it restores a huge page",
