@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 import re
 from typing import Literal, Optional, Union
 
@@ -562,6 +562,61 @@ class PrivateTails:
             as one on a free list has them.
         """
         words = rows.view(np.uint64)
+        if orders is None:
+            orders = np.zeros(len(words), dtype=np.int64)
+        free = self._are_usual(words, addresses, orders)
+        alike, used = free.copy(), free.copy()
+        (others,) = (~free).nonzero()
+        if len(others) == len(words):
+            return self._look_closer(words, addresses, orders)
+        if len(others):
+            alike[others], used[others], free[others] = self._look_closer(
+                words[others], addresses[others], orders[others]
+            )
+        return alike, used, free
+
+    def _are_usual(
+        self, words: U64Array, addresses: U64Array, orders: Int64Array
+    ) -> BoolArray:
+        """
+        Which frames hold just what most do: those of folios on a free list, whose tails
+        have the same words. Which of the others are right as well is another question.
+        """
+        usual: BoolArray = np.zeros(len(words), dtype=np.bool_)
+        places = words[:, self._page.flags // 8] & self._raw(self._place_mask)
+        infos = words[:, (_FIRST_PLAIN * self._size + self._page.offset) // 8]
+        # What is the same in all rows is compared at once.
+        if any(len(one) and (one != one[0]).any() for one in (places, infos, orders)):
+            return usual
+        if not len(words):
+            return usual
+        mask = self._usual_mask
+        expected = self._usual_words(places[0], int(orders[0]), infos[0])
+        usual = ((words & mask) == expected).all(axis=1)
+        for at, behind in self._links:
+            own = (addresses + np.uint64(behind)).astype(self._kernel.reader.u64)
+            usual &= words[:, at] == own.view(np.uint64)
+        return usual
+
+    @cached_property
+    def _usual_mask(self) -> U64Array:
+        first = self._template.free.copy()
+        first[[at for at, _ in self._links]] = 0
+        return np.concatenate((first, self._template.alike))
+
+    @lru_cache(maxsize=8)  # noqa: B019
+    def _usual_words(self, place: np.uint64, order: int, info: np.uint64) -> U64Array:
+        """What frames hold, but for links and what is not fixed."""
+        first = self._expected_words(place, order)
+        last = first[-self._size // 8 :].copy()
+        last[self._page.offset // 8] = info
+        behind = len(self._template.alike) * 8 // self._size
+        return np.concatenate((first, np.tile(last, behind))) & self._usual_mask
+
+    def _look_closer(
+        self, words: U64Array, addresses: U64Array, orders: Int64Array
+    ) -> tuple[BoolArray, BoolArray, BoolArray]:
+        """As :meth:`look()`, of any frames."""
         width, end = self._size // 8, len(self._template.expected)
         odd = words[:, end:] ^ words[:, end - width : -width]
         odd &= self._template.alike
@@ -575,12 +630,10 @@ class PrivateTails:
         return alike, used & alike, free & alike
 
     def _first_odd(
-        self, words: U64Array, addresses: U64Array, orders: Optional[Int64Array]
+        self, words: U64Array, addresses: U64Array, orders: Int64Array
     ) -> U64Array:
         """Bits of the first struct pages that are not as expected."""
         places = words[:, self._page.flags // 8] & self._raw(self._place_mask)
-        if orders is None:
-            orders = np.zeros(len(words), dtype=np.int64)
         kinds: list[tuple[np.uint64, int]] = []
         if len(words):
             kinds = [(places[0], int(orders[0]))]

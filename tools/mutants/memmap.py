@@ -65,7 +65,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-private-tails-alike",
-        "memmap/private_tails.py::PrivateTails.look",
+        "memmap/private_tails.py::PrivateTails._look_closer",
         "odd &= self._template.alike",
         "odd &= self._template.alike[0]",
         "what private tails hold besides flags would not be noticed",
