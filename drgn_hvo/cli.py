@@ -77,7 +77,8 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help shows usage)\n")
+        said = printable(message)
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {said} (--help shows usage)\n")
 
 
 def _common_options() -> _Parser:

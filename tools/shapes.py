@@ -42,7 +42,7 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
 from drgn_hvo.synth.machine.machine import Machine, build_machine
 
-__all__ = ("GENERATIONS", "SHAPES", "Fault", "Kernel", "main")
+__all__ = ("GENERATIONS", "SHAPES", "Fault", "Kernel", "description", "main")
 
 #: One generation for each way in which HVO names its shared tails.
 GENERATIONS = ("shared-7.3", "fake-head-6.12", "seed-v5", "fake-head-6.1", "next")
@@ -196,7 +196,7 @@ SHAPES: dict[str, Callable[[_Types, Member], _Change]] = {
 }
 
 
-def _description(generation: str) -> Description:
+def description(generation: str) -> Description:
     """A small machine with folios in many states."""
     return Description(
         generation=generation,
@@ -249,7 +249,7 @@ class Kernel:
     """
 
     def __init__(self, generation: str, directory: Path) -> None:
-        self.machine: Machine = build_machine(_description(generation))
+        self.machine: Machine = build_machine(description(generation))
         self._extract = directory / f"{generation}.extract"
         kernel = self.machine.kernel
         self._at = kernel.physical("__start_BTF")

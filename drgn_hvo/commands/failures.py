@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from drgn import FaultError
+from drgn import BadDataError, FaultError
 
 from drgn_hvo.errors import HvoError
 
@@ -25,6 +25,8 @@ EXIT_BUG = 70
 _KNOWN: tuple[tuple[type[Exception], str], ...] = (
     (HvoError, "{}"),
     (FaultError, "not in this dump: {}"),
+    # drgn cannot make sense of VMCOREINFO, or of the file.
+    (BadDataError, "the dump is damaged: {}"),
     (MemoryError, "not enough memory for this target"),
 )
 

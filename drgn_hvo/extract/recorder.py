@@ -141,6 +141,12 @@ def _read_sources(recorder: Recorder) -> None:
 _MEMBERS = {"init_mm": ("pgd",), "contig_page_data": ()}
 
 
+# What reading a variable can end in.
+_NOT_READ = (
+    *(ArithmeticError, FaultError, HvoError, LookupError, TypeError, ValueError),
+)
+
+
 def _read_variables(prog: Program) -> None:
     """
     All that drgn can be asked for by name, so that nothing reads as zero just because
@@ -156,7 +162,14 @@ def _read_variables(prog: Program) -> None:
             found = prog[name]
             for part in _parts(name, found):
                 part.read_()
-        except (FaultError, HvoError, LookupError, TypeError, ValueError):
+        except (
+            ArithmeticError,
+            FaultError,
+            HvoError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ):
             # Not in this kernel or dump, or of a type that has no value, so nobody else
             # can read it either.
             continue
@@ -177,10 +190,10 @@ def _read_sections(prog: Program, kernel: Kernel) -> None:
     length = kernel.vmcoreinfo.length("mem_section")
     if not roots or not length or length > _MAX_SECTION_ROOTS:
         return
-    with suppress(FaultError):
+    with suppress(FaultError, OverflowError):
         table = np.frombuffer(prog.read(roots, 8 * length), dtype=kernel.reader.u64)
         for sections in table[table != 0].tolist():
-            with suppress(FaultError):
+            with suppress(FaultError, OverflowError):
                 prog.read(sections, kernel.geometry.page_size)
 
 
@@ -206,7 +219,8 @@ def _read_utsname(prog: Program, vmcoreinfo: Vmcoreinfo) -> None:
     for i, (_, is_kept) in enumerate(_UTSNAME):
         if is_kept:
             address = namespace + offset + i * _UTSNAME_SIZE
-            with suppress(FaultError):
+            # Damage leads behind the end of memory.
+            with suppress(FaultError, OverflowError):
                 prog.read(address, _UTSNAME_SIZE)
 
 

@@ -41,6 +41,16 @@ _NUMBER = re.compile(r"-?(?:0x)?[0-9a-fA-F]+")
 _MAX_SIZE = 1 << 20
 
 
+# No value that a kernel prints is longer.
+_MAX_SHOWN = 128
+
+
+def _shown(value: str) -> str:
+    """A value in a message, however long it is."""
+    rest = len(value) - _MAX_SHOWN
+    return repr(value) if rest <= 0 else f"{value[:_MAX_SHOWN]!r} and {rest} more"
+
+
 class Vmcoreinfo(Mapping[str, str]):
     """
     Parsed VMCOREINFO.
@@ -61,7 +71,8 @@ class Vmcoreinfo(Mapping[str, str]):
             match = _LINE.fullmatch(line)
             if match:
                 values = self._values.setdefault(match[1], [])
-                if match[2] not in values:
+                # One more than there may be is enough to refuse it.
+                if len(values) < 2 and match[2] not in values:
                     values.append(match[2])
         if not self._values:
             raise FormatError("VMCOREINFO has no line of the form KEY=VALUE")
@@ -74,7 +85,8 @@ class Vmcoreinfo(Mapping[str, str]):
         values = self._values[key]
         if len(values) > 1:
             raise FormatError(
-                f"VMCOREINFO has {key} more than once: {values[0]!r} and {values[1]!r}"
+                f"VMCOREINFO has {key} more than once: {_shown(values[0])} and "
+                f"{_shown(values[1])}"
             )
         return values[0]
 
@@ -92,9 +104,11 @@ class Vmcoreinfo(Mapping[str, str]):
             # int() takes more than kernels print: spaces, "+" and "_".
             number = int(value if _NUMBER.fullmatch(value) else "", base)
         except ValueError:
-            raise FormatError(f"VMCOREINFO has {key}={value!r}, not a number") from None
+            raise FormatError(
+                f"VMCOREINFO has {key}={_shown(value)}, not a number"
+            ) from None
         if not lowest <= number < 1 << 64:
-            raise FormatError(f"VMCOREINFO has {key}={value!r}, out of range")
+            raise FormatError(f"VMCOREINFO has {key}={_shown(value)}, out of range")
         return number
 
     def symbol(self, name: str) -> Optional[int]:

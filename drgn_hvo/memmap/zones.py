@@ -116,11 +116,15 @@ def _nr_node_ids(kernel: Kernel) -> int:
 def _node_data(kernel: Kernel, nid: int) -> Object:
     """Mirror of ``NODE_DATA()``."""
     prog = kernel.prog
-    try:
+    with suppress(LookupError):
         pointer = prog["node_data"][nid]
-    except LookupError:
+        return Object(prog, pointer.type_, kernel.known_words.value(pointer))
+    try:
         return prog["contig_page_data"].address_of_()  # CONFIG_NUMA=n
-    return Object(prog, pointer.type_, kernel.known_words.value(pointer))
+    except LookupError:
+        raise DetectionError(
+            "the kernel has neither node_data nor contig_page_data"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -222,11 +226,11 @@ class Mmzone:
         try:
             for name in ("nodemask_t", "struct pglist_data", "struct zone"):
                 require_shapes(self._kernel.prog.type(name), name)
+            return self._read_nodes()
         except (DetectionError, LookupError) as e:
             # Whoever needs none of it goes on.
             unknown = Unread(Need.NODES, "nodes and zones", str(e))
             return _Nodes((), False, frozenset(), {}, {}, (unknown,))
-        return self._read_nodes()
 
     def _read_nodes(self) -> _Nodes:
         unread: list[Unread] = []

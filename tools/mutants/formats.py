@@ -13,6 +13,14 @@ __all__ = ("FORMATS",)
 
 FORMATS = (
     Mutant(
+        "formats-values-of-one-key",
+        "formats/vmcoreinfo.py::Vmcoreinfo.__init__",
+        "if len(values) < 2 and match[2] not in values:",
+        "if match[2] not in values:",
+        "a VMCOREINFO of one key in 100,000 lines would take minutes",
+        ("test_mutate_inputs.py::test_many_lines_of_one_key_take_no_time",),
+    ),
+    Mutant(
         "formats-search-few-symbols",
         "formats/kallsyms_search.py::_with_addresses",
         "if len(symbols) < _ENOUGH:",

@@ -119,7 +119,8 @@ def load_toml(text: str, name: str) -> dict[str, Any]:
     """
     try:
         document: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+    except (RecursionError, ValueError) as e:
+        # TOMLDecodeError is a ValueError, and so are numbers of too many digits.
         raise UsageError(f"{name}: {e}") from None
     return document
 

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Inputs that are wrong: a fixed thousand; ``python -m tools.mutate_inputs`` tries more.
+"""
+
+import pytest
+
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from tests.command_support import check_refused, run
+from tools.mutate_inputs import CLASSES, failures
+
+_EACH = 67
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_nothing_is_worse_than_an_error_of_one_line(kind, tmp_path):
+    assert [str(f) for f in failures(tmp_path, [kind], _EACH, 1)] == []
+
+
+def test_there_are_a_thousand():
+    assert _EACH * len(CLASSES) >= 1000
+
+
+def test_a_value_of_many_digits_makes_a_short_line():
+    text = b"SYMBOL(a)=" + b"9" * 6000
+    with pytest.raises(Exception, match="and 5872 more") as caught:
+        Vmcoreinfo(text).symbol("a")
+    assert len(str(caught.value)) < 300
+
+
+def test_many_lines_of_one_key_take_no_time():
+    """As many as fit; comparing each with all would take minutes."""
+    lines = b"\n".join(b"KEY=%d" % i for i in range(130_000))
+    assert len(lines) > 1 << 20
+    noted = Vmcoreinfo(lines[: 1 << 20])
+    with pytest.raises(Exception, match="more than once: '0' and '1'"):
+        noted["KEY"]
+
+
+def test_arguments_cannot_paint_the_terminal():
+    check_refused(run("show", "core", "\x1b[31mred"), "\\x1b[31mred")
