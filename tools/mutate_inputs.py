@@ -425,7 +425,8 @@ def _arguments(inputs: Inputs, noise: random.Random) -> _Made:
              "encoding=mask",
              "--pfns", "0-1", "0x1000", "-1", "TARGET", "--format", "ktap",
              "--targets-from",
-             "\x1b[31m", "a\nb", "9" * 5000, "ffffea0000040000", "1-2-3", "phys:", "pfn:",
+             "\x1b[31m", "a\nb", "9" * 5000, "ffffea0000040000", "1-2-3", "phys:",
+             "pfn:",
              "", "--jobs", "0", "--timeout", "nan"]  # fmt: skip
     first = noise.choice(("show", "check", "page", "map", "heads", "oops"))
     chosen = [first, "TARGET", *noise.choices(words, k=noise.randrange(6))]
