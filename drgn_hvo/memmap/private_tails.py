@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-import re
-from typing import Literal, Optional, Union
+from typing import Optional, Union
 
 from drgn import Type, TypeKind, TypeMember, offsetof, sizeof
 import numpy as np
@@ -39,132 +38,30 @@ from drgn_hvo.kernel.shapes import (
     has_member,
 )
 from drgn_hvo.kernel.struct_page import StructPage
+from drgn_hvo.memmap.folio_members import (
+    MEMBERS,
+    NO_HEAD_FLAGS,
+    OVERLAYS,
+    SUBPAGE_INDICES,
+    USED_HPG_FLAGS,
+    Kind,
+    Member,
+    Verdict,
+    When,
+)
 from drgn_hvo.memmap.zones import FlagsLayout
 
-__all__ = ("FolioFacts", "PrivateTails", "TailField", "Verdict")
+__all__ = ("FolioFacts", "PrivateTails", "TailField")
 
 # From here on tails are all alike: struct folio has had at most four struct pages, and
 # up to v6.2 the private word of the next one belonged to hugetlb.
 _FIRST_PLAIN = 5
-
-#: What a field is the matter of: of a tail, the last part of the name of a rule.
-Verdict = Literal["head", "mapping", "mapcount", "flags", "refcount", "rest"]
-
-# When a field is fixed: always, only in a folio on a free list, which nobody uses, only
-# if no memory of the folio has failed, or never: of a pointer, only that it is aligned.
-_When = Literal["always", "free", "unpoisoned", "never"]
-
-# What a field holds: a number, the flags of a tail, links that lead to themselves, the
-# number of pages of the folio, or a pointer, which is NULL where it is fixed.
-_Kind = Literal["number", "flags", "links", "pages", "pointer"]
 
 # Its owner, where CONFIG_MEMCG is set.
 _MEMCG = "memcg_data"
 
 # No pointer to what is allocated has these bits.
 _ALIGNED = 7
-
-
-@dataclass(frozen=True)
-class _Member:
-    """
-    What a hugetlb folio has in a member of ``struct folio``.
-
-    :param value: In all of its bytes, as a number.
-    :param source: The kernel function that makes it so.
-    :param only_with: Type and member of kernels that do so.
-    :param not_with: Another member of ``struct folio``, of kernels that need not.
-    """
-
-    verdict: Verdict
-    kind: _Kind
-    when: _When
-    value: int
-    source: str
-    only_with: Optional[tuple[str, str]] = None
-    not_with: Optional[str] = None
-
-
-_HEAD = "prep_compound_head()"
-# A folio that is freed has no mappings and no pins: VM_BUG_ON_FOLIO() there.
-_UNUSED = f"{_HEAD}, free_huge_folio(); hugetlb_add_file_rmap() counts mappings"
-
-_MEMBERS: dict[str, _Member] = {
-    "_total_mapcount": _Member("mapcount", "number", "free", -1, _UNUSED),
-    "_large_mapcount": _Member("mapcount", "number", "free", -1, _UNUSED),
-    "_entire_mapcount": _Member("mapcount", "number", "free", -1, _UNUSED),
-    # Of pages that are mapped one by one, which those of hugetlb never are. Since v6.15
-    # there is CONFIG_NO_PAGE_MAPCOUNT, which no type shows.
-    "_nr_pages_mapped": _Member(
-        "mapcount", "number", "always", 0, _HEAD, not_with="_mm_ids"
-    ),
-    "_subpages_mapcount": _Member("mapcount", "number", "always", 0, _HEAD),
-    "_pincount": _Member(
-        "rest", "number", "free", 0, f"{_HEAD}; pins of try_grab_folio()"
-    ),
-    # Since Linux kernel commit 6af8cb80d3a9 ("mm/rmap: basic MM owner tracking for
-    # large folios (!hugetlb)") (in v6.15), with CONFIG_MM_ID.
-    "_mm_id_mapcount": _Member(
-        "mapcount",
-        "number",
-        "always",
-        -1,
-        _HEAD,
-        only_with=("struct mm_struct", "mm_id"),
-    ),
-    "_mm_ids": _Member("rest", "number", "always", 0, _HEAD),
-    "_mapcount_1": _Member("mapcount", "number", "always", -1, "__init_single_page()"),
-    "_refcount_1": _Member("refcount", "number", "always", 0, "set_page_count(p, 0)"),
-    "_folio_nr_pages": _Member("rest", "pages", "always", 0, "folio_set_order()"),
-    "_nr_pages": _Member("rest", "pages", "always", 0, "folio_set_order()"),
-    "_deferred_list": _Member("rest", "links", "always", 0, _HEAD),
-    "_hugetlb_subpool": _Member("rest", "pointer", "free", 0, "free_huge_folio()"),
-    "_hugetlb_cgroup": _Member(
-        "rest", "pointer", "free", 0, "hugetlb_cgroup_uncharge_folio()"
-    ),
-    "_hugetlb_cgroup_rsvd": _Member(
-        "rest", "pointer", "free", 0, "hugetlb_cgroup_uncharge_folio_rsvd()"
-    ),
-    # folio_set_hugetlb_hwpoison() sets PG_hwpoison of the head first.
-    "_hugetlb_hwpoison": _Member(
-        "rest", "pointer", "unpoisoned", 0, "folio_set_hugetlb_hwpoison()"
-    ),
-}
-
-# Other names of bytes that have names already, and those of flags and tail words.
-_OVERLAYS = re.compile(r"__page_\d|_usable_\d|_flags_\d\w?|_head_\d\w?|__head|_mm_id")
-
-# The private words of these tails held fields of hugetlb before struct folio named
-# them: include/linux/hugetlb.h up to v6.2.
-_SUBPAGE_INDICES = (
-    "SUBPAGE_INDEX_SUBPOOL",
-    "SUBPAGE_INDEX_CGROUP",
-    "SUBPAGE_INDEX_CGROUP_RSVD",
-    "SUBPAGE_INDEX_HWPOISON",
-)
-
-
-# Page flags that no hugetlb folio has: it is on no LRU list, is never written back or
-# reclaimed, has no buffers, and mlock_fixup() leaves its mappings alone. Of those that
-# bootmem gave, hugetlb_folio_init_vmemmap() takes the last.
-_NO_HEAD_FLAGS = (
-    "PG_writeback",
-    "PG_lru",
-    "PG_slab",
-    "PG_private",
-    "PG_private_2",
-    "PG_reclaim",
-    "PG_swapbacked",
-    "PG_unevictable",
-    "PG_dropbehind",
-    "PG_mlocked",
-    "PG_uncached",
-    "PG_reserved",
-)
-
-# HPG_ flags of folios in use: free_huge_folio() clears them, and what is temporary is
-# never put on a free list.
-_USED_HPG_FLAGS = ("restore_reserve", "migratable", "temporary")
 
 
 @dataclass(frozen=True)
@@ -182,8 +79,8 @@ class TailField:
 
     name: str
     verdict: Verdict
-    kind: _Kind
-    when: _When
+    kind: Kind
+    when: When
     index: int
     offset: int
     size: int
@@ -236,7 +133,7 @@ def _size(member: TypeMember) -> int:
 
 
 # What members of each kind are.
-_SHAPES: dict[_Kind, tuple[Shape, ...]] = {
+_SHAPES: dict[Kind, tuple[Shape, ...]] = {
     # Pairs of mm_id_mapcount_t are short or int.
     "number": (array_of(SHORT), array_of(INT), WORD, ATOMIC),
     "pages": (ATOMIC, WORD),
@@ -262,7 +159,7 @@ def _folio_fault(folio: Type, page: StructPage) -> Optional[str]:
             fault = f"struct folio.{flags} does not lie where flags of a page do"
         if fault is not None:
             return fault
-    for name, member in _MEMBERS.items():
+    for name, member in MEMBERS.items():
         faults = [fault_of(folio, name, shape) for shape in _SHAPES[member.kind]]
         if name in names and all(faults):
             return faults[-1]
@@ -352,11 +249,11 @@ class PrivateTails:
         there, and bits that mean nothing.
         """
         page, kernel = self._page, self._kernel
-        wanted: list[tuple[str, _When, Optional[int], int, int, int]] = [
+        wanted: list[tuple[str, When, Optional[int], int, int, int]] = [
             ("mapping", "free", page.mapping, 8, ALL_ONES, 0),
             ("memcg_data", "free", self._memcg_data, 8, ALL_ONES, 0),
         ]
-        bits = [kernel.constant(name) for name in _NO_HEAD_FLAGS]
+        bits = [kernel.constant(name) for name in NO_HEAD_FLAGS]
         mask = sum(1 << bit for bit in bits if bit is not None)
         wanted.append(("flags", "always", page.flags, 8, mask, 0))
         if kernel.constant("PGTY_hugetlb") is not None:
@@ -369,7 +266,7 @@ class PrivateTails:
         if flags:
             known = sum(1 << bit for bit in flags.values())
             wanted.append(("private", "always", page.private, 8, ALL_ONES ^ known, 0))
-            used = sum(1 << flags[name] for name in _USED_HPG_FLAGS if name in flags)
+            used = sum(1 << flags[name] for name in USED_HPG_FLAGS if name in flags)
             wanted.append(("private", "free", page.private, 8, used, 0))
         return [
             TailField(name, "head", "number", when, 0, offset, size, mask, value)
@@ -388,7 +285,7 @@ class PrivateTails:
         self,
         name: str,
         verdict: Verdict,
-        when: _When,
+        when: When,
         place: tuple[int, int, int],
         value: int,
     ) -> TailField:
@@ -424,7 +321,7 @@ class PrivateTails:
         """Tails whose private word belongs to hugetlb, and has no other name."""
         if self._has("struct folio", "_hugetlb_subpool"):
             return frozenset()
-        known = [self._kernel.constant(name) for name in _SUBPAGE_INDICES]
+        known = [self._kernel.constant(name) for name in SUBPAGE_INDICES]
         indices = frozenset(index for index in known if index is not None)
         return indices or frozenset(range(1, _FIRST_PLAIN))
 
@@ -446,7 +343,7 @@ class PrivateTails:
         mine = [
             (name, at - start, size)
             for name, at, size in self._folio_members
-            if 0 <= at - start < self._size and not _OVERLAYS.fullmatch(name)
+            if 0 <= at - start < self._size and not OVERLAYS.fullmatch(name)
         ]
         found = []
         for name, at, size in mine:
@@ -464,7 +361,7 @@ class PrivateTails:
 
         :param shares: Whether another one has the same bytes.
         """
-        member = _MEMBERS.get(name)
+        member = MEMBERS.get(name)
         index, offset, _ = place
         if member is None or (shares and member.kind != "pointer"):
             return []
@@ -483,7 +380,7 @@ class PrivateTails:
             return [self._as_pointer(field)]
         return [replace(field, kind=member.kind)]
 
-    def _applies(self, member: _Member) -> bool:
+    def _applies(self, member: Member) -> bool:
         """Whether this kernel keeps a member as the table says."""
         if member.not_with is not None and self._has("struct folio", member.not_with):
             return False
