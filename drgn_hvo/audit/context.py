@@ -80,11 +80,28 @@ class Context:
         """The frame that the tail slices of each folio should map, -1 if none."""
         folios = self.hugetlb.folios
         if self.layout.tails.kind != "shared":
-            return folios.head_frame
+            return self._repeated_frames
         frames = np.full(len(folios), -1, dtype=np.int64)
         for tail in self.hvo.shared_tails:
             if tail.pfn is not None:
                 frames[self.of_slot(tail.nid, tail.zone_index, tail.order)] = tail.pfn
+        return frames
+
+    @cached_property
+    def _repeated_frames(self) -> Int64Array:
+        """
+        The frame of each folio that its tail slices repeat: that of its last private
+        slice, or another one if they all agree on that.
+        """
+        folios = self.hugetlb.folios
+        frames = folios.tail_frame.copy()
+        private = self.layout.tails.private_slices
+        if private == 1:
+            return frames
+        slices = folios.tail_slices
+        whole = (slices.step == 0) & (slices.count > 1)
+        whole &= slices.count == (folios.slices - private)[slices.folio]
+        frames[slices.folio[whole]] = slices.pfn[whole]
         return frames
 
     @cached_property

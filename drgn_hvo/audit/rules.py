@@ -107,7 +107,7 @@ def _with_shared_tails(layout: Layout) -> Optional[str]:
 
 
 def _with_hvo(layout: Layout) -> Optional[str]:
-    if layout.tails.kind in ("shared", "fake-head"):
+    if layout.tails.kind in ("shared", "fake-head", "first-tail"):
         return None
     return "this kernel was built without HVO"
 

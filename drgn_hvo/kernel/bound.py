@@ -55,7 +55,7 @@ _NOTED = (
 #: What ``--assume KEY=VALUE`` can override, and its values (``None``: a number).
 ASSUMPTIONS: dict[str, Optional[tuple[str, ...]]] = {
     "encoding": ("pointer", "mask"),
-    "tail_layout": ("plain", "fake-head", "shared"),
+    "tail_layout": ("plain", "first-tail", "fake-head", "shared"),
     "vmemmap": None,
 }
 

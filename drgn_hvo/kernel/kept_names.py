@@ -27,7 +27,8 @@ OMITTED = "drgn_hvo_symbols_omitted"
 SYMBOLS = frozenset(VARIABLES) | {
     "__start_BTF",
     "__stop_BTF",
-    # The static key of fake heads before v5.19.
+    # The switch before v5.18, then the static key of fake heads before v5.19.
+    "hugetlb_free_vmemmap_enabled",
     "hugetlb_free_vmemmap_enabled_key",
     "mem_section",
     # drgn tells by it whether there is a vmemmap.

@@ -45,7 +45,7 @@ __all__ = ("Folios", "Hugetlb", "Slices", "read_hugetlb")
 @dataclass(frozen=True)
 class Slices:
     """
-    The parts of folios' vmemmap behind the first slice that one run maps, by
+    The parts of folios' vmemmap behind the private slices that one run maps, by
     folio; one element each in every array.
 
     :param folio: Index of the folio.
@@ -92,7 +92,8 @@ class Folios:
     :param slices: How many pages of vmemmap its struct pages fill.
     :param mapped: How many of them are mapped at all.
     :param head_frame: The frame of its first slice, -1 if that is not mapped.
-    :param shared_ptes: Slices behind the first whose frame other slices use, too.
+    :param tail_frame: The frame of its last private slice, as *head_frame*.
+    :param shared_ptes: Slices behind the private ones whose frame other slices use, too.
     :param writable_shared_ptes: How many of those are writable.
     """
 
@@ -115,6 +116,7 @@ class Folios:
     slices: Int64Array
     mapped: Int64Array
     head_frame: Int64Array
+    tail_frame: Int64Array
     shared_ptes: Int64Array
     writable_shared_ptes: Int64Array
     tail_slices: Slices
@@ -235,9 +237,11 @@ class _Finder:
         tails: Sequence[SharedTail],
         fields: FolioFields,
         private_tails: PrivateTails,
+        private_slices: int,
     ) -> None:
         self._vmemmap = vmemmap
         self._tails = tails
+        self._private_slices = private_slices
         self._fields = fields
         self.heads = FolioHeads(vmemmap, fields, private_tails)
         self.shared_frames = _shared_frames(vmemmap, tails)
@@ -289,6 +293,8 @@ class _Finder:
         else:
             slices = slices[~runs.writable[shared]]
         slices = np.concatenate((slices, self._heads_elsewhere(shared)))
+        # So far that is the slice whose frame is repeated, the last private one.
+        slices = slices - (self._private_slices - 1)
         pfns = distinct(slices) * geometry.pages_per_slice
         pfns = pfns[pfns >= 0]
         if self._fields.order_place is None or self._fields.hugetlb_place is None:
@@ -335,7 +341,9 @@ class _Finder:
 
     def slices_of(self, head_pfns: Int64Array, orders: Int64Array) -> _FolioSlices:
         """How the vmemmap of each folio is mapped."""
-        return _FolioSlices(self._vmemmap, self.shared_frames, head_pfns, orders)
+        return _FolioSlices(
+            self._vmemmap, self.shared_frames, head_pfns, orders, self._private_slices
+        )
 
 
 class _FolioSlices:
@@ -347,6 +355,7 @@ class _FolioSlices:
         shared_frames: Int64Array,
         head_pfns: Int64Array,
         orders: Int64Array,
+        private_slices: int,
     ) -> None:
         size, page_size = vmemmap.size, vmemmap.page_size
         self.count = np.maximum((size << orders) // page_size, 1)
@@ -362,8 +371,10 @@ class _FolioSlices:
         first = np.maximum(firsts[run], start[folio])
         last = np.minimum(ends[run], end[folio])
         self.mapped = self._sum(folio, last - first)
-        # Behind the first slice.
-        first = np.maximum(first, start[folio] + 1)
+        last_private = np.minimum(start + private_slices, end) - 1
+        self.tail_frame, _ = vmemmap.frames(last_private)
+        # Behind the private slices.
+        first = np.maximum(first, start[folio] + private_slices)
         keep = first < last
         run, folio, first, last = run[keep], folio[keep], first[keep], last[keep]
         runs = vmemmap.runs
@@ -400,11 +411,16 @@ def read_hugetlb(
     mmzone: Mmzone,
     tails: Sequence[SharedTail],
     private_tails: PrivateTails,
+    private_slices: int = 1,
 ) -> Hugetlb:
-    """Read all pools, lists and folios of a kernel with types."""
+    """
+    Read all pools, lists and folios of a kernel with types.
+
+    :param private_slices: How many pages of struct pages optimized folios keep.
+    """
     kernel = vmemmap.kernel
     fields = folio_fields(kernel)
-    finder = _Finder(vmemmap, tails, fields, private_tails)
+    finder = _Finder(vmemmap, tails, fields, private_tails, private_slices)
     mapped = finder.mapped()
     links = Links(vmemmap, finder.heads, mapped.pfn)
     pools = read_pools(kernel, mmzone)
@@ -511,6 +527,7 @@ def _folios(
         slices=slices.count,
         mapped=slices.mapped,
         head_frame=slices.head_frame,
+        tail_frame=slices.tail_frame,
         shared_ptes=slices.shared_ptes,
         writable_shared_ptes=slices.writable_shared_ptes,
         tail_slices=slices.tails,

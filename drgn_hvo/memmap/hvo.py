@@ -95,7 +95,11 @@ class Hvo:
     def hugetlb(self) -> Hugetlb:
         """Pools, lists and folios."""
         return read_hugetlb(
-            self.vmemmap, self.mmzone, self.shared_tails, self.private_tails
+            self.vmemmap,
+            self.mmzone,
+            self.shared_tails,
+            self.private_tails,
+            self.layout.tails.private_slices,
         )
 
     @cached_property

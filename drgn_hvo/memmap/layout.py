@@ -58,9 +58,9 @@ class TailLayout:
     """
     What HVO maps behind the first page of struct pages of a folio.
 
-    :param kind: ``"plain"`` (HVO not built), ``"fake-head"`` (the folio's own
-        first page), ``"shared"`` (a page that folios share); ``None`` if nothing
-        tells.
+    :param kind: ``"plain"`` (HVO not built), ``"first-tail"`` (the folio's own second
+        page), ``"fake-head"`` (its own first page), ``"shared"`` (a page that folios
+        share); ``None`` if nothing tells.
     :param array: What names shared pages; ``None`` if the types do not have it.
     :param array_fault: Why it is not known how the types have it, if they do.
     """
@@ -74,6 +74,16 @@ class TailLayout:
     def has_fake_heads(self) -> bool:
         """Whether copies of a head can stand where a tail belongs."""
         return self.kind == "fake-head"
+
+    @property
+    def private_slices(self) -> int:
+        """
+        How many pages of struct pages an optimized folio keeps: RESERVE_VMEMMAP_NR of
+        :linux:`mm/hugetlb_vmemmap.c`. Since Linux kernel commit e7d324850bfc ("mm:
+        hugetlb: free the 2nd vmemmap page associated with each HugeTLB page") (in
+        v5.18) one; before, the second one was what all tails behind it showed.
+        """
+        return 2 if self.kind == "first-tail" else 1
 
     @property
     def max_order(self) -> Optional[int]:
@@ -243,10 +253,13 @@ class _Remapped:
                 f"data: of {total} ranges of vmemmap on one frame, {self.own} begin "
                 f"with a head and {self.foreign} do not (tails are writable here)"
             )
+        and_tails = ""
+        if self.first_tail:
+            and_tails = f", and {self.first_tail} that of a slice of tails"
         return (
             f"data: of {total} read-only ranges of vmemmap on one frame, {self.own} "
             f"repeat the frame of the slice in front of them and "
-            f"{self.first_tail + self.foreign} another"
+            f"{self.foreign} another{and_tails}"
         )
 
 
@@ -290,6 +303,9 @@ def _remapped(vmemmap: Vmemmap) -> _Remapped:
     heads = vmemmap.flags(first) & np.uint64(vmemmap.kernel.PG_head_mask)
     tails = vmemmap.tail_words(first) & np.uint64(1)
     first_tail = int(((heads == 0) & (tails != 0) & frames.present).sum())
+    if 2 * first_tail > len(candidates):
+        # The ones that were not sampled are as most of those that were.
+        first_tail += int(repeats.sum()) - len(candidates)
     # Where a table allows no writes, or half of a folio is restored, the slice in front
     # is another one.
     heads_inside = int(_begin_with_heads(vmemmap, runs.pfn[shared[~repeats]]).sum())
@@ -304,6 +320,10 @@ def _remapped(vmemmap: Vmemmap) -> _Remapped:
 # f10f1442c309 ("mm: hugetlb_vmemmap: use kstrtobool for hugetlb_vmemmap param
 # parsing") (in v5.19) and removed by da3e2d1ca43d (in v7.1).
 _FAKE_HEAD_KEYS = ("hugetlb_optimize_vmemmap_key", "hugetlb_free_vmemmap_enabled_key")
+# What early_hugetlb_free_vmemmap_param() sets from v5.14 on. Linux kernel commit
+# a6b40850c442 ("mm: hugetlb: replace hugetlb_free_vmemmap_enabled with a static_key")
+# (in v5.18) came right behind the fake heads; a tree may have taken only these.
+_FIRST_TAIL_SWITCH = "hugetlb_free_vmemmap_enabled"
 
 
 def _tails_from_types(
@@ -321,6 +341,8 @@ def _tails_from_types(
     for key in _FAKE_HEAD_KEYS:
         if kernel.has_variable(key):
             return "fake-head", f"symbols: {key}, and no vmemmap_tails"
+    if kernel.has_variable(_FIRST_TAIL_SWITCH):
+        return "first-tail", f"symbols: {_FIRST_TAIL_SWITCH}, and no key of fake heads"
     if not kernel.has_types or kernel.symbols_from == "vmcoreinfo":
         return None, "types and symbols: none"
     return "plain", "types and symbols: neither vmemmap_tails nor the key of fake heads"
@@ -353,6 +375,9 @@ def _detect_tails(
     if not remapped.read_only and from_types is not None and not remapped.own:
         # Device DAX shares frames in the same way.
         from_data = None
+    if from_types == "first-tail" and from_data == "fake-head":
+        # e7d324850bfc without the static key that followed it.
+        from_types = None
     if None not in (from_types, from_data) and from_types != from_data:
         raise DetectionError(
             f"types and data disagree about the tails of optimized folios: "
@@ -367,10 +392,7 @@ def _tails_from_data(remapped: _Remapped) -> Optional[str]:
     if not total:
         return None
     if remapped.first_tail >= _MAJORITY * total:
-        raise DetectionError(
-            "optimized folios keep two pages of struct pages each, as HVO of v5.14 "
-            "to v5.17 did: that layout is not supported"
-        )
+        return "first-tail"
     if remapped.own >= _MAJORITY * total:
         return "fake-head"
     if remapped.foreign >= _MAJORITY * total:

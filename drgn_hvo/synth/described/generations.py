@@ -36,7 +36,8 @@ class Generation:
     :param tail_word: What ``struct page`` calls the word of a tail.
     :param mask: The word is a mask where sizeof(struct page) is a power of two.
     :param tails: What optimized folios have behind their first page of struct
-        pages: ``"fake-head"``, ``"shared"``, or ``"plain"`` for nothing.
+        pages: ``"first-tail"``, ``"fake-head"``, ``"shared"``, or ``"plain"`` for
+        nothing.
     :param array: ``"zone"`` or ``"pglist_data"``: where ``vmemmap_tails[]`` is.
     :param element_is_pfn: Its elements are PFNs, not ``struct page *``.
     :param array_is_allocated: The structure has the array's address, and none before
@@ -104,7 +105,7 @@ class Generation:
     @property
     def min_order(self) -> int:
         """The smallest order that HVO can optimize."""
-        return self.geometry.vmemmap_tail_min_order
+        return self.geometry.vmemmap_tail_min_order + self.private_slices - 1
 
     @property
     def can_optimize(self) -> bool:
@@ -115,6 +116,11 @@ class Generation:
     def fake_heads(self) -> bool:
         """Whether optimized folios show fake heads."""
         return self.tails == "fake-head"
+
+    @property
+    def private_slices(self) -> int:
+        """``RESERVE_VMEMMAP_NR``."""
+        return 2 if self.tails == "first-tail" else 1
 
     @property
     def shared(self) -> bool:
@@ -128,6 +134,26 @@ class Generation:
 
 
 GENERATIONS: tuple[Generation, ...] = (
+    Generation(
+        name="5.15",
+        reason="v5.14 to v5.17: two private pages a folio, the tails behind them show "
+        "the second one, and nothing shows copies of a head",
+        release="5.15.0-synth",
+        hvo_built=True,
+        tail_word="compound_head",
+        mask=False,
+        tails="first-tail",
+        array=None,
+        element_is_pfn=False,
+        fields="6.1",
+        zone_stats=17,
+        pgdat_zonelists=18,
+        hstate_lock=4,
+        max_numnodes=1024,
+        zone_device=True,
+        kallsyms="percpu",
+        exports_vmemmap=False,
+    ),
     Generation(
         name="fake-head-6.1",
         reason="v5.18 to v6.1: fake heads, the destructor and the order of a folio "

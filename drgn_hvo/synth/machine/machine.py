@@ -88,8 +88,9 @@ class Machine:
             placed = heads.placed
             if placed.first_pfn <= pfn < placed.end_pfn:
                 folio, index = divmod(pfn - placed.first_pfn, 1 << placed.group.order)
-                if index < per_slice:
-                    return heads.frame(folio)
+                slice_ = index // per_slice
+                if slice_ < heads.slices:
+                    return heads.frame(folio, slice_)
         raise KeyError(f"page {pfn:#x} has no struct page of its own")
 
     def slice_entry(self, pfn: int, slice_: int = 0) -> int:
@@ -222,7 +223,12 @@ class _Builder:
         self.kernel.mark("node_online_map", address + size, "D")
 
     def static_key(self) -> None:
-        """``hugetlb_optimize_vmemmap_key`` counts optimized folios, up to v7.0."""
+        """
+        ``hugetlb_optimize_vmemmap_key`` counts optimized folios, up to v7.0; before
+        v5.18 there is a plain switch.
+        """
+        if self.plan.generation.private_slices == 2:
+            self.kernel.variable("hugetlb_free_vmemmap_enabled", b"\1")
         if self.plan.generation.fake_heads:
             count = sum(p.group.count for p in self.plan.huge if p.optimized)
             self.kernel.variable(

@@ -57,19 +57,22 @@ class TailPage:
 @dataclass(frozen=True)
 class HeadFrames:
     """
-    The frames of the first slices of optimized folios.
+    The frames of the private slices of optimized folios.
 
-    :param pfn: The first frame.
-    :param folios: Index of the folio that each frame belongs to.
+    :param pfn: The first frame of first slices; those of second ones follow.
+    :param folios: Index of the folio that each frame of a slice belongs to.
+    :param slices: How many private slices each folio has.
     """
 
     placed: Placed[HugePages]
     pfn: int
     folios: Int64
+    slices: int = 1
 
-    def frame(self, folio: int) -> int:
-        """The frame of a folio."""
-        return self.pfn + int(np.flatnonzero(self.folios == folio)[0])
+    def frame(self, folio: int, slice_: int = 0) -> int:
+        """The frame of a private slice of a folio."""
+        index = int(np.flatnonzero(self.folios == folio)[0])
+        return self.pfn + slice_ * len(self.folios) + index
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,9 @@ class VmemmapWriter:
         boot = group.origin == "boot"
         seed = self.plan.description.seed ^ placed.first_pfn << 20
         order = _shuffled(group.count, seed & ((1 << 64) - 1))
-        pfn = self.take(group.node, group.count, "heads of folios", 1, boot)
-        self.heads.append(HeadFrames(placed, pfn, order))
+        private = self.plan.generation.private_slices
+        pfn = self.take(group.node, private * group.count, "heads of folios", 1, boot)
+        self.heads.append(HeadFrames(placed, pfn, order, private))
         frames = np.empty(group.count, dtype=np.uint64)
         frames[order] = np.uint64(pfn) + np.arange(group.count, dtype=np.uint64)
         slices = self.plan.generation.geometry.slices(group.order)
@@ -177,7 +181,9 @@ class VmemmapWriter:
         flags = tail_flags(form, boot=boot, dirty=dirty)
         heads = frames * np.uint64(self._page_size)
         if page is None:
-            entries[:] = form.make(heads[:, None], 0, flags)
+            last = heads + np.uint64((private - 1) * group.count * self._page_size)
+            entries[:] = form.make(last[:, None], 0, flags)
+            entries[:, private - 1] = form.make(last, 0, form.protections.kernel)
         else:
             entries[:] = form.make(page.pfn * self._page_size, 0, flags)
         entries[:, 0] = form.make(heads, 0, form.protections.kernel)
@@ -246,7 +252,7 @@ class VmemmapWriter:
             for run in self._runs
         ]
         for heads in self.heads:
-            count = len(heads.folios)
+            count = len(heads.folios) * heads.slices
             extents.append(Extent(heads.pfn, count, self._head_maker(writer, heads)))
         for tail in self.tails:
             zone = tail.zone or 0
@@ -278,8 +284,12 @@ class VmemmapWriter:
         placed = heads.placed
 
         def make(first: int, count: int) -> Bytes:
-            folios = heads.folios[first : first + count]
+            slice_, which = np.divmod(
+                np.arange(first, first + count, dtype=np.int64), len(heads.folios)
+            )
+            folios = heads.folios[which]
             pfns = placed.first_pfn + (folios << placed.group.order)
+            pfns += slice_ * self._per_slice
             behind = np.arange(self._per_slice, dtype=np.int64)
             rows = writer.folios(placed, (pfns[:, None] + behind).reshape(-1))
             return rows.view(np.uint8).reshape(count, self._page_size)
