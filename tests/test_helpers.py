@@ -300,7 +300,9 @@ def test_folio_vmemmap_frames(case):
         assert frames.pfn.tolist() == mapped(case, pfn, expected.order)
         if case.generation.geometry.power_of_2:
             assert frames.users.tolist() == [users[f] for f in frames.pfn.tolist()]
-        writable = [True] + [not expected.optimized] * (len(frames.pfn) - 1)
+        private = case.generation.private_slices
+        behind = len(frames.pfn) - private
+        writable = [True] * private + [not expected.optimized] * behind
         assert frames.writable.tolist() == writable
     for pfn, (head, order) in case.heads.items():
         if pfn == head and pfn not in case.folios:
@@ -315,7 +317,7 @@ def test_vmemmap_saved(case):
         if expected.optimized:
             key = expected.nid, expected.order
             slices = case.generation.geometry.slices(expected.order)
-            saved[key] = saved.get(key, 0) + slices - 1
+            saved[key] = saved.get(key, 0) + slices - case.generation.private_slices
     assert vmemmap_saved(case.prog) == saved
     assert bool(saved) == case.generation.can_optimize
 

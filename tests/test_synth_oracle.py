@@ -209,6 +209,10 @@ def test_translation(any_case):
             )
         elif machine.plan.generation.fake_heads:
             assert second == physical >> 12
+        elif machine.plan.generation.private_slices == 2:
+            third = follow_phys(mm, address + 2 * 4096).value_() >> 12
+            assert third == second == machine.page_physical(head + 64) >> 12
+            assert second != physical >> 12
         else:
             assert second in {tail.pfn for tail in machine.vmemmap.tails}
     for pfn in (0, 0x1234, 0x1FFFF):

@@ -101,7 +101,7 @@ class _Heads:
 class FolioTails:
     """
     ``folio-tail-info``: tails from the third struct page on (the second is the head's
-    business), in the first slice, and in all slices of folios that share none.
+    business), in the private slices, and in all slices of folios that share none.
     """
 
     def __init__(self, context: Context) -> None:
@@ -111,7 +111,8 @@ class FolioTails:
         per_slice = context.geometry.pages_per_slice
         first = folios.head_pfn * context.size // context.page_size
         own = folios.slices * (context.geometry.power_of_2 and folios.shared_ptes == 0)
-        counts = np.where(context.readable, np.maximum(own, 1), 0)
+        private = np.minimum(context.layout.tails.private_slices, folios.slices)
+        counts = np.where(context.readable, np.maximum(own, private), 0)
         # What was read with the head is known.
         known = folios.uniform & (folios.tail_info == self._words) & (counts > 0)
         known &= 1 << folios.order >= per_slice

@@ -57,6 +57,8 @@ class _Mapping:
 
     def check(self) -> None:
         self._check_heads()
+        if self._context.layout.tails.private_slices > 1:
+            self._check_second_slices()
         self._check_flag()
         self._check_empty_slots()
         self._check_tails()
@@ -373,6 +375,60 @@ class _Mapping:
                     continue  # a slice of its own: vmemmap-tail-frame
                 place = stray
             self._add_head(i, place, bool(mapped[i]), int(others[i]))
+
+    def _check_second_slices(self) -> None:
+        """
+        The slices whose frames those behind repeat: writable, with the frame that these
+        agree on, which no slice of anything else maps.
+        """
+        folios, vmemmap = self._folios, self._context.vmemmap
+        second = self._first_slice + 1
+        index, mapped = vmemmap.slices_to_runs(second)
+        mapped &= folios.slices > 1
+        writable = np.zeros(len(folios), dtype=np.bool_)
+        if len(vmemmap.runs):
+            writable = mapped & vmemmap.runs.writable[index]
+        moved = self._optimized() & (folios.tail_frame != self._expected)
+        for i in np.flatnonzero(mapped & (moved | ~writable)).tolist():
+            if self._is_told_above(int(second[i])):
+                continue
+            self._add_second(i, int(second[i]), moved=bool(moved[i]))
+        mine = np.flatnonzero(mapped & ~moved & self._optimized())
+        users = vmemmap.users_of(folios.tail_frame[mine])
+        for i in mine[users > folios.shared_ptes[mine] + 1].tolist():
+            slices = vmemmap.slices_on(int(folios.tail_frame[i]))
+            for slice_ in slices[:_MAX_STRAYS].tolist():
+                if not self._owner_of(slice_):
+                    self._add_second(i, slice_, moved=False)
+
+    def _add_second(self, i: int, slice_: int, *, moved: bool) -> None:
+        """
+        :param slice_: The slice whose entry is wrong, the second or somebody else's.
+        """
+        page_table = self._context.kernel.page_table_format
+        assert page_table is not None, "run_audit() has checked that"
+        head_pfn, frame = int(self._folios.head_pfn[i]), int(self._folios.tail_frame[i])
+        spot, expected = self._context.entry_spot(slice_), None
+        what = f"slice 1 of the folio of PFN {head_pfn}"
+        if slice_ != self._first_slice[i] + 1:
+            text = f"a slice of no huge page maps PFN {frame}, the frame of {what}"
+        elif moved:
+            text = f"{what} maps PFN {frame}, not PFN {self._expected[i]}"
+            expected = self._with_frame(spot.value, int(self._expected[i]))
+        else:
+            text = f"{what} is read-only"
+            if spot.value is not None:
+                expected = page_table.with_write(spot.value, 0, allowed=True)
+        self._audit.add(
+            Finding(
+                "vmemmap-head-frame",
+                text,
+                ("head-frame", head_pfn),
+                place=self._context.place(i).at(spot, pfn=frame),
+                expected=expected,
+                actual=spot.value,
+            )
+        )
 
     def _is_told_above(self, slice_: int) -> bool:
         """

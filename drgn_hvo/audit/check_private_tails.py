@@ -75,6 +75,12 @@ class _PrivateTails:
         which = np.flatnonzero(suspects)
         for start in range(0, len(which), _AT_ONCE):
             self._look(which[start : start + _AT_ONCE], is_free)
+        if self._context.layout.tails.private_slices > 1:
+            which = np.flatnonzero(
+                self._context.readable & self._context.hugetlb.optimized_mapping
+            )
+            for start in range(0, len(which), _AT_ONCE):
+                self._look_behind(which[start : start + _AT_ONCE], is_free)
         if self._residues:
             self._add_residues()
 
@@ -99,6 +105,27 @@ class _PrivateTails:
             for row, wrong in found.items():
                 self._add_all(int(there[row]), wrong)
 
+    def _look_behind(self, which: Int64Array, is_free: BoolArray) -> None:
+        """
+        Look at the second slices of folios that have these to themselves; all their
+        slices behind show what is in them.
+        """
+        context, per_slice = self._context, self._context.geometry.pages_per_slice
+        pfns = self._folios.head_pfn[which] + per_slice
+        pages = context.vmemmap.read_pages(pfns, per_slice)
+        unread = int((~pages.present).sum())
+        context.audit.missing(Need.FOLIO_TAILS, "private tails of folios", unread)
+        there = which[pages.present]
+        facts = FolioFacts(
+            context.vmemmap.page_addresses(self._folios.head_pfn[there]),
+            self._folios.order[there],
+            self._flags(there),
+            is_free[there],
+        )
+        found = self._compare(pages.data[pages.present], facts, per_slice, per_slice)
+        for row, wrong in found.items():
+            self._add_all(int(there[row]), wrong)
+
     def _flags(self, which: Int64Array) -> U64Array:
         """Flags of heads, with the node and zone that they should name."""
         context, layout = self._context, self._context.hvo.mmzone.flags_layout
@@ -109,15 +136,22 @@ class _PrivateTails:
         return layout.with_places(flags, nids, zones)
 
     def _compare(
-        self, rows: ByteArray, facts: FolioFacts, count: int
+        self, rows: ByteArray, facts: FolioFacts, count: int, behind: int = 0
     ) -> dict[int, list[_Wrong]]:
-        """What is wrong with folios of *count* struct pages in one page, by row."""
+        """
+        What is wrong with folios of *count* struct pages in one page, by row.
+
+        :param behind: How many struct pages are in front of these; then all of them
+            are as the last ones that have fields of their own.
+        """
         last = max(field.index for field in self._tails.fields)
         found: dict[int, list[_Wrong]] = {}
         for field in self._tails.fields:
             expected, mask = self._tails.expected(field, facts)
             end = count if field.index == last else min(field.index + 1, count)
-            for index in range(field.index, end):
+            if behind and field.index != last:
+                continue
+            for index in range(0 if behind else field.index, end):
                 actual = self._tails.values(rows, field, index)
                 odd = (actual ^ expected) & mask != 0
                 for row in np.flatnonzero(odd).tolist():
@@ -126,7 +160,7 @@ class _PrivateTails:
                         _Wrong(
                             _rule(field),
                             field,
-                            index,
+                            behind + index,
                             kept | int(expected[row] & mask[row]),
                             int(actual[row]),
                         )

@@ -307,8 +307,8 @@ RULES = (
     ),
     Rule(
         "vmemmap-head-frame",
-        "slice 0 of a folio is mapped writable, and no slice of anything else maps its "
-        "frame",
+        "slice 0 of a folio, and slice 1 where HVO keeps that, too (v5.14 to v5.17), "
+        "is mapped writable, and no slice of anything else maps its frame",
         "vmemmap_remap_free()",
         _always,
         decide="mappings",

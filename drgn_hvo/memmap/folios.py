@@ -93,7 +93,7 @@ class Folios:
     :param mapped: How many of them are mapped at all.
     :param head_frame: The frame of its first slice, -1 if that is not mapped.
     :param tail_frame: The frame of its last private slice, as *head_frame*.
-    :param shared_ptes: Slices behind the private ones whose frame other slices use, too.
+    :param shared_ptes: Slices behind the private ones whose frame others use, too.
     :param writable_shared_ptes: How many of those are writable.
     """
 
