@@ -97,8 +97,11 @@ def test_a_counter_that_is_off_by_one(core, name, node, more):
 
 
 @pytest.mark.parametrize("core", KERNELS, indirect=True)
-@pytest.mark.parametrize("level", [1, 2, 3])
-@pytest.mark.parametrize("bit", [WRITABLE, PRESENT])
+@pytest.mark.parametrize(
+    ("bit", "level"),
+    # Without a table further up, nothing of vmemmap would be left.
+    [(WRITABLE, 1), (WRITABLE, 2), (WRITABLE, 3), (PRESENT, 1)],
+)
 def test_an_entry_above_the_lowest_level(core, level, bit):
     """One finding at that entry, none at the healthy ones below."""
     kernel = core.hvo.kernel
@@ -111,8 +114,6 @@ def test_an_entry_above_the_lowest_level(core, level, bit):
         )
         if entry is not None and entry.level == level
     )
-    if bit == PRESENT and level > 1:
-        pytest.skip("nothing of vmemmap would be left")
     first = core.check(entry.address, entry.value ^ bit)
     assert first["rule"] == "vmemmap-head-frame"
     assert int(first["actual"], 0) == entry.value ^ bit
