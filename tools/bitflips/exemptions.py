@@ -110,7 +110,7 @@ def _reserve(bound: Hvo, word: Word) -> int:
         for hstate in bound.hugetlb.hstates
         if hstate.reserved == word.value and hstate.free is not None
     ]
-    most = min(found, default=0)
+    most = max(found, default=0)
     return sum(1 << bit for bit in range(64) if (word.value ^ 1 << bit) <= most)
 
 
