@@ -465,9 +465,9 @@ AUDIT = (
     ),
     Mutant(
         "layout-head-that-allows-no-writes",
-        "memmap/layout.py::_remapped",
-        "foreign=len(shared) - int(repeats.sum()) - heads_inside,",
-        "foreign=len(shared) - int(repeats.sum()),",
+        "memmap/layout.py::_begin_with_heads",
+        "return is_in(pfns, frames[heads & read.present])",
+        "return is_in(pfns, frames[:0])",
         "with a table of vmemmap that allows no writes, nothing could be audited",
         ("test_causes_real.py::test_an_entry_above_the_lowest_level[2-2-debian-6.1]",),
     ),
