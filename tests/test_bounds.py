@@ -11,7 +11,8 @@ import zlib
 import numpy as np
 import pytest
 
-from drgn_hvo.errors import DetectionError, FormatError
+from drgn_hvo.commands.heads import write_heads
+from drgn_hvo.errors import DetectionError, FormatError, UsageError
 from drgn_hvo.formats.kdump_writer import pack_page
 from drgn_hvo.formats.tail_words import Geometry, is_pointer, mask_order
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
@@ -177,6 +178,16 @@ def test_a_page_that_does_not_compress_is_stored_as_it_is():
     assert pack_page(noise[:4090] + bytes(6), 9)[0] == 0
     flags, packed = pack_page(bytes(4096), 9)
     assert (flags, zlib.decompress(packed)) == (1, bytes(4096))
+
+
+def test_a_page_table_does_not_make_terabytes_of_heads(machine, tmp_path, monkeypatch):
+    """It is asked for a range; nothing is written."""
+    bound = hvo(program(machine))
+    write_heads(bound, str(tmp_path / "heads"), None)
+    monkeypatch.setattr(type(bound.vmemmap), "end_pfn", 1 << 34)
+    with pytest.raises(UsageError, match=r"up to PFN 17179869183, .* at PFN 131071"):
+        write_heads(bound, str(tmp_path / "more"), None)
+    assert [one.name for one in tmp_path.iterdir()] == ["heads"]
 
 
 @pytest.mark.parametrize("is_live", [False, True])
