@@ -184,7 +184,7 @@ def test_a_page_table_does_not_make_terabytes_of_heads(machine, tmp_path, monkey
     """It is asked for a range; nothing is written."""
     bound = hvo(program(machine))
     write_heads(bound, str(tmp_path / "heads"), None)
-    monkeypatch.setattr(type(bound.vmemmap), "end_pfn", 1 << 34)
+    monkeypatch.setitem(vars(bound.vmemmap), "end_pfn", 1 << 34)
     with pytest.raises(UsageError, match=r"up to PFN 17179869183, .* at PFN 131071"):
         write_heads(bound, str(tmp_path / "more"), None)
     assert [one.name for one in tmp_path.iterdir()] == ["heads"]
