@@ -472,6 +472,22 @@ AUDIT = (
         ("test_causes_real.py::test_an_entry_above_the_lowest_level[2-2-debian-6.1]",),
     ),
     Mutant(
+        "audit-second-private-page",
+        "audit/check_mappings.py::_Mapping._check_second_slices",
+        "for i in np.flatnonzero(mapped & (moved | ~writable)).tolist():",
+        "for i in np.flatnonzero(mapped & moved).tolist():",
+        "a read-only second page of v5.14 to v5.17 would pass",
+        ("test_two_private.py::test_the_second_slice_is_read_only",),
+    ),
+    Mutant(
+        "audit-second-private-page-words",
+        "audit/check_folios.py::FolioTails.__init__",
+        "counts = np.where(context.readable, np.maximum(own, private), 0)",
+        "counts = np.where(context.readable, np.maximum(own, 1), 0)",
+        "a wrong tail word that all slices behind the second show would pass",
+        ("test_two_private.py::test_one_bit_of_the_second_page",),
+    ),
+    Mutant(
         "audit-booting-tails",
         "audit/check_mappings.py::_Mapping._is_not_yet_protected",
         "if not self._context.held_by_nobody[i] or self._context.is_booting is False:",
