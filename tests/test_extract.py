@@ -396,9 +396,14 @@ def test_no_types(tmp_path):
     text = "\n".join(
         line for line in vmcoreinfo_text(base).split("\n") if "kallsyms" not in line
     )
-    prog = Overlay(base, vmcoreinfo=text.encode()).prog
+    # Nor can it be found by what it looks like.
+    (index,) = re.findall(r"kallsyms_token_index\)=(\w+)", vmcoreinfo_text(base))
+    patches = {image_to_phys(base, int(index, 16)): bytes(512)}
+    prog = Overlay(base, vmcoreinfo=text.encode(), patches=patches).prog
     copy, document = extract(prog, tmp_path / "core", small=True)
-    assert "kallsyms" not in {kept["what"] for kept in document["kept"]}
+    assert not {"kallsyms", "btf"} & {kept["what"] for kept in document["kept"]}
+    # The kernel image, in which it was looked for, is left out.
+    assert sum(kept["bytes"] for kept in document["kept"]) < 3 << 20
     hvo = bound(copy)
     assert not hvo.kernel.has_types
     assert hvo.layout.encoding.kind == "mask"

@@ -185,6 +185,7 @@ def test_folios(shown, expected):
             "shared_ptes": tails["count"],
             "writable_shared_ptes": 0,
             "in_transition": False,
+            "hwpoison": False,
         }
         assert (tails["step"], tails["writable"], head["writable"]) == (0, False, True)
 

@@ -132,8 +132,9 @@ def _read_sources(recorder: Recorder) -> None:
             try:
                 source()
             except UnavailableError:
-                # The commands say why, on the extract as here.
-                continue
+                # The commands say why, on the extract as here. What was searched for
+                # it is nobody's business.
+                recorder.virtual.pop(reason, None)
 
 
 # What of a structure is kept, besides what the commands read: the page table, for
