@@ -11,6 +11,7 @@ frames missing, and another VMCOREINFO: damage without copying a file.
 import drgn
 
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
+from drgn_hvo.kernel.finders import core_sources, install
 
 START_KERNEL_MAP = 0xFFFFFFFF80000000
 END = 1 << 46
@@ -57,3 +58,19 @@ def image_to_phys(base, address):
     """Where an address of the kernel image lies in physical memory."""
     phys_base = Vmcoreinfo(base["VMCOREINFO"].string_()).number("phys_base")
     return address - START_KERNEL_MAP + phys_base
+
+
+def without_symbols(base):
+    """
+    A program whose VMCOREINFO does not name kallsyms, and in which neither kallsyms nor
+    BTF can be found by what it looks like.
+    """
+    text = base["VMCOREINFO"].string_()
+    known = Vmcoreinfo(text).addresses()
+    lines = [line for line in text.split(b"\n") if b"kallsyms" not in line]
+    index = image_to_phys(base, known["kallsyms_token_index"])
+    whole = Overlay(base).prog
+    install(whole)
+    btf = image_to_phys(base, core_sources(whole).address("__start_BTF"))
+    patches = {index: bytes(512), btf: bytes(24)}
+    return Overlay(base, b"\n".join(lines), patches=patches).prog

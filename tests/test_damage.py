@@ -20,7 +20,7 @@ from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.finders import core_sources
 from drgn_hvo.memmap.hvo import hvo
 from tests.cores import open_core, truth
-from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text
+from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text, without_symbols
 
 NAMES = ["seed5-2node", "6.1-2node"]
 
@@ -137,8 +137,7 @@ def test_vmcoreinfo_disagrees_with_types(base):
 
 def test_only_vmcoreinfo(base, healthy, name):
     """Without kallsyms there are no types: what needs them is null, and we say so."""
-    text = re.sub(r"SYMBOL\(kallsyms_\w+\)=.*\n", "", vmcoreinfo_text(base))
-    result = show(Overlay(base, text.encode()).prog)
+    result = show(without_symbols(base))
     assert result["types_from"] == result["symbols_from"] == "vmcoreinfo"
     for key in ("hstates", "shared_tails", "saved", "folios", "hvo_enabled"):
         assert result[key] is None

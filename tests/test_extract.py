@@ -45,7 +45,7 @@ from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.cores import CORES, core_path, open_core, truth
 from tests.extract_support import DAMAGED, answers, extract, opened
-from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text
+from tests.overlay import Overlay, image_to_phys, without_symbols
 from tests.synth_support import ALL, describe
 
 MEGABYTE = 1000 * 1000
@@ -393,13 +393,7 @@ def test_vmcoreinfo_is_the_same_but_for_the_mark(real):
 def test_no_types(tmp_path):
     """Of a kernel without kallsyms, what VMCOREINFO alone allows."""
     base = open_core(REAL)
-    text = "\n".join(
-        line for line in vmcoreinfo_text(base).split("\n") if "kallsyms" not in line
-    )
-    # Nor can it be found by what it looks like.
-    (index,) = re.findall(r"kallsyms_token_index\)=(\w+)", vmcoreinfo_text(base))
-    patches = {image_to_phys(base, int(index, 16)): bytes(512)}
-    prog = Overlay(base, vmcoreinfo=text.encode(), patches=patches).prog
+    prog = without_symbols(base)
     copy, document = extract(prog, tmp_path / "core", small=True)
     assert not {"kallsyms", "btf"} & {kept["what"] for kept in document["kept"]}
     # The kernel image, in which it was looked for, is left out.

@@ -37,7 +37,7 @@ from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.described.generations import GENERATIONS
 from tests.cores import CORES, core_path, open_core, truth
 from tests.oops_support import PROT, WRITE, parse, text
-from tests.overlay import Overlay, vmcoreinfo_text
+from tests.overlay import without_symbols
 from tests.synth_support import ALL, describe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -408,9 +408,7 @@ def test_real_core(name):
 def test_without_types(name):
     """What tells tails apart is not known then; what was attempted still is."""
     base = open_core(name)
-    lines = vmcoreinfo_text(base).splitlines(keepends=True)
-    note = "".join(line for line in lines if "kallsyms" not in line)
-    bound = hvo(Overlay(base, note.encode()).prog)
+    bound = hvo(without_symbols(base))
     assert not bound.kernel.has_types
     known = truth(name)
     folio = known["folios"][0]

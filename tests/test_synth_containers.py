@@ -81,8 +81,8 @@ def test_same_bytes_every_time(tmp_path):
 
 
 DIGESTS = {
-    "elf": "8131d0147948f95282ea82d90370ade9a81bd9f31efcc6cdea6fc54e27911da1",
-    "vmcore": "3f0abdae3814af808b6a63dd65647d7796454eb86567d05b7b6ae16861279c7f",
+    "elf": "89d03bf0bf42896f0fce035b87b5d09fc6f4d71f2bbd738e2de9d74190d81952",
+    "vmcore": "68aed6826687e6e4f0fd226c19c77afce38b053f792cc9026b4e538ee33c3737",
 }
 
 

@@ -220,6 +220,8 @@ def test_gigantic_pages_from_boot(name, levels):
     assert all(tail.boot for tail in boot)
     if entry.array != "zone":
         return
+    if entry.array_is_allocated:
+        return  # prep_compound_tail() runs over zeros
     # As on 7.2.13: reference count 1, last_cpupid all-ones, and a stale pointer.
     for tail in machine.vmemmap.tails:
         rows = np.frombuffer(machine.image.read(tail.pfn << 12, 4096), dtype="<u8")

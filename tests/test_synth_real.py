@@ -72,7 +72,10 @@ def keys(document, prefix=""):
 def test_show(pair):
     shown: list[Any] = [show_document(hvo, "x", folios=True) for hvo in pair]
     real, synthetic = shown
-    assert set(keys(real)) == set(keys(synthetic))
+    # There are reasons only for huge pages that are not optimized.
+    assert {key for key in keys(real) if not key.startswith("not_optimized.")} == {
+        key for key in keys(synthetic) if not key.startswith("not_optimized.")
+    }
     for document in (real, synthetic):
         for part in ("encoding", "tail_layout"):
             del document[part]["evidence"]

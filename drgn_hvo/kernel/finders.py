@@ -52,6 +52,7 @@ from drgn import (
 
 from drgn_hvo.errors import DetectionError, FormatError, HvoError, UnavailableError
 from drgn_hvo.kernel.translation import add_memory_segments
+from drgn_hvo.kernel.unread import RECURSION
 
 if TYPE_CHECKING:
     from drgn_hvo.formats.byteorder import ByteOrder
@@ -92,10 +93,6 @@ _logger = logging.getLogger("drgn")
 T = TypeVar("T")
 
 
-# On ppc64, drgn looks for a symbol while it sets up the translation of addresses. What
-# is read then fails with this; it is no fact about the dump.
-_RECURSION = "recursive address translation"
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -107,7 +104,7 @@ def _silent_while_translating(find: F) -> F:
         try:
             return find(*args)
         except UnavailableError as e:
-            if _RECURSION in str(e):
+            if RECURSION in str(e):
                 return None
             raise
 
@@ -137,7 +134,7 @@ class _Lazy(Generic[T]):
             try:
                 self._value = self._load()
             except (HvoError, FaultError) as e:
-                if _RECURSION not in str(e):
+                if RECURSION not in str(e):
                     self._reason = str(e)
                 raise UnavailableError(str(e)) from None
             finally:

@@ -17,6 +17,7 @@ from drgn import FaultError
 
 from drgn_hvo.errors import FormatError, UnavailableError
 from drgn_hvo.formats.byteorder import ByteOrder
+from drgn_hvo.kernel.unread import RECURSION
 
 __all__ = ("KernelImage", "find_tables", "find_types", "read_image")
 
@@ -84,7 +85,9 @@ def _read_part(
     """Read a part, by halves where not all of it is there; how much is missing."""
     try:
         data[first : first + size] = read(start + first, size)
-    except FaultError:
+    except FaultError as e:
+        if RECURSION in str(e):
+            raise
         if size <= _PAGE:
             return size
         half = size // 2 // _PAGE * _PAGE

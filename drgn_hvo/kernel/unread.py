@@ -18,9 +18,21 @@ from typing import Optional
 
 from drgn import FaultError, Object, Program, ProgramFlags
 
-__all__ = ("NOT_IN_DUMP", "READS_AS_ZEROS", "KnownWords", "Need", "Unread", "why")
+__all__ = (
+    "NOT_IN_DUMP",
+    "READS_AS_ZEROS",
+    "RECURSION",
+    "KnownWords",
+    "Need",
+    "Unread",
+    "why",
+)
 
 NOT_IN_DUMP = "not in this dump"
+
+#: On ppc64, drgn looks for a symbol while it sets up the translation of addresses. What
+#: is read then fails with this; it is no fact about the dump.
+RECURSION = "recursive address translation"
 
 #: What an ELF core does not hold reads as zeros, and so does what a file system filled
 #: up when it lost it. No page of the structures that we read is all zeros.

@@ -58,19 +58,22 @@ def PG_hwpoison_mask(hvo: Hvo) -> Optional[int]:
 def are_hwpoisoned(hvo: Hvo) -> Optional[BoolArray]:
     """
     Which folios of ``hvo.hugetlb`` have ``PG_hwpoison``, false for those whose heads
-    could not be read; ``None`` if this kernel has no such flag.
+    could not be read; ``None`` if nothing tells the flag.
     """
     mask = PG_hwpoison_mask(hvo)
+    folios = hvo.hugetlb.folios
+    if mask is None and hvo.kernel.type("enum pageflags") is not None:
+        # Built without CONFIG_MEMORY_FAILURE: nothing can be.
+        return np.zeros(len(folios), dtype=np.bool_)
     if mask is None:
         return None
-    folios = hvo.hugetlb.folios
     return folios.present & ((folios.flags & np.uint64(mask)) != 0)
 
 
 def hwpoisoned_folios(hvo: Hvo) -> list[HwpoisonedFolio]:
     """All hardware-poisoned huge pages whose heads could be read, by PFN."""
     which = are_hwpoisoned(hvo)
-    if which is None:
+    if which is None or not which.any():
         return []
     folios = hvo.hugetlb.folios
     return [
