@@ -199,22 +199,14 @@ def _wrong_member(context: Context, a_list: HugePageList, i: int) -> Iterator[_W
 def _boot_tail(
     context: Context, a_list: HugePageList, wrong: _Wrong
 ) -> Optional[Finding]:
-    """
-    The shared tail page whose reference counts a folio has as its own: demoted, a
-    gigantic page gets back struct pages that are copies of it.
-    """
+    """The shared tail page whose reference counts a folio has as its own."""
     if wrong.offset != context.kernel.struct_page.refcount or wrong.actual != 1:
         return None
-    for finding in context.audit.findings:
-        order = finding.place.order
-        larger = order is not None and order > a_list.order
-        if finding.defect == "boot-tail-refcount" and larger:
-            return finding
-    return None
+    return context.audit.boot_tail(a_list.order)
 
 
 def _check_counters(context: Context, hstate: HState) -> None:
-    lists = [a for a in context.hugetlb.lists if a.order == hstate.order]
+    lists = context.hugetlb.lists_of(hstate.order)
     pool = Object(context.kernel.prog, "struct hstate *", hstate.address)
     if context.hvo.mmzone.knows_all_nids:
         for total in _totals(context, hstate):
@@ -255,7 +247,7 @@ class _Total:
 
 
 def _totals(context: Context, hstate: HState) -> Iterator[_Total]:
-    lists = [a for a in context.hugetlb.lists if a.order == hstate.order]
+    lists = context.hugetlb.lists_of(hstate.order)
     on_lists = free = None
     if all(a_list.is_whole for a_list in lists):
         free = {a.nid: len(a.heads) for a in lists if a.nid is not None}
@@ -344,11 +336,8 @@ def _is_free_one_on_its_way(context: Context, hstate: HState) -> bool:
     enqueue_hugetlb_folio() and dequeue_hugetlb_folio() leave them, which change them in
     this order: the first two, or the last two, agree.
     """
-    frees = [
-        a
-        for a in context.hugetlb.lists
-        if a.order == hstate.order and a.kind == FREE_LIST
-    ]
+    lists = context.hugetlb.lists_of(hstate.order)
+    frees = [a_list for a_list in lists if a_list.kind == FREE_LIST]
     counts = [count for count in hstate.free_node.values() if count is not None]
     if len(counts) < len(hstate.free_node) or not all(a.is_whole for a in frees):
         return False

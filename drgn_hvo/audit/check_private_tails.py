@@ -12,6 +12,7 @@ looked at here, word by word.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Optional, cast
 
@@ -67,62 +68,42 @@ class _PrivateTails:
         self._residues: list[tuple[int, list[_Wrong], Finding]] = []
 
     def check(self) -> None:
-        folios = self._folios
+        folios, context = self._folios, self._context
         is_free = folios.on_list == FREE_LIST
-        suspects = self._context.readable & ~np.where(
-            is_free, folios.idle, folios.regular
-        )
-        which = np.flatnonzero(suspects)
-        for start in range(0, len(which), _AT_ONCE):
-            self._look(which[start : start + _AT_ONCE], is_free)
-        if self._context.layout.tails.private_slices > 1:
-            which = np.flatnonzero(
-                self._context.readable & self._context.hugetlb.optimized_mapping
-            )
-            for start in range(0, len(which), _AT_ONCE):
-                self._look_behind(which[start : start + _AT_ONCE], is_free)
+        suspects = context.readable & ~np.where(is_free, folios.idle, folios.regular)
+        # Larger folios first have a page to themselves.
+        per_slice = context.geometry.pages_per_slice
+        counts = np.minimum(1 << folios.order, per_slice)
+        for batch in _batches(suspects):
+            for count in sorted(set(counts[batch].tolist())):
+                self._look(batch[counts[batch] == count], is_free, count)
+        if context.layout.tails.private_slices > 1:
+            # All slices behind the second ones show what is in these.
+            for batch in _batches(context.readable & context.hugetlb.optimized_mapping):
+                self._look(batch, is_free, per_slice, per_slice)
         if self._residues:
             self._add_residues()
 
-    def _look(self, which: Int64Array, is_free: BoolArray) -> None:
-        context, folios = self._context, self._folios
-        per_slice = context.geometry.pages_per_slice
-        # Larger folios first have a page to themselves.
-        counts = np.minimum(1 << folios.order[which], per_slice)
-        for count in sorted(set(counts.tolist())):
-            mine = which[counts == count]
-            pages = context.vmemmap.read_pages(folios.head_pfn[mine], count)
-            unread = int((~pages.present).sum())
-            context.audit.missing(Need.FOLIO_TAILS, "private tails of folios", unread)
-            there = mine[pages.present]
-            facts = FolioFacts(
-                context.vmemmap.page_addresses(folios.head_pfn[there]),
-                folios.order[there],
-                self._flags(there),
-                is_free[there],
-            )
-            found = self._compare(pages.data[pages.present], facts, count)
-            for row, wrong in found.items():
-                self._add_all(int(there[row]), wrong)
+    def _look(
+        self, which: Int64Array, is_free: BoolArray, count: int, behind: int = 0
+    ) -> None:
+        """
+        Look at *count* struct pages of each folio that lie in one page.
 
-    def _look_behind(self, which: Int64Array, is_free: BoolArray) -> None:
+        :param behind: As of :meth:`_compare()`.
         """
-        Look at the second slices of folios that have these to themselves; all their
-        slices behind show what is in them.
-        """
-        context, per_slice = self._context, self._context.geometry.pages_per_slice
-        pfns = self._folios.head_pfn[which] + per_slice
-        pages = context.vmemmap.read_pages(pfns, per_slice)
+        context, folios = self._context, self._folios
+        pages = context.vmemmap.read_pages(folios.head_pfn[which] + behind, count)
         unread = int((~pages.present).sum())
         context.audit.missing(Need.FOLIO_TAILS, "private tails of folios", unread)
         there = which[pages.present]
         facts = FolioFacts(
-            context.vmemmap.page_addresses(self._folios.head_pfn[there]),
-            self._folios.order[there],
+            context.vmemmap.page_addresses(folios.head_pfn[there]),
+            folios.order[there],
             self._flags(there),
             is_free[there],
         )
-        found = self._compare(pages.data[pages.present], facts, per_slice, per_slice)
+        found = self._compare(pages.data[pages.present], facts, count, behind)
         for row, wrong in found.items():
             self._add_all(int(there[row]), wrong)
 
@@ -136,7 +117,7 @@ class _PrivateTails:
         return layout.with_places(flags, nids, zones)
 
     def _compare(
-        self, rows: ByteArray, facts: FolioFacts, count: int, behind: int = 0
+        self, rows: ByteArray, facts: FolioFacts, count: int, behind: int
     ) -> dict[int, list[_Wrong]]:
         """
         What is wrong with folios of *count* struct pages in one page, by row.
@@ -239,20 +220,19 @@ class _PrivateTails:
         )
 
     def _boot_tail(self, i: int, fields: list[_Wrong]) -> Optional[Finding]:
-        """
-        The shared tail page whose reference counts the tails have as their own:
-        demoted, a gigantic page gets back struct pages that are copies of it.
-        """
+        """The shared tail page whose reference counts the tails have as their own."""
         if fields[0].rule != "folio-tail-refcount" or any(
             one.actual != 1 for one in fields
         ):
             return None
-        for finding in self._context.audit.findings:
-            order = finding.place.order
-            larger = order is not None and order > self._folios.order[i]
-            if finding.defect == "boot-tail-refcount" and larger:
-                return finding
-        return None
+        return self._context.audit.boot_tail(int(self._folios.order[i]))
+
+
+def _batches(which: BoolArray) -> Iterator[Int64Array]:
+    """Indices of what is true, so many at once."""
+    places = np.flatnonzero(which)
+    for start in range(0, len(places), _AT_ONCE):
+        yield places[start : start + _AT_ONCE]
 
 
 def _rule(field: TailField) -> RuleId:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from drgn_hvo.audit.booting import BOOTING
 from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
 from drgn_hvo.audit.rules import RuleId, rules_on
 from drgn_hvo.formats.tail_words import set_compound_head, tail_mapping
@@ -398,7 +399,7 @@ def _check_words(
     if overwritten:
         defect = "memmap-init-overwrite"
     elif expectation.rule == "shared-tail-refcount" and tail.boot and wrong.all():
-        defect = "boot-tail-refcount"
+        defect = BOOT_TAIL_REFCOUNT
     context.audit.add(
         Finding(
             expectation.rule,

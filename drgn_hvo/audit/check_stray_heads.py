@@ -15,6 +15,7 @@ from typing import Optional
 import numpy as np
 
 from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot, Subject
 from drgn_hvo.audit.scan import BlankSlices, Rows, SlicePages
 from drgn_hvo.kernel.arrays import (
@@ -29,9 +30,6 @@ from drgn_hvo.kernel.arrays import (
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
 
 __all__ = ("StrayHeads",)
-
-# What leaves reference counts in shared tail pages, see audit/defects.
-BOOT_TAIL_REFCOUNT = "boot-tail-refcount"
 
 
 def _own_heads(
@@ -173,7 +171,7 @@ class StrayHeads:
         counts of a shared tail page, of compound pages in transition, or damaged.
         """
         context = self._context
-        causes = [f for f in context.audit.findings if f.defect == BOOT_TAIL_REFCOUNT]
+        causes = context.audit.boot_tails()
         lost = [pfn for pfn in pfns if causes and self._was_counted(pfn)]
         if lost:
             self._add_lost(lost, causes)

@@ -22,7 +22,14 @@ from drgn_hvo.memmap.vmemmap import StructPages
 if TYPE_CHECKING:
     from drgn_hvo.audit.context import Context
 
-__all__ = ("CompoundPages", "HeadWords")
+__all__ = ("CHUNK", "MOST_AT_ONCE", "CompoundPages", "HeadWords")
+
+#: Struct pages that are read at once behind a head.
+CHUNK = 4096
+
+#: A processor makes or undoes one page at a time, and this is the largest NR_CPUS there
+#: is (arch/x86/Kconfig): more pages that look so are damage.
+MOST_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ("DEFECTS", "Defect")
+__all__ = ("BOOT_TAIL_REFCOUNT", "DEFECTS", "Defect")
+
+#: The name of the one that other findings follow from.
+BOOT_TAIL_REFCOUNT = "boot-tail-refcount"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ DEFECTS = {
     defect.name: defect
     for defect in (
         Defect(
-            "boot-tail-refcount",
+            BOOT_TAIL_REFCOUNT,
             (
                 "shared-tail-refcount",
                 "folio-tail-refcount",

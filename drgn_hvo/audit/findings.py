@@ -15,6 +15,7 @@ from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
+from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread
 
@@ -219,6 +220,20 @@ class Audit:
         kept = {rule: why for rule, why in self.undecided.items() if rule not in rules}
         self.undecided = kept
         self.excused = {r: n for r, n in self.excused.items() if r not in rules}
+
+    def boot_tails(self) -> list[Finding]:
+        """The findings about shared tail pages that have reference counts from boot."""
+        return [f for f in self.findings if f.defect == BOOT_TAIL_REFCOUNT]
+
+    def boot_tail(self, order: int) -> Optional[Finding]:
+        """
+        The one whose reference counts a folio of an order has as its own: demoted, a
+        gigantic page gets back struct pages that are copies of the shared tail page.
+        """
+        for finding in self.boot_tails():
+            if finding.place.order is not None and finding.place.order > order:
+                return finding
+        return None
 
     @property
     def in_transition(self) -> int:

@@ -18,20 +18,13 @@ from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
-from drgn_hvo.audit.compound_pages import CompoundPages
+from drgn_hvo.audit.compound_pages import CHUNK, MOST_AT_ONCE, CompoundPages
 from drgn_hvo.audit.splits import Splits
 
 if TYPE_CHECKING:
     from drgn_hvo.audit.context import Context
 
 __all__ = ("TRANSITIONS", "Transition", "Transitions")
-
-# Struct pages that are read at once behind a head.
-_CHUNK = 4096
-
-# A processor makes or undoes one page at a time, and this is the largest NR_CPUS there
-# is (arch/x86/Kconfig): more of them than that are damage.
-_MOST = 8192
 
 
 @dataclass(frozen=True)
@@ -132,7 +125,7 @@ class Transitions:
         one of :data:`TRANSITIONS` leaves it; ``None`` if that was not all read.
         """
         if pfn not in self._known:
-            if len(self._known) >= _MOST:
+            if len(self._known) >= MOST_AT_ONCE:
                 return False
             self._known[pfn] = self._look(pfn)
         return self._known[pfn]
@@ -205,16 +198,17 @@ class Transitions:
             tails of another head; ``None`` if they were not all read.
         """
         limit = self._limit(pfn, order)
+        address = np.uint64(self._context.vmemmap.page_address(pfn))
         first: Optional[int] = None
         strange = False
         at = 1
         while at < limit:
-            count = min(_CHUNK, limit - at)
+            count = min(CHUNK, limit - at)
             pages = self._pages.read(pfn + at, count)
             if not pages.present.all():
                 return None
             are_tails, heads = self._pages.heads_of(pfn + at, pages)
-            mine = self._pages.lead_to(pfn, pfn + at, pages)
+            mine = are_tails & (heads == address)
             places = np.flatnonzero(mine)
             if first is None and len(places):
                 first = at + int(places[0])

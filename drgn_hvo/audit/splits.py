@@ -24,18 +24,12 @@ from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
-from drgn_hvo.audit.compound_pages import CompoundPages
+from drgn_hvo.audit.compound_pages import CHUNK, MOST_AT_ONCE, CompoundPages
 
 if TYPE_CHECKING:
     from drgn_hvo.audit.context import Context
 
 __all__ = ("Rest", "Splits")
-
-# Struct pages that are read at once.
-_CHUNK = 4096
-
-# As of in_transition.py.
-_MOST = 8192
 
 
 @dataclass(frozen=True)
@@ -87,7 +81,7 @@ class Splits:
         :return: ``None`` if what tells was not all read.
         """
         if head not in self._known:
-            if len(self._known) >= _MOST:
+            if len(self._known) >= MOST_AT_ONCE:
                 return _NOTHING
             self._known[head] = self._find(head)
         return self._known[head]
@@ -126,7 +120,7 @@ class Splits:
         at = pfn + (1 << order)
         # Behind the first tail of the whole there is nothing else.
         while at < end:
-            count = min(_CHUNK, end - at)
+            count = min(CHUNK, end - at)
             pages = self._pages.read(at, count)
             if not pages.present.all():
                 return None

@@ -36,7 +36,6 @@ from drgn_hvo.memmap.hwpoison import (
     raw_hwp_pages,
 )
 from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
-from drgn_hvo.memmap.page_words import PageWordsReader
 from drgn_hvo.memmap.pools import LIST_NAMES
 
 __all__ = (
@@ -156,20 +155,19 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
 
 def _add_names(hvo: Hvo, page: PageEntry, head_pfn: Optional[int]) -> None:
     """Flags by name, and what the page, or the folio it is a tail of, is used for."""
-    reader = PageWordsReader(hvo.kernel, hvo.vmemmap)
-    own = reader.read(page["pfn"])
+    own = hvo.page_words.read(page["pfn"])
     is_first_tail = head_pfn is not None and page["pfn"] == head_pfn + 1
     # The first tail keeps fields of the folio there: struct folio's _flags_1.
     if own is not None and not is_first_tail:
         page["flags"] = own.flag_names
-    whole = own if head_pfn in (None, page["pfn"]) else reader.read(head_pfn)
+    whole = own if head_pfn in (None, page["pfn"]) else hvo.page_words.read(head_pfn)
     if whole is not None:
         page["page_type"], page["use"] = whole.type_name, whole.use
 
 
 def _add_hwpoison(hvo: Hvo, page: PageEntry, head: Head) -> None:
     mask = PG_hwpoison_mask(hvo)
-    words = PageWordsReader(hvo.kernel, hvo.vmemmap).read(head.pfn)
+    words = hvo.page_words.read(head.pfn)
     if mask is None or words is None:
         return
     found = HwpoisonedFolio(head.pfn, head.order or 0, ())

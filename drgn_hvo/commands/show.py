@@ -194,7 +194,7 @@ def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> HstateEntry:
     # A folio of which nothing tells the node may be on any.
     are_nids_known = not bool((of_order & (nids < 0)).any())
     are_mapped = are_nids_known and not hvo.vmemmap.walk.missing
-    unread = [a for a in found.lists if a.order == hstate.order and not a.is_whole]
+    unread = [a for a in found.lists_of(hstate.order) if not a.is_whole]
     unread_nids = {a_list.nid for a_list in unread}
     nodes: list[HstateNodeEntry] = []
     for nid in hvo.mmzone.nids:

@@ -144,7 +144,12 @@ _MEMBERS = {"init_mm": ("pgd",), "contig_page_data": ()}
 
 # What reading a variable can end in.
 _NOT_READ = (
-    *(ArithmeticError, FaultError, HvoError, LookupError, TypeError, ValueError),
+    ArithmeticError,
+    FaultError,
+    HvoError,
+    LookupError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -163,14 +168,7 @@ def _read_variables(prog: Program) -> None:
             found = prog[name]
             for part in _parts(name, found):
                 part.read_()
-        except (
-            ArithmeticError,
-            FaultError,
-            HvoError,
-            LookupError,
-            TypeError,
-            ValueError,
-        ):
+        except _NOT_READ:
             # Not in this kernel or dump, or of a type that has no value, so nobody else
             # can read it either.
             continue

@@ -128,9 +128,9 @@ def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
     for tail in bound.shared_tails:
         zone = None
         if tail.zone_index is not None:
-            pgdats = {**bound.mmzone.offline_pgdats, **bound.mmzone.pgdats}
-            zones = pgdats[tail.nid].node_zones
-            zone = zones[tail.zone_index].address_of_()
+            pgdat = bound.mmzone.pgdat(tail.nid)
+            assert pgdat is not None, "its slots were read"
+            zone = pgdat.node_zones[tail.zone_index].address_of_()
         page = Object(prog, "struct page *", _page_address(bound, tail))
         yield VmemmapTail(tail.nid, zone, tail.order, page)
     unread = bound.unread_of(Need.NODES, Need.SLOTS)

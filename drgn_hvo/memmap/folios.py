@@ -149,6 +149,10 @@ class Hugetlb:
         """Whether there may be pools, or nodes of pools, that nothing tells of."""
         return any(unread.need is Need.POOLS for unread in self.unread)
 
+    def lists_of(self, order: int) -> list[HugePageList]:
+        """The lists of the pool of an order."""
+        return [a_list for a_list in self.lists if a_list.order == order]
+
     def has_hpg_flag(self, name: str) -> Optional[BoolArray]:
         """Which folios have an ``HPG_`` flag; ``None`` if nothing tells its bit."""
         bit = self.hpg_flags.get(name)

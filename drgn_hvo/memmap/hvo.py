@@ -24,6 +24,7 @@ from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
+from drgn_hvo.memmap.page_words import PageWordsReader
 from drgn_hvo.memmap.pools import hpg_flags
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
@@ -108,6 +109,11 @@ class Hvo:
         return PrivateTails(
             self.kernel, self.mmzone.flags_layout, hpg_flags(self.kernel)
         )
+
+    @cached_property
+    def page_words(self) -> PageWordsReader:
+        """Reads flags, type and use of single pages."""
+        return PageWordsReader(self.kernel, self.vmemmap)
 
     @property
     def unread(self) -> tuple[Unread, ...]:

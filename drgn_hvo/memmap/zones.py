@@ -176,6 +176,10 @@ class Mmzone:
         """``struct pglist_data *`` of nodes that are not online, as far as known."""
         return self._nodes.offline
 
+    def pgdat(self, nid: int) -> Optional[Object]:
+        """``struct pglist_data *`` of a node, online or not, if it can be read."""
+        return self.pgdats.get(nid, self.offline_pgdats.get(nid))
+
     @property
     def nids(self) -> tuple[int, ...]:
         """IDs of all nodes that there can be, online or not."""
