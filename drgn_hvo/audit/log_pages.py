@@ -72,7 +72,8 @@ def compare_words(hvo: Hvo, page: PrintedPage) -> Optional[Comparison]:
     if pfn >= vmemmap.end_pfn:
         return Comparison("other-page")
     rows = vmemmap.read_pages(np.array([pfn], dtype=np.int64))
-    if not rows.present[0]:
+    # What some dumps leave out reads as zeros.
+    if not rows.present[0] or not rows.data.any():
         return Comparison("not-in-dump")
     found = rows.data[0].view(hvo.kernel.reader.u64).tolist()
     different = [i for i, word in enumerate(words[: len(found)]) if word != found[i]]

@@ -73,6 +73,7 @@ __all__ = (
     "TargetReport",
     "ToolEntry",
     "TruncatedEntry",
+    "UnreadPagesEntry",
     "VmemmapEntry",
 )
 
@@ -644,12 +645,24 @@ class OopsReport(PageReport, LogFindings):
 # heads, extract
 
 
+class UnreadPagesEntry(TypedDict):
+    """
+    Of the pages without a head, those that may have one: the dump lacks their struct
+    pages or the page table that maps them (``not_in_dump``), or these are in a page of
+    zeros (``zeros``), which nobody initialised, or the dump left out.
+    """
+
+    not_in_dump: int
+    zeros: int
+
+
 class HeadsReport(TargetReport):
     """``heads``."""
 
     output: str
     first_pfn: int
     pages: int
+    unread: UnreadPagesEntry
 
 
 class KeptEntry(TypedDict):

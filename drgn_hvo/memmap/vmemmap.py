@@ -100,6 +100,23 @@ class Vmemmap(VmemmapMapping):
             present[i] = True
         return Frames(data, present)
 
+    def unread(self, slices: Int64Array) -> tuple[BoolArray, BoolArray]:
+        """
+        Tell the slices that have no struct pages from those that were not read.
+
+        :return: Which of *slices* the dump lacks, or the page table that maps them;
+            and which are all zeros, which is what nobody initialised, and what some
+            dumps have in the place of what they left out.
+        """
+        frames = self._read_slices(slices)
+        absent = ~frames.present
+        if self.has_mappings:
+            _, mapped = self.frames(slices)
+            absent &= mapped
+            for i in np.flatnonzero(~mapped).tolist():
+                absent[i] = self.unread_table(int(slices[i])) is not None
+        return absent, frames.present & ~frames.data.any(axis=1)
+
     def read_slices(self, first: int, end: int) -> StructPages:
         """
         The struct pages that begin in a range of slices, in order; with a

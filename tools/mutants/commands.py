@@ -151,6 +151,22 @@ COMMANDS = (
         ("test_command_words.py::test_both_ends_of_a_range_are_in_it",),
     ),
     Mutant(
+        "commands-heads-not-in-dump",
+        "commands/heads.py::count_unread",
+        "lost = absent[places].any(axis=0)",
+        "lost = absent[places].any(axis=0) & False",
+        "a page that the dump lacks would look like one that has no head",
+        ("test_hole_reports.py::test_heads_that_are_not_known_are_counted",),
+    ),
+    Mutant(
+        "audit-log-words-of-zeros",
+        "audit/log_pages.py::compare_words",
+        "not rows.present[0] or not rows.data.any()",
+        "not rows.present[0]",
+        "a struct page that the dump left out would be one that was overwritten",
+        ("test_hole_reports.py::test_words_that_are_not_in_the_dump_have_not_changed",),
+    ),
+    Mutant(
         "commands-heads-behind-the-end",
         "commands/heads.py::write_heads",
         "if end > hvo.vmemmap.end_pfn:",
