@@ -152,7 +152,7 @@ class BlankSlices:
         blank = blank & pages.present[rows]
         used = sections[~blank & pages.present[rows]]
         if len(used):
-            self._sections = np.union1d(self._sections, used)
+            self._sections = distinct(np.concatenate((self._sections, used)))
         if blank.any():
             self._blank.append(sections[blank])
 

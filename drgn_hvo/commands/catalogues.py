@@ -11,11 +11,14 @@ JSON.
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 from drgn_hvo.audit.defects import DEFECTS, Defect
 from drgn_hvo.audit.rules import RULES
 from drgn_hvo.commands.document import envelope
-from drgn_hvo.commands.reports import DefectEntry, DefectsReport, RulesReport
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import DefectEntry, DefectsReport, RulesReport
 
 __all__ = (
     "defects_document",

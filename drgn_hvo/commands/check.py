@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Optional
+from typing import TYPE_CHECKING, Literal, Optional
 
 from drgn.helpers.common.format import print_table
 
@@ -25,19 +25,21 @@ from drgn_hvo.commands.document import (
     kernel_document,
     print_document,
 )
-from drgn_hvo.commands.reports import (
-    AuditReport,
-    CheckedEntry,
-    CheckReport,
-    ErrorReport,
-    FindingEntry,
-    PropertyEntry,
-    RuleResultEntry,
-)
 from drgn_hvo.errors import UsageError
 from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.hwpoison import are_hwpoisoned
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import (
+        AuditReport,
+        CheckedEntry,
+        CheckReport,
+        ErrorReport,
+        FindingEntry,
+        PropertyEntry,
+        RuleResultEntry,
+    )
 
 __all__ = (
     "EXIT_CLEAN",

@@ -28,7 +28,6 @@ from drgn_hvo.commands.check import (
 from drgn_hvo.commands.document import printable, with_dump
 from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
 from drgn_hvo.commands.ktap import print_ktap_document, print_ktap_plan
-from drgn_hvo.commands.reports import CheckReport
 from drgn_hvo.commands.workers import Limits, Lost, results
 from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
@@ -37,6 +36,10 @@ from drgn_hvo.progress import progress
 
 if TYPE_CHECKING:
     from drgn import Program
+
+    from drgn_hvo.commands.reports import CheckReport
+
+    _Result = tuple[int, CheckReport]
 
 __all__ = ("CheckOptions", "check_targets")
 
@@ -53,9 +56,6 @@ class CheckOptions:
     vmcoreinfo: Optional[str] = None
     assume: tuple[tuple[str, str], ...] = ()
     debug: bool = False
-
-
-_Result = tuple[int, CheckReport]
 
 
 def _check(options: CheckOptions, target: str) -> _Result:

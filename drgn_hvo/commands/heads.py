@@ -10,12 +10,11 @@ The heads of all pages of a range, as a file that ``numpy.load()`` reads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
 from drgn_hvo.commands.document import document
-from drgn_hvo.commands.reports import HeadsReport
 from drgn_hvo.errors import UsageError
 from drgn_hvo.files import check_replaceable, replace_file
 from drgn_hvo.formats.tail_words import ALL_ONES
@@ -23,6 +22,9 @@ from drgn_hvo.kernel.arrays import U64Array
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.progress import progress
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import HeadsReport
 
 __all__ = (
     "WrittenHeads",

@@ -10,13 +10,17 @@ test for each target, with one for each rule in it, printed as results come.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from drgn_hvo.commands.document import dump_problems, printable_document
-from drgn_hvo.commands.reports import (
-    AuditReport,
-    CheckReport,
-    FindingEntry,
-    RuleResultEntry,
-)
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import (
+        AuditReport,
+        CheckReport,
+        FindingEntry,
+        RuleResultEntry,
+    )
 
 __all__ = ("print_ktap_document", "print_ktap_plan")
 

@@ -12,7 +12,7 @@ known defect prints this.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, Optional
+from typing import TYPE_CHECKING, Literal, Optional
 
 import numpy as np
 
@@ -27,18 +27,6 @@ from drgn_hvo.audit.page_faults import Facts, Place, Printed, Verdict, verdict_o
 from drgn_hvo.audit.page_reports import page_report, page_verdict_of
 from drgn_hvo.commands.document import document
 from drgn_hvo.commands.page import page_document
-from drgn_hvo.commands.reports import (
-    FaultEntry,
-    FaultTailEntry,
-    LogFindings,
-    LogReportEntry,
-    LogReportStart,
-    OopsReport,
-    PageTableEntry,
-    PointerEntry,
-    PrintedPageEntry,
-    StoryEntry,
-)
 from drgn_hvo.formats.crash_text import Crash
 from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, Fault
 from drgn_hvo.formats.oops_log import Log, Report, find_reports
@@ -53,6 +41,20 @@ from drgn_hvo.memmap.heads import read_head
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec
 from drgn_hvo.memmap.shared_tails import SharedTail
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import (
+        FaultEntry,
+        FaultTailEntry,
+        LogFindings,
+        LogReportEntry,
+        LogReportStart,
+        OopsReport,
+        PageTableEntry,
+        PointerEntry,
+        PrintedPageEntry,
+        StoryEntry,
+    )
 
 __all__ = ("log_of_core", "oops_document")
 

@@ -10,18 +10,21 @@ The text of ``page --oops`` and ``oops``, made from their document.
 from __future__ import annotations
 
 import textwrap
+from typing import TYPE_CHECKING
 
 from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.commands.page import page_lines, print_lines
-from drgn_hvo.commands.reports import (
-    FaultEntry,
-    FaultSliceEntry,
-    LogReportEntry,
-    OopsReport,
-    PageTableEntry,
-    PrintedPageEntry,
-    StoryEntry,
-)
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import (
+        FaultEntry,
+        FaultSliceEntry,
+        LogReportEntry,
+        OopsReport,
+        PageTableEntry,
+        PrintedPageEntry,
+        StoryEntry,
+    )
 
 __all__ = ("print_oopses",)
 

@@ -11,17 +11,11 @@ vmemmap that holds it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
 from drgn_hvo.commands.document import document, human_size, hwpoison_text
-from drgn_hvo.commands.reports import (
-    PageEntry,
-    PageFolioEntry,
-    PageReport,
-    SliceEntry,
-)
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     is_poisoned,
@@ -37,6 +31,14 @@ from drgn_hvo.memmap.hwpoison import (
 )
 from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
 from drgn_hvo.memmap.pools import LIST_NAMES
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import (
+        PageEntry,
+        PageFolioEntry,
+        PageReport,
+        SliceEntry,
+    )
 
 __all__ = (
     "page_document",

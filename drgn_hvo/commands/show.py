@@ -11,7 +11,7 @@ HVO saved.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from drgn.helpers.common.format import CellFormat, print_table
 import numpy as np
@@ -23,20 +23,6 @@ from drgn_hvo.commands.document import (
     hwpoison_text,
     kernel_document,
 )
-from drgn_hvo.commands.reports import (
-    FolioEntry,
-    HstateEntry,
-    HstateNodeEntry,
-    HwpoisonedEntry,
-    NotOptimizedEntry,
-    Pools,
-    SavedByEntry,
-    SavedEntry,
-    SharedTailEntry,
-    ShowReport,
-    TailLayoutEntry,
-    VmemmapEntry,
-)
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
@@ -44,6 +30,22 @@ from drgn_hvo.memmap.hwpoison import are_hwpoisoned, hwpoisoned_folios
 from drgn_hvo.memmap.not_optimized import REASONS, why_not_optimized
 from drgn_hvo.memmap.pools import LIST_NAMES, HState
 from drgn_hvo.memmap.shared_tails import SharedTail
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import (
+        FolioEntry,
+        HstateEntry,
+        HstateNodeEntry,
+        HwpoisonedEntry,
+        NotOptimizedEntry,
+        Pools,
+        SavedByEntry,
+        SavedEntry,
+        SharedTailEntry,
+        ShowReport,
+        TailLayoutEntry,
+        VmemmapEntry,
+    )
 
 __all__ = ("print_show", "show_document")
 

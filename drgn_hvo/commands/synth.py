@@ -14,19 +14,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from drgn_hvo.commands.document import envelope
-from drgn_hvo.commands.reports import (
-    AppliedFaultEntry,
-    FaultsReport,
-    KnownFaultEntry,
-    SynthReport,
-)
 from drgn_hvo.synth.containers.elf import Progress
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.damage.faults import FAULTS, AppliedFault, Fault, make_machine
 from drgn_hvo.synth.described.description_file import load_description
 from drgn_hvo.synth.described.generations import GENERATIONS
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import (
+        AppliedFaultEntry,
+        FaultsReport,
+        KnownFaultEntry,
+        SynthReport,
+    )
 
 __all__ = ("run_faults", "run_synth")
 

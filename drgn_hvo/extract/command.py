@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import os
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from drgn import Program
 
 from drgn_hvo.commands.document import document
-from drgn_hvo.commands.reports import ExtractReport
 from drgn_hvo.errors import UsageError
 from drgn_hvo.extract.core import Extract, collect, write_extract
 from drgn_hvo.extract.needs import REASONS, find_needs
@@ -26,6 +25,9 @@ from drgn_hvo.files import check_replaceable, replace_file
 from drgn_hvo.kernel.dump import dump_of
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.progress import progress
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import ExtractReport
 
 __all__ = ("extract_document", "print_extract")
 
