@@ -8,15 +8,23 @@ One word is changed that contradicts others which are right; the first finding i
 address, with the value that it had, and what follows from it points there.
 """
 
+from pathlib import Path
+
 import pytest
 
 from drgn_hvo.audit.context import Context
+from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.findings import Audit
+from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.kernel.target import open_target
 from drgn_hvo.kernel.translation import entries_to
 from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.pools import FREE_LIST
 from tests.damage_support import Case
+from tests.overlay import Overlay
 
 SHARED = ("shared-7.1", "shared-7.3", "seed-v5", "seed-v6")
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
 WRITABLE, PRESENT = 2, 1
 
 
@@ -134,3 +142,25 @@ def test_a_node_that_is_offline_keeps_its_tails(name):
     word = case.flip(tail.pfn * 4096 + 7 * 64 + 8, 1)
     findings, at = first(case)
     assert (findings[0]["rule"], at) == ("shared-tail-info", word)
+
+
+def test_reference_counts_of_a_part_follow_from_those_of_the_whole():
+    """
+    A free huge page that a gigantic one from boot was demoted to has the reference
+    counts of the shared tail page as its own: one story, with the tail page first.
+    """
+    base = open_target(str(SAMPLES / "shared-7.3-boot-1g.kdump"))
+    bound = hvo(base)
+    folios, refcount = bound.hugetlb.folios, bound.kernel.struct_page.refcount
+    free = (folios.order == 9) & (folios.on_list == FREE_LIST)
+    frame = int(folios.head_frame[free.argmax()]) * 4096
+    one = (1).to_bytes(4, "little")
+    patches = {frame + 64 * i + refcount: one for i in range(64)}
+    overlay = Overlay(base, patches=patches)
+    doc = check_document(hvo(overlay.prog), "core", CheckScope())
+    stories = {(f["rule"], f["defect"]): f["caused_by"] for f in doc["findings"]}
+    assert stories == {
+        ("shared-tail-refcount", BOOT_TAIL_REFCOUNT): None,
+        ("folio-tail-refcount", BOOT_TAIL_REFCOUNT): 0,
+        ("folio-list", BOOT_TAIL_REFCOUNT): 0,
+    }

@@ -22,6 +22,7 @@ from drgn_hvo.formats.page_table_formats import (
     Protections,
     TableLevel,
 )
+from drgn_hvo.helpers.hugetlb import for_each_hugetlb_folio, validate_hugetlb_folio
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo
 from drgn_hvo.synth.containers.elf import program
@@ -120,6 +121,17 @@ def test_faults(name, page_shift, levels, generation):
     assert {"pte-foreign-frame", "pte-none", "head-read-only", "list-loop"} <= tried
     by_design = name in ("riscv64", "loongarch64")
     assert ("pte-writable" in tried) != by_design
+
+
+@pytest.mark.parametrize("generation", ["shared-7.3", "fake-head-6.12"])
+@pytest.mark.parametrize(("name", "page_shift", "levels"), USUAL)
+def test_validators_pass_on_a_healthy_machine(name, page_shift, levels, generation):
+    machine = build_machine(describe(name, page_shift, levels, generation))
+    prog = program(machine)
+    folios = list(for_each_hugetlb_folio(prog))
+    assert folios
+    for folio in folios:
+        validate_hugetlb_folio(folio)
 
 
 @pytest.mark.parametrize("container", ["elf", "vmcore", "kdump"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from drgn_hvo.audit import subjects
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place
 from drgn_hvo.audit.scan import BlankSlices, Rows, SlicePages
@@ -174,13 +175,13 @@ class CompoundHeads:
                 "compound-heads",
                 f"the tail of PFN {pfn} resolves to {where}, which is no head that "
                 "covers it",
-                ("compound", folio),
+                subjects.CompoundPage(folio),
                 because=(
-                    ("folio", folio),
-                    ("folio-tail", folio),
-                    ("head-frame", folio),
-                    ("stray-head", folio),
-                    ("restored",),
+                    subjects.FolioHead(folio),
+                    subjects.FolioTails(folio),
+                    subjects.HeadFrame(folio),
+                    subjects.StrayHead(folio),
+                    subjects.FormerHeads(),
                 ),
                 affected=int(owner is not None),
                 place=Place(head_pfn=None if head_pfn < 0 else head_pfn).at(

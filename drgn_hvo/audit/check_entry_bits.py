@@ -9,6 +9,7 @@ Who may use a mapping and how it is cached, which is the same for all of vmemmap
 
 from __future__ import annotations
 
+from drgn_hvo.audit import subjects
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place, Spot
 from drgn_hvo.kernel.entry_bits import OddEntries
@@ -42,7 +43,7 @@ def _add(context: Context, odd: OddEntries, address: int, folded: int) -> None:
             "vmemmap-entry-bits",
             f"the page table {what} for the struct pages of PFN {pfn} on has bits "
             f"{odd.bits:#x}, its siblings have {odd.expected:#x}",
-            ("entry-bits", entry.address),
+            subjects.EntryBits(entry.address),
             folded=folded,
             affected=0,
             place=Place().at(Spot(address, entry.address), pfn=max(pfn, 0)),

@@ -14,6 +14,7 @@ from typing import Optional
 
 import numpy as np
 
+from drgn_hvo.audit import subjects
 from drgn_hvo.audit.check_identity import check_cma
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
@@ -24,15 +25,20 @@ from drgn_hvo.kernel.unread import Need
 __all__ = ("FolioTails", "check_folios")
 
 
-def check_folios(context: Context) -> None:
-    """Decide ``folio-head``."""
-    _Heads(context).check()
-    check_cma(context)
+def check_folios(context: Context, readable: BoolArray) -> None:
+    """
+    Decide ``folio-head``, but for the part of it that is about single words.
+
+    :param readable: Folios whose own first struct pages can be read.
+    """
+    _Heads(context, readable).check()
+    check_cma(context, readable)
 
 
 class _Heads:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, readable: BoolArray) -> None:
         self._context = context
+        self._readable = readable
         self._folios = context.hugetlb.folios
         self._words = context.tail_words
 
@@ -49,8 +55,8 @@ class _Heads:
             Finding(
                 "folio-head",
                 f"the head of the folio of PFN {head_pfn} {what}",
-                ("folio", head_pfn),
-                because=(("head-frame", head_pfn),),
+                subjects.FolioHead(head_pfn),
+                because=(subjects.HeadFrame(head_pfn),),
                 place=self._context.place(i).at(
                     self._context.word_spot(head_pfn, offset), pfn=head_pfn
                 ),
@@ -62,7 +68,7 @@ class _Heads:
     def check(self) -> None:
         folios, context = self._folios, self._context
         page, fields = context.kernel.struct_page, context.hvo.fields
-        present = context.readable
+        present = self._readable
         mask = context.kernel.PG_head_mask
         for i in self._where(present & ~folios.PG_head):
             flags = int(folios.flags[i])
@@ -102,9 +108,11 @@ class FolioTails:
     """
     ``folio-tail-info``: tails from the third struct page on (the second is the head's
     business), in the private slices, and in all slices of folios that share none.
+
+    :param readable: Folios whose own first struct pages can be read.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, readable: BoolArray) -> None:
         self._context = context
         self._folios = folios = context.hugetlb.folios
         self._words = context.tail_words
@@ -112,7 +120,7 @@ class FolioTails:
         first = folios.head_pfn * context.size // context.page_size
         own = folios.slices * (context.geometry.power_of_2 and folios.shared_ptes == 0)
         private = np.minimum(context.layout.tails.private_slices, folios.slices)
-        counts = np.where(context.readable, np.maximum(own, private), 0)
+        counts = np.where(readable, np.maximum(own, private), 0)
         # What was read with the head is known.
         known = folios.uniform & (folios.tail_info == self._words) & (counts > 0)
         known &= 1 << folios.order >= per_slice
@@ -174,11 +182,11 @@ class FolioTails:
             Finding(
                 "folio-tail-info",
                 f"the tail of PFN {pfn} does not resolve to its head, PFN {head_pfn}",
-                ("folio-tail", head_pfn),
+                subjects.FolioTails(head_pfn),
                 because=(
-                    ("head-frame", head_pfn),
-                    ("folio", head_pfn),
-                    ("stray-head", head_pfn),
+                    subjects.HeadFrame(head_pfn),
+                    subjects.FolioHead(head_pfn),
+                    subjects.StrayHead(head_pfn),
                 ),
                 folded=count - 1,
                 place=context.place(i).at(context.word_spot(pfn, offset), pfn=pfn),

@@ -13,6 +13,7 @@ from __future__ import annotations
 from drgn import Object
 import numpy as np
 
+from drgn_hvo.audit import subjects
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place
 from drgn_hvo.memmap.pools import HState
@@ -27,7 +28,7 @@ def check_identities(context: Context) -> None:
             Finding(
                 "hstate-identity",
                 word.what,
-                ("pool-word", word.address),
+                subjects.PoolWord(word.address),
                 place=Place(
                     order=word.order,
                     address=word.address,
@@ -52,7 +53,7 @@ def _check_orders(context: Context) -> None:
         return
     folios = context.hugetlb.folios
     known = [hstate.order for hstate in context.hugetlb.hstates]
-    strange = context.readable & ~np.isin(folios.order, known)
+    strange = folios.present & ~np.isin(folios.order, known)
     for order in sorted(set(folios.order[strange].tolist())):
         which = np.flatnonzero(strange & (folios.order == order))
         first, count = int(which[0]), len(which)
@@ -60,8 +61,8 @@ def _check_orders(context: Context) -> None:
             Finding(
                 "hstate-identity",
                 f"no pool has huge pages of order {order}, but there are {count}",
-                ("no-pool", order),
-                because=(("folio", int(folios.head_pfn[first])),),
+                subjects.NoPool(order),
+                because=(subjects.FolioHead(int(folios.head_pfn[first])),),
                 place=context.place(first),
                 affected=count,
             )
@@ -90,8 +91,8 @@ def _check_reserve(context: Context, hstate: HState) -> None:
         Finding(
             "hstate-reserve",
             text,
-            ("reserve", hstate.order),
-            because=(("counter", hstate.order),),
+            subjects.PoolReserve(hstate.order),
+            because=(subjects.PoolCounters(hstate.order),),
             defect="resv-underflow-pinned" if reserved < 0 else None,
             place=Place(
                 order=hstate.order,

@@ -13,18 +13,24 @@ from __future__ import annotations
 from drgn import FaultError
 import numpy as np
 
+from drgn_hvo.audit import subjects
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.errors import UnavailableError
+from drgn_hvo.kernel.arrays import BoolArray
 from drgn_hvo.memmap.cma import hugetlb_cma_ranges
 
 __all__ = ("check_cma", "check_folio_nodes")
 
 
-def check_cma(context: Context) -> None:
-    """The part of ``folio-head`` that is about ``HPG_cma``."""
+def check_cma(context: Context, readable: BoolArray) -> None:
+    """
+    Decide the part of ``folio-head`` that is about ``HPG_cma``.
+
+    :param readable: Folios whose own first struct pages can be read.
+    """
     marked, folios = context.hugetlb.has_hpg_flag("cma"), context.hugetlb.folios
-    if marked is None or not (marked & context.readable).any():
+    if marked is None or not (marked & readable).any():
         return
     try:
         ranges = hugetlb_cma_ranges(context.kernel, context.hvo.mmzone.nids)
@@ -36,15 +42,15 @@ def check_cma(context: Context) -> None:
         inside |= (start <= folios.head_pfn) & (folios.head_pfn < end)
     offset = context.kernel.struct_page.require("private")
     bit = 1 << context.hugetlb.hpg_flags["cma"]
-    for i in np.flatnonzero(marked & context.readable & ~inside).tolist():
+    for i in np.flatnonzero(marked & readable & ~inside).tolist():
         head_pfn, actual = int(folios.head_pfn[i]), int(folios.private[i])
         context.audit.add(
             Finding(
                 "folio-head",
                 f"the head of the folio of PFN {head_pfn} has HPG_cma, but lies in no "
                 "CMA area of hugetlb",
-                ("head-word", head_pfn),
-                because=(("head-frame", head_pfn),),
+                subjects.HeadWord(head_pfn),
+                because=(subjects.HeadFrame(head_pfn),),
                 place=context.place(i).at(
                     context.word_spot(head_pfn, offset), pfn=head_pfn
                 ),
@@ -54,8 +60,12 @@ def check_cma(context: Context) -> None:
         )
 
 
-def check_folio_nodes(context: Context) -> None:
-    """Decide ``folio-node``."""
+def check_folio_nodes(context: Context, readable: BoolArray) -> None:
+    """
+    Decide ``folio-node``.
+
+    :param readable: Folios whose own first struct pages can be read.
+    """
     mmzone, folios = context.hvo.mmzone, context.hugetlb.folios
     layout = mmzone.flags_layout
     if layout is None:
@@ -75,7 +85,7 @@ def check_folio_nodes(context: Context) -> None:
         right |= inside & (nids == zone.nid) & (zones == zone.index)
     offset = context.kernel.struct_page.flags
     expected = layout.with_places(folios.flags, context.nids, context.zones)
-    for i in np.flatnonzero(context.readable & held & ~right).tolist():
+    for i in np.flatnonzero(readable & held & ~right).tolist():
         if context.in_transition[i]:
             context.audit.transitional.add(int(folios.head_pfn[i]))
             continue
@@ -85,8 +95,8 @@ def check_folio_nodes(context: Context) -> None:
                 "folio-node",
                 f"the head of the folio of PFN {head_pfn} names node {int(nids[i])}, "
                 f"zone {int(zones[i])}, where it does not lie",
-                ("folio-node", head_pfn),
-                because=(("head-frame", head_pfn),),
+                subjects.FolioNode(head_pfn),
+                because=(subjects.HeadFrame(head_pfn),),
                 place=context.place(i).at(
                     context.word_spot(head_pfn, offset), pfn=head_pfn
                 ),

@@ -9,7 +9,7 @@ Lists and counters of every ``struct hstate``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -17,8 +17,11 @@ from drgn import FaultError, Object
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.audit import subjects
+from drgn_hvo.audit.check_shared_tails import BootTail
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Place, Subject
+from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
+from drgn_hvo.audit.findings import Finding, Place
 from drgn_hvo.kernel.arrays import BoolArray, distinct
 from drgn_hvo.kernel.unread import READS_AS_ZEROS, Need
 from drgn_hvo.memmap.pools import (
@@ -32,18 +35,26 @@ from drgn_hvo.memmap.pools import (
 __all__ = ("check_pools",)
 
 
-def check_pools(context: Context) -> None:
-    """Decide ``folio-list``, ``hstate-lists`` and ``hstate-counters``."""
+def check_pools(
+    context: Context, readable: BoolArray, boot_tails: Sequence[BootTail]
+) -> None:
+    """
+    Decide ``folio-list``, ``hstate-lists`` and ``hstate-counters``.
+
+    :param readable: Folios whose own first struct pages can be read.
+    :param boot_tails: Shared tail pages whose reference counts free folios can have.
+    """
     for a_list in context.hugetlb.lists:
         _check_links(context, a_list)
-        _check_members(context, a_list)
+        for i, wrong in _wrong_members(context, readable, a_list):
+            _add_member(context, a_list, i, wrong, boot_tails)
     _check_doubles(context)
     for hstate in context.hugetlb.hstates:
         _check_counters(context, hstate)
 
 
-def _list_subject(a_list: HugePageList) -> Subject:
-    return ("list", a_list.order, a_list.kind, a_list.nid)
+def _subject(a_list: HugePageList) -> subjects.PoolList:
+    return subjects.PoolList(a_list.order, a_list.kind, a_list.nid)
 
 
 def _check_links(context: Context, a_list: HugePageList) -> None:
@@ -57,13 +68,18 @@ def _check_links(context: Context, a_list: HugePageList) -> None:
     # The folio whose lru breaks, or the last one in front of it.
     pfn = _folio_of(context, broken.address)
     last = a_list.heads[-1] if a_list.heads else None
+    because: list[subjects.Subject] = [
+        subjects.HeadFrame(head) for head in (pfn, last) if head is not None
+    ]
+    if pfn is not None:
+        because.append(subjects.FolioHead(pfn))
     context.audit.add(
         Finding(
             "hstate-lists",
             f"the {a_list} is broken behind {len(a_list.heads)} folios: the link at "
             f"{broken.address:#x} {broken.reason}",
-            _list_subject(a_list),
-            because=(("head-frame", pfn), ("head-frame", last), ("folio", pfn)),
+            _subject(a_list),
+            because=tuple(because),
             place=Place(
                 nid=a_list.nid,
                 order=a_list.order,
@@ -103,8 +119,8 @@ def _check_doubles(context: Context) -> None:
             Finding(
                 "hstate-lists",
                 f"the folio of PFN {pfn} is on the {first[pfn]} and on the {a_list}",
-                ("list-of", pfn),
-                because=(_list_subject(a_list), _list_subject(first[pfn])),
+                subjects.FolioLists(pfn),
+                because=(_subject(a_list), _subject(first[pfn])),
                 place=Place(order=a_list.order, head_pfn=pfn),
             )
         )
@@ -121,40 +137,56 @@ class _Wrong:
     is_freed_flag: bool = False
 
 
-def _check_members(context: Context, a_list: HugePageList) -> None:
+def _wrong_members(
+    context: Context, readable: BoolArray, a_list: HugePageList
+) -> Iterator[tuple[int, _Wrong]]:
+    """What is wrong with folios on a list that nothing excuses, by their index."""
     folios = context.hugetlb.folios
     heads = np.asarray(a_list.heads)
     index = np.searchsorted(folios.head_pfn, heads)
     if a_list.kind == FREE_LIST:
         homeless = int((context.nids[index] < 0).sum())
         context.audit.missing(Need.FOLIO_ZONES, "nodes of folios", homeless)
-    suspect = context.readable[index] & _may_be_wrong(context, a_list, index)
+    suspect = readable[index] & _may_be_wrong(context, a_list, index)
     for i in index[suspect].tolist():
         for wrong in _wrong_member(context, a_list, i):
             if wrong.is_freed_flag and context.is_excused_by_lock("folio-list"):
                 continue
-            head_pfn = int(folios.head_pfn[i])
-            residue = _boot_tail(context, a_list, wrong)
-            context.audit.add(
-                Finding(
-                    "folio-list",
-                    f"the folio of PFN {head_pfn} is on the {a_list}, but {wrong.what}",
-                    ("folio-list", head_pfn),
-                    because=(
-                        ("list-of", head_pfn),
-                        ("head-frame", head_pfn),
-                        ("folio", head_pfn),
-                        _list_subject(a_list),
-                        *(() if residue is None else (residue.about,)),
-                    ),
-                    defect=None if residue is None else residue.defect,
-                    place=context.place(i).at(
-                        context.word_spot(head_pfn, wrong.offset), pfn=head_pfn
-                    ),
-                    expected=wrong.expected,
-                    actual=wrong.actual,
-                )
-            )
+            yield i, wrong
+
+
+def _add_member(
+    context: Context,
+    a_list: HugePageList,
+    i: int,
+    wrong: _Wrong,
+    boot_tails: Sequence[BootTail],
+) -> None:
+    head_pfn = int(context.hugetlb.folios.head_pfn[i])
+    boot_tail = None
+    if wrong.offset == context.kernel.struct_page.refcount and wrong.actual == 1:
+        fitting = (t for t in boot_tails if t.may_have_been_copied(a_list.order))
+        boot_tail = next(fitting, None)
+    context.audit.add(
+        Finding(
+            "folio-list",
+            f"the folio of PFN {head_pfn} is on the {a_list}, but {wrong.what}",
+            subjects.FolioList(head_pfn),
+            because=(
+                subjects.FolioLists(head_pfn),
+                subjects.HeadFrame(head_pfn),
+                subjects.FolioHead(head_pfn),
+                _subject(a_list),
+                *(() if boot_tail is None else (boot_tail.subject,)),
+            ),
+            defect=None if boot_tail is None else BOOT_TAIL_REFCOUNT,
+            place=context.place(i).at(
+                context.word_spot(head_pfn, wrong.offset), pfn=head_pfn
+            ),
+            expected=wrong.expected,
+            actual=wrong.actual,
+        )
+    )
 
 
 def _may_be_wrong(
@@ -194,15 +226,6 @@ def _wrong_member(context: Context, a_list: HugePageList, i: int) -> Iterator[_W
     nid = int(context.nids[i])
     if nid >= 0 and nid != a_list.nid:
         yield _Wrong(f"lies on node {nid}", page.flags, None, int(folios.flags[i]))
-
-
-def _boot_tail(
-    context: Context, a_list: HugePageList, wrong: _Wrong
-) -> Optional[Finding]:
-    """The shared tail page whose reference counts a folio has as its own."""
-    if wrong.offset != context.kernel.struct_page.refcount or wrong.actual != 1:
-        return None
-    return context.audit.boot_tail(a_list.order)
 
 
 def _check_counters(context: Context, hstate: HState) -> None:
@@ -370,9 +393,9 @@ def _add_counter(
             "hstate-counters",
             f"the pool of order {hstate.order} counts {actual} {what}, not {expected}"
             + (" (hugetlb_lock is held)" if held else ""),
-            ("counter", hstate.order),
+            subjects.PoolCounters(hstate.order),
             because=tuple(
-                ("list", hstate.order, kind, nid)
+                subjects.PoolList(hstate.order, kind, nid)
                 for kind in (FREE_LIST, ACTIVE_LIST)
                 for nid in (*hstate.free_node, None)
             ),

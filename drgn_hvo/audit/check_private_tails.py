@@ -12,14 +12,17 @@ looked at here, word by word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional, cast
 
 import numpy as np
 
+from drgn_hvo.audit import subjects
+from drgn_hvo.audit.check_shared_tails import BootTail
 from drgn_hvo.audit.context import Context
-from drgn_hvo.audit.findings import Finding, Subject
+from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
+from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array
 from drgn_hvo.kernel.unread import Need
@@ -35,15 +38,20 @@ _AT_ONCE = 256
 _MAX_TOLD = 64
 
 
-def check_private_tails(context: Context) -> None:
+def check_private_tails(
+    context: Context, readable: BoolArray, boot_tails: Sequence[BootTail]
+) -> None:
     """
     Decide the ``folio-tail-`` rules on words other than the tail word, and the part of
     ``folio-head`` that is about single words.
+
+    :param readable: Folios whose own first struct pages can be read.
+    :param boot_tails: Shared tail pages whose reference counts tails can have.
     """
     if context.hvo.private_tails.flags_mask is None:
         reason = "positions in page->flags not known"
         context.audit.undecide("folio-tail-flags", reason)
-    _PrivateTails(context).check()
+    _PrivateTails(context, readable, boot_tails).check()
 
 
 @dataclass(frozen=True)
@@ -58,19 +66,23 @@ class _Wrong:
 
 
 class _PrivateTails:
-    def __init__(self, context: Context) -> None:
+    def __init__(
+        self, context: Context, readable: BoolArray, boot_tails: Sequence[BootTail]
+    ) -> None:
         self._context = context
+        self._readable = readable
+        self._boot_tails = boot_tails
         self._folios = context.hugetlb.folios
         self._tails = context.hvo.private_tails
         # Of each rule, the folios that are told, and the last of them.
-        self._told: dict[RuleId, list[Subject]] = {}
+        self._told: dict[RuleId, list[subjects.TailWord]] = {}
         # Folios whose tails have the reference counts of a shared tail page.
-        self._residues: list[tuple[int, list[_Wrong], Finding]] = []
+        self._residues: list[tuple[int, list[_Wrong], BootTail]] = []
 
     def check(self) -> None:
         folios, context = self._folios, self._context
         is_free = folios.on_list == FREE_LIST
-        suspects = context.readable & ~np.where(is_free, folios.idle, folios.regular)
+        suspects = self._readable & ~np.where(is_free, folios.idle, folios.regular)
         # Larger folios first have a page to themselves.
         per_slice = context.geometry.pages_per_slice
         counts = np.minimum(1 << folios.order, per_slice)
@@ -79,7 +91,7 @@ class _PrivateTails:
                 self._look(batch[counts[batch] == count], is_free, count)
         if context.layout.tails.private_slices > 1:
             # All slices behind the second ones show what is in these.
-            for batch in _batches(context.readable & context.hugetlb.optimized_mapping):
+            for batch in _batches(self._readable & context.hugetlb.optimized_mapping):
                 self._look(batch, is_free, per_slice, per_slice)
         if self._residues:
             self._add_residues()
@@ -163,12 +175,12 @@ class _PrivateTails:
                 continue
             told = self._told.setdefault(rule, [])
             if len(told) < _MAX_TOLD:
-                told.append(("tail-word", rule, int(self._folios.head_pfn[i])))
+                told.append(subjects.TailWord(int(self._folios.head_pfn[i]), rule))
                 self._add(i, told[-1], fields)
             else:
                 self._context.audit.again(rule, told[0], len(fields))
 
-    def _add(self, i: int, about: Subject, fields: list[_Wrong]) -> None:
+    def _add(self, i: int, about: subjects.TailWord, fields: list[_Wrong]) -> None:
         context, first = self._context, fields[0]
         head_pfn = int(self._folios.head_pfn[i])
         pfn = head_pfn + first.index
@@ -181,10 +193,10 @@ class _PrivateTails:
                 f"{first.field.name} of the {where} is wrong ({first.actual:#x})",
                 about,
                 because=(
-                    ("head-frame", head_pfn),
-                    ("folio", head_pfn),
-                    ("folio-tail", head_pfn),
-                    ("stray-head", head_pfn),
+                    subjects.HeadFrame(head_pfn),
+                    subjects.FolioHead(head_pfn),
+                    subjects.FolioTails(head_pfn),
+                    subjects.StrayHead(head_pfn),
                 ),
                 folded=len(fields) - 1,
                 place=context.place(i).at(
@@ -197,7 +209,7 @@ class _PrivateTails:
 
     def _add_residues(self) -> None:
         """Tell all folios that have the reference counts of shared tail pages once."""
-        i, fields, cause = self._residues[0]
+        i, fields, _ = self._residues[0]
         first, context = fields[0], self._context
         pfn = int(self._folios.head_pfn[i]) + first.index
         words = sum(len(fields) for _, fields, _ in self._residues)
@@ -206,9 +218,9 @@ class _PrivateTails:
                 first.rule,
                 f"tails of {len(self._residues)} folios have the reference counts of "
                 "the shared tail page of a larger one that they were a part of",
-                ("residue", first.rule),
-                because=tuple({f.about: None for _, _, f in self._residues}),
-                defect=cause.defect,
+                subjects.BootPages(),
+                because=tuple({tail.subject: None for _, _, tail in self._residues}),
+                defect=BOOT_TAIL_REFCOUNT,
                 affected=len(self._residues),
                 folded=words - 1,
                 place=context.place(i).at(
@@ -219,13 +231,15 @@ class _PrivateTails:
             )
         )
 
-    def _boot_tail(self, i: int, fields: list[_Wrong]) -> Optional[Finding]:
+    def _boot_tail(self, i: int, fields: list[_Wrong]) -> Optional[BootTail]:
         """The shared tail page whose reference counts the tails have as their own."""
         if fields[0].rule != "folio-tail-refcount" or any(
             one.actual != 1 for one in fields
         ):
             return None
-        return self._context.audit.boot_tail(int(self._folios.order[i]))
+        order = int(self._folios.order[i])
+        fitting = (t for t in self._boot_tails if t.may_have_been_copied(order))
+        return next(fitting, None)
 
 
 def _batches(which: BoolArray) -> Iterator[Int64Array]:

@@ -16,18 +16,19 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 
+from drgn_hvo.audit import subjects
 from drgn_hvo.audit.booting import BOOTING
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
-from drgn_hvo.audit.findings import Finding, Place, Spot, Subject
+from drgn_hvo.audit.findings import Finding, Place, Spot
 from drgn_hvo.audit.rules import RuleId, rules_on
 from drgn_hvo.formats.tail_words import set_compound_head, tail_mapping
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, U64Array, column
 from drgn_hvo.kernel.unread import Need
-from drgn_hvo.memmap.shared_tails import SharedTail
+from drgn_hvo.memmap.shared_tails import SharedTail, Slot
 from drgn_hvo.memmap.tail_arrays import TailArray
 
-__all__ = ("check_alignment", "check_tails")
+__all__ = ("BootTail", "TailFaults", "check_alignment", "check_tails")
 
 _ALL_BITS = (1 << 64) - 1
 
@@ -35,17 +36,52 @@ _ALL_BITS = (1 << 64) - 1
 _MAPCOUNTS = (0xFFFFFFFF, 0)
 
 
-def check_tails(context: Context) -> None:
+@dataclass(frozen=True)
+class BootTail:
+    """
+    A shared tail page with reference counts from boot, which folios can have as their
+    own: demoted, a gigantic page gets back struct pages that are copies of it.
+    """
+
+    slot: Slot
+    subject: subjects.TailWords
+
+    def may_have_been_copied(self, order: int) -> bool:
+        """Whether a folio of an order can be a part of one that used it."""
+        return self.slot.order > order
+
+
+@dataclass(frozen=True)
+class TailFaults:
+    """
+    What is wrong with shared tail pages and has to be known of to judge folios.
+
+    :param slots: Slots that are wrong: what disagrees with them is not.
+    :param boot_tails: In the order of the slots.
+    """
+
+    slots: frozenset[Slot] = frozenset()
+    boot_tails: tuple[BootTail, ...] = ()
+
+
+def check_tails(context: Context) -> TailFaults:
     """Decide the ``shared-tail-`` rules."""
     if context.layout.tails.kind != "shared":
-        return
-    tails = context.hvo.shared_tails
+        return TailFaults()
+    tails = context.shared_tails
     context.audit.checked["shared_tail_pages"] = len(
         {tail.pfn for tail in tails if tail.pfn is not None}
     )
     usable = [tail for tail in tails if _check_entry(context, tail)]
-    for tail in _check_unique(context, usable):
-        _check_content(context, tail)
+    unique = _check_unique(context, usable)
+    boot_tails = [tail for tail in unique if _check_content(context, tail)]
+    return TailFaults(
+        frozenset(tail.key for tail in tails if tail not in unique),
+        tuple(
+            BootTail(tail.key, subjects.TailWords("shared-tail-refcount", tail.key))
+            for tail in boot_tails
+        ),
+    )
 
 
 def check_alignment(context: Context) -> None:
@@ -66,21 +102,13 @@ def check_alignment(context: Context) -> None:
                 "vmemmap-alignment",
                 f"vmemmap is not aligned to {required:#x}: masks of the largest orders "
                 "lead to wrong heads",
-                ("vmemmap",),
+                subjects.VmemmapBase(),
                 place=Place(address=base),
                 expected=base & -required,
                 actual=base,
                 affected=0,
             )
         )
-
-
-def _subject(context: Context, tail: SharedTail) -> Subject:
-    return context.slot_subject(*_slot(tail))
-
-
-def _slot(tail: SharedTail) -> tuple[int, Optional[int], int]:
-    return tail.nid, tail.zone_index, tail.order
 
 
 def _place(context: Context, tail: SharedTail) -> Place:
@@ -101,8 +129,8 @@ def _slot_finding(
     return Finding(
         rule,
         f"{where} {why}",
-        _subject(context, tail),
-        affected=context.slot_users(*_slot(tail)),
+        subjects.TailSlot(tail.key),
+        affected=context.slot_users(tail.key),
         place=_place(context, tail).at(Spot(tail.slot, context.translate(tail.slot))),
         actual=tail.value,
     )
@@ -129,12 +157,12 @@ def _check_entry(context: Context, tail: SharedTail) -> bool:
     return False
 
 
-def _tables_above(context: Context, tail: SharedTail) -> tuple[Subject, ...]:
+def _tables_above(context: Context, tail: SharedTail) -> tuple[subjects.Subject, ...]:
     """The page table entry that hides the struct page of a frame, if one does."""
     if tail.pfn is None:
         return ()
     entry = context.barrier(tail.pfn * context.size // context.page_size)
-    return () if entry is None else (("table-entry", entry.address),)
+    return () if entry is None else (subjects.TableEntry(entry.address),)
 
 
 def _wrong_entry(context: Context, tail: SharedTail) -> tuple[Optional[str], bool]:
@@ -162,7 +190,7 @@ def _voted_frame(context: Context, tail: SharedTail) -> Optional[int]:
     has the tails of this order in it.
     """
     folios = context.hugetlb.folios
-    mine = context.of_slot(*_slot(tail)) & context.hugetlb.optimized_mapping
+    mine = context.of_slot(tail.key) & context.hugetlb.optimized_mapping
     slices = folios.tail_slices
     shared = mine[slices.folio] & (slices.shared > 0)
     shared &= (slices.step == 0) | (slices.count == 1)
@@ -201,7 +229,7 @@ def _wrong_own_page(
     return None
 
 
-def _check_unique(context: Context, tails: list[SharedTail]) -> Iterator[SharedTail]:
+def _check_unique(context: Context, tails: list[SharedTail]) -> list[SharedTail]:
     """Report frames that two slots name; give the slots whose content to check."""
     first: dict[Optional[int], SharedTail] = {}
     doubles: set[Optional[int]] = set()
@@ -218,7 +246,7 @@ def _check_unique(context: Context, tails: list[SharedTail]) -> Iterator[SharedT
             why = f"names PFN {pfn}, as does the slot of order {right[0].order}"
             context.audit.add(_slot_finding(context, "shared-tail-unique", tail, why))
         tails = [t for t in tails if t not in wrong]
-    yield from tails
+    return tails
 
 
 def _own_content(context: Context, tail: SharedTail) -> bool:
@@ -341,25 +369,32 @@ def _may_be_reserved(context: Context, tail: SharedTail) -> bool:
     return tail.zone_index == context.kernel.constant("ZONE_DEVICE")
 
 
-def _check_content(context: Context, tail: SharedTail) -> None:
+def _check_content(context: Context, tail: SharedTail) -> bool:
+    """
+    Check all words of a shared tail page.
+
+    :return: Whether its reference counts are those from boot.
+    """
     rows = _Rows.read(context, tail)
     if rows is None:
         context.audit.missing(Need.TAIL_FRAMES, "shared tail pages", 1)
-        return
+        return False
     if not rows.data.any():
         # What an ELF core leaves out reads as zeros, and no tail is all zeros.
         context.audit.blank(Need.TAIL_FRAMES, "shared tail pages", 1)
-        return
+        return False
     if _is_not_yet_made(context, tail, rows):
         for rule in rules_on("slot"):
             if rule.startswith("shared-tail-"):
                 context.audit.undecide(rule, BOOTING)
-        return
+        return False
     overwritten = _is_overwritten(context, rows)
+    defects = set()
     for expectation in _expectations(context, tail, rows):
-        _check_words(context, tail, rows, expectation, overwritten)
+        defects.add(_check_words(context, tail, rows, expectation, overwritten))
         if overwritten:
-            return  # all words are wrong, for one reason
+            break  # all words are wrong, for one reason
+    return BOOT_TAIL_REFCOUNT in defects
 
 
 def _is_not_yet_made(context: Context, tail: SharedTail, rows: _Rows) -> bool:
@@ -378,7 +413,12 @@ def _check_words(
     rows: _Rows,
     expectation: _Expectation,
     overwritten: bool,
-) -> None:
+) -> Optional[str]:
+    """
+    Check one word of all struct pages.
+
+    :return: The known defect that makes it wrong, if one does.
+    """
     reader = context.kernel.reader
     dtype = reader.u64 if expectation.size == 8 else reader.u32
     values: npt.NDArray[np.uint64] = column(
@@ -389,7 +429,7 @@ def _check_words(
     )
     where = np.flatnonzero(wrong)
     if not len(where):
-        return
+        return None
     first = int(where[0])
     assert tail.pfn is not None, "checked by _wrong_entry()"
     physical = tail.pfn * context.page_size + first * context.size + expectation.offset
@@ -404,9 +444,9 @@ def _check_words(
         Finding(
             expectation.rule,
             _words_message(context, tail, expectation, where, actual),
-            ("tail", expectation.rule, *_subject(context, tail)),
+            subjects.TailWords(expectation.rule, tail.key),
             defect=defect,
-            affected=context.slot_users(*_slot(tail)),
+            affected=context.slot_users(tail.key),
             folded=len(where) - 1,
             place=_place(context, tail).at(
                 Spot(context.direct_map(physical), physical)
@@ -415,6 +455,7 @@ def _check_words(
             actual=actual,
         )
     )
+    return defect
 
 
 def _words_message(

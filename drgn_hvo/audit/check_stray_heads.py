@@ -9,14 +9,17 @@ Struct pages with ``PG_head`` where HVO ever split vmemmap.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Optional
 
 import numpy as np
 
+from drgn_hvo.audit import subjects
+from drgn_hvo.audit.check_shared_tails import BootTail
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
-from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot, Subject
+from drgn_hvo.audit.findings import NOWHERE, Finding, Place, Spot
 from drgn_hvo.audit.scan import BlankSlices, Rows, SlicePages
 from drgn_hvo.kernel.arrays import (
     BoolArray,
@@ -49,10 +52,16 @@ def _own_heads(
 
 
 class StrayHeads:
-    """``stray-head``: struct pages with ``PG_head`` where HVO ever split vmemmap."""
+    """
+    ``stray-head``: struct pages with ``PG_head`` where HVO ever split vmemmap.
 
-    def __init__(self, context: Context) -> None:
+    :param boot_tails: Shared tail pages whose reference counts former huge pages can
+        have.
+    """
+
+    def __init__(self, context: Context, boot_tails: Sequence[BootTail]) -> None:
         self._context = context
+        self._boot_tails = boot_tails
         self._vmemmap = context.vmemmap
         # Of no folio: PFN, and whether it has the type hugetlb.
         self._loose: dict[int, bool] = {}
@@ -139,7 +148,7 @@ class StrayHeads:
                 "stray-head",
                 f"the struct page of PFN {pfn} has PG_head, but is no head: it is not "
                 "aligned to its order, or no tail of its own is behind it",
-                ("stray-head", subject),
+                subjects.StrayHead(subject),
                 because=self._frame_owner(pfn),
                 affected=0 if head_pfn is None else 1,
                 place=Place(head_pfn=head_pfn).at(spot, pfn=pfn),
@@ -171,10 +180,9 @@ class StrayHeads:
         counts of a shared tail page, of compound pages in transition, or damaged.
         """
         context = self._context
-        causes = context.audit.boot_tails()
-        lost = [pfn for pfn in pfns if causes and self._was_counted(pfn)]
+        lost = [pfn for pfn in pfns if self._boot_tails and self._was_counted(pfn)]
         if lost:
-            self._add_lost(lost, causes)
+            self._add_lost(lost)
         for pfn in sorted(set(pfns) - set(lost)):
             holds = context.transitions.holds(pfn)
             if holds is None:
@@ -198,7 +206,7 @@ class StrayHeads:
         tails = (self._vmemmap.tail_words(pages) & np.uint64(1)) != 0
         return bool((pages.present & ~tails & (counts == 1)).any())
 
-    def _add_lost(self, pfns: list[int], causes: list[Finding]) -> None:
+    def _add_lost(self, pfns: list[int]) -> None:
         spot = self._flags_spot(pfns[0])
         self._context.audit.add(
             Finding(
@@ -206,8 +214,8 @@ class StrayHeads:
                 f"{len(pfns)} struct pages from PFN {pfns[0]} on have PG_head, but "
                 "belong to no folio: heads of huge pages whose memory was lost when "
                 "they were freed, since tails had reference counts",
-                ("lost",),
-                because=tuple(cause.about for cause in causes),
+                subjects.LostHeads(),
+                because=tuple(tail.subject for tail in self._boot_tails),
                 defect=BOOT_TAIL_REFCOUNT,
                 folded=len(pfns) - 1,
                 affected=len(pfns),
@@ -217,7 +225,7 @@ class StrayHeads:
             )
         )
 
-    def _frame_owner(self, pfn: int) -> tuple[Subject, ...]:
+    def _frame_owner(self, pfn: int) -> tuple[subjects.Subject, ...]:
         """The folio whose head lies in the frame behind a struct page."""
         mapping = self._vmemmap.mapping(
             pfn * self._context.size // self._context.page_size
@@ -226,7 +234,7 @@ class StrayHeads:
         if mapping is None:
             return ()
         owners = folios.head_pfn[folios.head_frame == mapping.pfn]
-        return tuple(("head-frame", head) for head in owners.tolist())
+        return tuple(subjects.HeadFrame(head) for head in owners.tolist())
 
     def _flags_spot(self, pfn: int) -> Spot:
         context = self._context
@@ -246,7 +254,7 @@ class StrayHeads:
                 "stray-head",
                 f"{len(pfns)} struct pages from PFN {pfns[0]} on have PG_head, but "
                 f"belong to no folio: heads of {former} former huge pages, and copies",
-                ("restored",),
+                subjects.FormerHeads(),
                 because=self._frame_owner(pfns[0]),
                 defect="restored-fake-heads",
                 folded=len(pfns) - 1,

@@ -4,11 +4,13 @@
 What all checks need
 --------------------
 
-One audit of one kernel: its parts, and addresses in the form that findings give.
+One audit of one kernel: what it looks at, and addresses in the form that findings
+give.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Optional
 
@@ -16,26 +18,37 @@ from drgn import FaultError
 import numpy as np
 
 from drgn_hvo.audit.booting import is_booting
-from drgn_hvo.audit.findings import Audit, Place, Spot, Subject
+from drgn_hvo.audit.findings import Audit, Place, Spot
 from drgn_hvo.audit.folio_transitions import held_by_nobody, huge_pages_in_transition
 from drgn_hvo.audit.in_transition import Transitions
 from drgn_hvo.audit.lock import Lock, hugetlb_lock
 from drgn_hvo.audit.rules import RULE_BY_ID, RuleId
+from drgn_hvo.audit.scope import Scope
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
 from drgn_hvo.kernel.pagetables import Entry, find_entry, walk
 from drgn_hvo.kernel.translation import entries_to
 from drgn_hvo.memmap.folios import Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.shared_tails import SharedTail, Slot
 
 __all__ = ("Context",)
 
 
 class Context:
-    """Shared by the checks of one audit."""
+    """
+    Shared by the checks of one audit.
 
-    def __init__(self, hvo: Hvo, audit: Audit) -> None:
+    :param audit: Collects what they find.
+    :param scope: The pools, folios and shared tail pages that they look at; all of the
+        kernel by default.
+    """
+
+    def __init__(
+        self, hvo: Hvo, audit: Audit, *, scope: Optional[Scope] = None
+    ) -> None:
         self.hvo = hvo
         self.audit = audit
+        self._scope: Scope = hvo if scope is None else scope
         self.kernel = hvo.kernel
         self.vmemmap = hvo.vmemmap
         self.layout = hvo.layout
@@ -48,17 +61,22 @@ class Context:
     @property
     def hugetlb(self) -> Hugetlb:
         """Pools, lists and folios."""
-        return self.hvo.hugetlb
+        return self._scope.hugetlb
 
     @property
     def nids(self) -> Int64Array:
         """The node of each folio, -1 if it is not known."""
-        return self.hvo.folio_nids
+        return self._scope.folio_nids
 
     @property
     def zones(self) -> Int64Array:
         """The zone index of each folio, -1 if it is not known."""
-        return self.hvo.folio_zones
+        return self._scope.folio_zones
+
+    @property
+    def shared_tails(self) -> Sequence[SharedTail]:
+        """Shared tail pages, as the slots of ``vmemmap_tails[]`` name them."""
+        return self._scope.shared_tails
 
     @cached_property
     def in_transition(self) -> BoolArray:
@@ -82,9 +100,9 @@ class Context:
         if self.layout.tails.kind != "shared":
             return self._repeated_frames
         frames = np.full(len(folios), -1, dtype=np.int64)
-        for tail in self.hvo.shared_tails:
+        for tail in self.shared_tails:
             if tail.pfn is not None:
-                frames[self.of_slot(tail.nid, tail.zone_index, tail.order)] = tail.pfn
+                frames[self.of_slot(tail.key)] = tail.pfn
         return frames
 
     @cached_property
@@ -131,11 +149,6 @@ class Context:
         return True
 
     @cached_property
-    def foreign(self) -> BoolArray:
-        """Folios whose first slice maps a frame of somebody else; checks set it."""
-        return np.zeros(len(self.hugetlb.folios), dtype=np.bool_)
-
-    @cached_property
     def tail_words(self) -> U64Array:
         """The word that all tails of each folio hold."""
         folios = self.hugetlb.folios
@@ -144,11 +157,6 @@ class Context:
             masks = np.uint64((1 << 64) - 1) << shift.astype(np.uint64)
             return masks | np.uint64(1)
         return self.vmemmap.page_addresses(folios.head_pfn) | np.uint64(1)
-
-    @property
-    def readable(self) -> BoolArray:
-        """Folios whose own first struct pages can be read."""
-        return self.hugetlb.folios.present & ~self.foreign
 
     def is_missing(self, slice_: int) -> bool:
         """Whether the page table of a page of vmemmap is not in the dump."""
@@ -169,18 +177,15 @@ class Context:
             head_pfn=int(self.hugetlb.folios.head_pfn[i]),
         )
 
-    def slot_subject(self, nid: int, zone: Optional[int], order: int) -> Subject:
-        """A slot of ``vmemmap_tails[]``."""
-        return ("slot", nid, zone, order)
-
-    def of_slot(self, nid: int, zone: Optional[int], order: int) -> BoolArray:
-        """Folios whose tails a slot is for; *zone* is ``None`` for one of a node."""
-        mine = (self.hugetlb.folios.order == order) & (self.nids == nid)
+    def of_slot(self, slot: Slot) -> BoolArray:
+        """Folios whose tails a slot is for."""
+        mine = (self.hugetlb.folios.order == slot.order) & (self.nids == slot.nid)
+        zone = slot.zone_index
         return mine if zone is None else mine & (self.zones == zone)
 
-    def slot_users(self, nid: int, zone: Optional[int], order: int) -> int:
+    def slot_users(self, slot: Slot) -> int:
         """How many optimized folios a slot is for."""
-        mine = self.of_slot(nid, zone, order) & self.hugetlb.optimized_mapping
+        mine = self.of_slot(slot) & self.hugetlb.optimized_mapping
         return int(mine.sum())
 
     def folio_of(self, pfn: int) -> Optional[int]:

@@ -11,19 +11,15 @@ pointing at its cause, equal ones folded into a count.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
-from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
+from drgn_hvo.audit.subjects import Subject
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread
 
-__all__ = ("NOWHERE", "Audit", "Finding", "Place", "Spot", "Subject")
-
-#: What a finding is about, such as ``("folio", 512)``. A finding that depends on a
-#: subject is a consequence of the findings about it.
-Subject = tuple[Hashable, ...]
+__all__ = ("NOWHERE", "Audit", "Finding", "Place", "Spot")
 
 # At most this many findings per rule; the rest are folded into the last.
 _MAX_PER_RULE = 16
@@ -221,20 +217,6 @@ class Audit:
         self.undecided = kept
         self.excused = {r: n for r, n in self.excused.items() if r not in rules}
 
-    def boot_tails(self) -> list[Finding]:
-        """The findings about shared tail pages that have reference counts from boot."""
-        return [f for f in self.findings if f.defect == BOOT_TAIL_REFCOUNT]
-
-    def boot_tail(self, order: int) -> Optional[Finding]:
-        """
-        The one whose reference counts a folio of an order has as its own: demoted, a
-        gigantic page gets back struct pages that are copies of the shared tail page.
-        """
-        for finding in self.boot_tails():
-            if finding.place.order is not None and finding.place.order > order:
-                return finding
-        return None
-
     @property
     def in_transition(self) -> int:
         """How many compound pages are excused because they are in transition."""
@@ -248,10 +230,6 @@ class Audit:
     def failed(self, rule: RuleId) -> bool:
         """Whether anything broke a rule."""
         return any(finding.rule == rule for finding in self.findings)
-
-    def about(self, subject: Subject) -> bool:
-        """Whether there is a finding about a subject."""
-        return any(finding.about == subject for finding in self.findings)
 
     @property
     def complete(self) -> bool:

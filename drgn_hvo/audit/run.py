@@ -10,8 +10,8 @@ below already have and adds to an :class:`~drgn_hvo.audit.findings.Audit`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from functools import cached_property
 from typing import Optional, Union
 
 from drgn_hvo.audit.check_compound_heads import CompoundHeads
@@ -19,10 +19,15 @@ from drgn_hvo.audit.check_entry_bits import check_entry_bits
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
 from drgn_hvo.audit.check_hstates import check_identities, check_reserves
 from drgn_hvo.audit.check_identity import check_folio_nodes
-from drgn_hvo.audit.check_mappings import check_mapping
+from drgn_hvo.audit.check_mappings import check_mappings
 from drgn_hvo.audit.check_pools import check_pools
 from drgn_hvo.audit.check_private_tails import check_private_tails
-from drgn_hvo.audit.check_shared_tails import check_alignment, check_tails
+from drgn_hvo.audit.check_shared_tails import (
+    BootTail,
+    TailFaults,
+    check_alignment,
+    check_tails,
+)
 from drgn_hvo.audit.check_stray_heads import StrayHeads
 from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.context import Context
@@ -30,83 +35,80 @@ from drgn_hvo.audit.findings import Audit
 from drgn_hvo.audit.rules import RULES, Check, Rule, RuleId
 from drgn_hvo.audit.scan import scan
 from drgn_hvo.errors import UnavailableError
+from drgn_hvo.kernel.arrays import BoolArray
 from drgn_hvo.kernel.unread import Need, Unread
 from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = ("confirmed_audit", "run_audit", "run_checks")
 
 
-@dataclass(frozen=True)
-class _Whole:
+class _Answers:
     """
-    A check that reads what it wants by itself.
-
-    :param after: The checks whose findings, or notes in the context, it looks at.
-    """
-
-    run: Callable[[Context], None]
-    after: tuple[Check, ...] = ()
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """
-    A check that looks at struct pages, in one pass over vmemmap with its like.
-
-    :param after: As of :class:`_Whole`.
+    What checks tell other checks. Whoever needs an answer asks for it by its name, and
+    the check that gives it runs then, unless it has run already. If it cannot run,
+    because there are no page tables, nothing is known to be wrong.
     """
 
-    start: Callable[[Context], Union[FolioTails, StrayHeads, CompoundHeads]]
-    after: tuple[Check, ...] = ()
+    def __init__(self, context: Context, possible: Collection[Check]) -> None:
+        self.context = context
+        self._possible = possible
+
+    @cached_property
+    def tail_faults(self) -> TailFaults:
+        """What "shared-tails" tells of slots and of the pages that they name."""
+        if "shared-tails" not in self._possible:
+            return TailFaults()
+        return check_tails(self.context)
+
+    @cached_property
+    def readable(self) -> BoolArray:
+        """The folios whose own first struct pages can be read, by "mappings"."""
+        if "mappings" not in self._possible:
+            return self.context.hugetlb.folios.present
+        # A wrong slot is one finding, and not one of each of its folios.
+        return check_mappings(self.context, self.tail_faults.slots)
+
+    @property
+    def boot_tails(self) -> tuple[BootTail, ...]:
+        """Shared tail pages whose reference counts folios may have, as "shared-tails"
+        tells."""
+        return self.tail_faults.boot_tails
 
 
-# In the order in which they run. Who reads struct pages through slice 0 of a folio
-# must know whether that maps a foreign frame, which "mappings" notes in the context;
-# that one in turn tells a wrong slot, found by "shared-tails", from wrong folios.
-_CHECKS: dict[Check, Union[_Whole, _Scan]] = {
-    "alignment": _Whole(check_alignment),
-    "hstate-identities": _Whole(check_identities),
-    "shared-tails": _Whole(check_tails),
-    "entry-bits": _Whole(check_entry_bits),
-    "mappings": _Whole(check_mapping, after=("shared-tails",)),
-    # Reference counts may be copies of those of a shared tail page, too.
-    "private-tails": _Whole(check_private_tails, after=("mappings", "shared-tails")),
-    "folio-heads": _Whole(check_folios, after=("mappings", "private-tails")),
-    "folio-nodes": _Whole(check_folio_nodes, after=("mappings",)),
-    # A folio's reference count may be a copy of that of a shared tail page.
-    "pools": _Whole(check_pools, after=("mappings", "shared-tails")),
-    "reserves": _Whole(check_reserves),
-    "folio-tails": _Scan(FolioTails, after=("mappings",)),
-    # Former huge pages may have reference counts of a shared tail page.
-    "stray-heads": _Scan(StrayHeads, after=("shared-tails",)),
-    "compound-heads": _Scan(CompoundHeads),
+# Checks that read what they want by themselves, in the order in which they run, and
+# which answers of others they need.
+_CHECKS: dict[Check, Callable[[_Answers], object]] = {
+    "alignment": lambda a: check_alignment(a.context),
+    "hstate-identities": lambda a: check_identities(a.context),
+    "shared-tails": lambda a: a.tail_faults,
+    "entry-bits": lambda a: check_entry_bits(a.context),
+    "mappings": lambda a: a.readable,
+    "private-tails": lambda a: check_private_tails(a.context, a.readable, a.boot_tails),
+    "folio-heads": lambda a: check_folios(a.context, a.readable),
+    "folio-nodes": lambda a: check_folio_nodes(a.context, a.readable),
+    "pools": lambda a: check_pools(a.context, a.readable, a.boot_tails),
+    "reserves": lambda a: check_reserves(a.context),
+}
+
+# Checks that look at struct pages, behind all others, in one pass over vmemmap.
+_SCANS: dict[
+    Check, Callable[[_Answers], Union[FolioTails, StrayHeads, CompoundHeads]]
+] = {
+    "folio-tails": lambda a: FolioTails(a.context, a.readable),
+    "stray-heads": lambda a: StrayHeads(a.context, a.boot_tails),
+    "compound-heads": lambda a: CompoundHeads(a.context),
 }
 
 
-def _with_earlier(checks: Iterable[Check]) -> set[Check]:
-    """Checks, and all that have to run before them."""
-    wanted: set[Check] = set()
-    todo = list(checks)
-    while todo:
-        check = todo.pop()
-        if check not in wanted:
-            wanted.add(check)
-            todo += _CHECKS[check].after
-    return wanted
-
-
-def run_checks(context: Context, checks: Iterable[Check]) -> None:
-    """Run some checks, and those that have to run before them."""
-    possible = {r.decide for r in RULES if _is_possible(context.hvo, r)}
-    wanted = _with_earlier(checks) & possible
-    scans = []
+def run_checks(context: Context, checks: Collection[Check]) -> None:
+    """Run some checks, and those whose answers they need."""
+    possible = {c for r in RULES if _is_possible(context.hvo, r) for c in r.decide}
+    answers = _Answers(context, possible)
+    wanted = possible.intersection(checks)
     for name, check in _CHECKS.items():
-        if name not in wanted:
-            continue
-        if isinstance(check, _Whole):
-            check.run(context)
-        else:
-            scans.append(check.start(context))
+        if name in wanted:
+            check(answers)
+    scans = [start(answers) for name, start in _SCANS.items() if name in wanted]
     if scans:
         scan(context, scans)
     for scanned in scans:
@@ -161,7 +163,9 @@ def run_audit(
             audit.skipped[rule.id] = reason
     active = [rule for rule in RULES if rule.id not in audit.skipped]
     decided = [rule for rule in active if _is_possible(hvo, rule)]
-    run_checks(Context(hvo, audit), {rule.decide for rule in decided})
+    run_checks(
+        Context(hvo, audit), {check for rule in decided for check in rule.decide}
+    )
     if len(decided) < len(active) and not hvo.vmemmap.has_mappings:
         audit.checked["folios"] = len(hvo.hugetlb.folios)
         why = hvo.vmemmap.no_mappings_reason or ""

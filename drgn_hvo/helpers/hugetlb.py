@@ -20,14 +20,15 @@ import numpy as np
 
 from drgn_hvo.audit.check_folios import FolioTails, check_folios
 from drgn_hvo.audit.check_identity import check_folio_nodes
-from drgn_hvo.audit.check_mappings import check_mapping
+from drgn_hvo.audit.check_mappings import check_mappings
 from drgn_hvo.audit.check_pools import check_pools
 from drgn_hvo.audit.check_private_tails import check_private_tails
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
-from drgn_hvo.audit.one_subject import with_one_folio
 from drgn_hvo.audit.rules import RULE_BY_ID, rules_on
 from drgn_hvo.audit.scan import scan
+from drgn_hvo.audit.scope import FolioScope
+from drgn_hvo.audit.subjects import FolioLists
 from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.helpers._bound import (
     StructPage,
@@ -260,15 +261,6 @@ def validate_hugetlb_folio(folio: Object) -> None:
     )
 
 
-_FOLIO_CHECKS = (
-    check_mapping,
-    check_folios,
-    check_folio_nodes,
-    check_pools,
-    check_private_tails,
-)
-
-
 def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
     pfn = page_pfn(bound, address)
     require_hugetlb(bound)
@@ -287,11 +279,14 @@ def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
         return SubjectAudit(no_subject=f"{address:#x} is not a hugetlb folio")
     head_pfn = int(found.head_pfn[index])
     audit = SubjectAudit()
-    context = Context(with_one_folio(bound, index), audit)
-    # Mappings come first: they tell whose frames the others would read.
-    for check in _FOLIO_CHECKS:
-        check(context)
-    tails = FolioTails(context)
+    context = Context(bound, audit, scope=FolioScope.of(bound, index))
+    # Shared tail pages are not validated here: what they may explain is not known.
+    readable = check_mappings(context, wrong_slots=frozenset())
+    check_folios(context, readable)
+    check_folio_nodes(context, readable)
+    check_pools(context, readable, boot_tails=())
+    check_private_tails(context, readable, boot_tails=())
+    tails = FolioTails(context, readable)
     scan(context, [tails])
     tails.report()
     audit.findings = [f for f in audit.findings if _is_about(f, head_pfn)]
@@ -302,7 +297,5 @@ def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
 
 
 def _is_about(finding: Finding, head_pfn: int) -> bool:
-    return RULE_BY_ID[finding.rule].subject == "folio" or finding.about == (
-        "list-of",
-        head_pfn,
-    )
+    is_of_folio = RULE_BY_ID[finding.rule].subject == "folio"
+    return is_of_folio or finding.about == FolioLists(head_pfn)

@@ -14,7 +14,6 @@ one for each node and order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from copy import copy
 from typing import NamedTuple, Optional
 
 from drgn import FaultError, Object, Program
@@ -23,6 +22,7 @@ from drgn.helpers.common.prog import takes_program_or_default
 from drgn_hvo.audit.check_shared_tails import check_tails
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.rules import rules_on
+from drgn_hvo.audit.scope import TailScope
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.helpers._bound import (
     SubjectAudit,
@@ -183,10 +183,8 @@ def _audit_tail(bound: Hvo, address: int, *, strict: bool) -> SubjectAudit:
         return SubjectAudit(
             no_subject=f"no slot of vmemmap_tails[] names the page {address:#x}"
         )
-    one = copy(bound)
-    vars(one)["shared_tails"] = tails
     audit = SubjectAudit()
-    check_tails(Context(one, audit))
+    check_tails(Context(bound, audit, scope=TailScope(bound, tails)))
     audit.findings = [
         finding for finding in audit.findings if strict or finding.severity == "error"
     ]

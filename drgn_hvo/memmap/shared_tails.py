@@ -23,7 +23,20 @@ from drgn_hvo.memmap.tail_arrays import OwnedArray, TailArray
 from drgn_hvo.memmap.vmemmap import StructPages, Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
-__all__ = ("SharedTail", "TailSlots", "read_tail_slots")
+__all__ = ("SharedTail", "Slot", "TailSlots", "read_tail_slots")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """
+    Which slot of ``vmemmap_tails[]``: whose, and for folios of which order.
+
+    :param zone_index: ``None`` where the array is per node.
+    """
+
+    nid: int
+    zone_index: Optional[int]
+    order: int
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,11 @@ class SharedTail:
     boot: Optional[bool]
     mapped_by: int
 
+    @property
+    def key(self) -> Slot:
+        """Which slot it is."""
+        return Slot(self.nid, self.zone_index, self.order)
+
 
 @dataclass(frozen=True)
 class TailSlots:
@@ -60,13 +78,12 @@ class TailSlots:
     The slots of ``vmemmap_tails[]`` of all nodes or zones.
 
     :param used: Those that name something, by node, zone and order.
-    :param empty: Node, zone (``None`` where the array is per node) and order of those
-        that surely name nothing; what is in neither is not known.
+    :param empty: Those that surely name nothing; what is in neither is not known.
     :param unread: What could not be read.
     """
 
     used: tuple[SharedTail, ...]
-    empty: frozenset[tuple[int, Optional[int], int]]
+    empty: frozenset[Slot]
     unread: tuple[Unread, ...]
 
 
@@ -122,7 +139,7 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
             if value:
                 used.append((owner, index, value))
             elif value is not None:
-                empty.append((owner.nid, owner.zone_index, array.order(index)))
+                empty.append(Slot(owner.nid, owner.zone_index, array.order(index)))
     # Shared tail pages are never freed, not even with their node.
     for owner in array.arrays(mmzone.offline_pgdats):
         values, _ = _read_array(owner, known, array.slots)

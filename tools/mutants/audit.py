@@ -119,8 +119,8 @@ AUDIT = (
     ),
     Mutant(
         "audit-tail-frames",
-        "audit/check_mappings.py::_Mapping._check_tails",
-        "right = (slices.pfn == self._expected[slices.folio]) & (",
+        "audit/check_tail_frames.py::_TailFrames.check_tails",
+        "right = (slices.pfn == expected) & (",
         "right = (slices.pfn >= 0) & (",
         "a slice that maps somebody else's frame would not be noticed",
         (
@@ -131,7 +131,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-tails-by-large-pages",
-        "audit/check_mappings.py::_Mapping._check_tails",
+        "audit/check_tail_frames.py::_TailFrames.check_tails",
         "loose |= slices.writable",
         "pass",
         "a writable shared tail would not be noticed",
@@ -143,7 +143,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-holes",
-        "audit/check_mappings.py::_Mapping._check_holes",
+        "audit/check_tail_frames.py::_TailFrames.check_holes",
         "self._folios.mapped + (self._folios.head_frame < 0) < self._folios.slices",
         "self._folios.mapped + 1 < self._folios.slices",
         "one page of vmemmap that is not mapped would not be noticed",
@@ -155,7 +155,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-read-only-head",
-        "audit/check_mappings.py::_Mapping._check_heads",
+        "audit/check_head_frames.py::_HeadFrames.check_heads",
         "~mapped | ~writable | (others > 0)",
         "~mapped | (others > 0)",
         "the kernel's next write to such a head ends in an oops",
@@ -167,9 +167,9 @@ AUDIT = (
     ),
     Mutant(
         "audit-flag-and-mapping",
-        "audit/check_mappings.py::_Mapping._check_flag",
-        "wrong = (flag != mapping) & self._context.readable",
-        "wrong = (flag & ~mapping) & self._context.readable",
+        "audit/check_mappings.py::_Flags.check_flag",
+        "wrong = (flag != mapping) & self._readable",
+        "wrong = (flag & ~mapping) & self._readable",
         "a folio that HVO remapped without its flag is never restored",
         (
             _notices(
@@ -179,7 +179,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-folio-unoptimized",
-        "audit/check_mappings.py::_Mapping._check_unoptimized",
+        "audit/check_mappings.py::_Flags.check_unoptimized",
         "plain[slices.folio] & ~slices.writable",
         "plain[slices.folio] & slices.writable & ~slices.writable",
         "read-only struct pages of a huge page without HVO end in an oops",
@@ -187,7 +187,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-stray-shared-tails",
-        "audit/check_mappings.py::_Mapping._check_strays",
+        "audit/check_stray_tails.py::_Strays.check",
         "if int(slices.count[rightful].sum()) == tail.mapped_by:",
         "if int(slices.count[rightful].sum()) <= tail.mapped_by:",
         "order-0 pages with the struct pages of tails would not be noticed",
@@ -458,7 +458,7 @@ AUDIT = (
     Mutant(
         "audit-slot-behind-a-table",
         "audit/check_shared_tails.py::_tables_above",
-        'return () if entry is None else (("table-entry", entry.address),)',
+        "return () if entry is None else (subjects.TableEntry(entry.address),)",
         "return ()",
         "a slot would be blamed for a table of vmemmap that is not there",
         ("test_causes_real.py::test_an_entry_above_the_lowest_level[1-1-debian-7.2]",),
@@ -473,7 +473,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-second-private-page",
-        "audit/check_mappings.py::_Mapping._check_second_slices",
+        "audit/check_head_frames.py::_HeadFrames.check_second_slices",
         "for i in np.flatnonzero(mapped & (moved | ~writable)).tolist():",
         "for i in np.flatnonzero(mapped & moved).tolist():",
         "a read-only second page of v5.14 to v5.17 would pass",
@@ -482,14 +482,14 @@ AUDIT = (
     Mutant(
         "audit-second-private-page-words",
         "audit/check_folios.py::FolioTails.__init__",
-        "counts = np.where(context.readable, np.maximum(own, private), 0)",
-        "counts = np.where(context.readable, np.maximum(own, 1), 0)",
+        "counts = np.where(readable, np.maximum(own, private), 0)",
+        "counts = np.where(readable, np.maximum(own, 1), 0)",
         "a wrong tail word that all slices behind the second show would pass",
         ("test_two_private.py::test_one_bit_of_the_second_page",),
     ),
     Mutant(
         "audit-booting-tails",
-        "audit/check_mappings.py::_Mapping._is_not_yet_protected",
+        "audit/check_tail_frames.py::_TailFrames._is_not_yet_protected",
         "if not self._context.held_by_nobody[i] or self._context.is_booting is False:",
         "if self._context.is_booting is False:",
         "while booting, stray writes to tails of finished huge pages would pass",
@@ -497,7 +497,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-booting-is-over",
-        "audit/check_mappings.py::_Mapping._is_not_yet_protected",
+        "audit/check_tail_frames.py::_TailFrames._is_not_yet_protected",
         "if not self._context.held_by_nobody[i] or self._context.is_booting is False:",
         "if not self._context.held_by_nobody[i]:",
         "a writable slice of a huge page that nobody holds would pass",
@@ -549,9 +549,9 @@ AUDIT = (
     ),
     Mutant(
         "audit-remapping-excuses-own-frames",
-        "audit/check_mappings.py::_Mapping._add_wrong_frame",
-        "if self._are_own[pair] and self._is_excused(i):",
-        "if self._is_excused(i):",
+        "audit/check_tail_frames.py::_TailFrames._add_wrong_frame",
+        "if self._mappings.are_own[pair] and self._mappings.is_excused(i):",
+        "if self._mappings.is_excused(i):",
         "a wrong frame of a huge page that is being restored would not be noticed",
         (
             "test_folio_instants.py::test_damage_of_a_huge_page_that_nobody_holds"
@@ -731,11 +731,37 @@ AUDIT = (
     ),
     Mutant(
         "audit-one-folio-on-its-own-lists",
-        "audit/one_subject.py::with_one_folio",
+        "audit/scope.py::FolioScope.of",
         "[pfn] * (pfn in a_list.heads)",
         "[pfn]",
         "a validator would find every folio on every list",
         ("test_helpers.py::test_validators_pass_on_a_healthy_machine",),
+    ),
+    Mutant(
+        "audit-one-folio-writable-by-design",
+        "audit/scope.py::FolioScope.of",
+        "may_be_writable=whole.tails_are_writable,",
+        "may_be_writable=False,",
+        "validators would accuse every optimized huge page of riscv64 and LoongArch",
+        ("test_synth_arch.py::test_validators_pass_on_a_healthy_machine",),
+    ),
+    Mutant(
+        "audit-wrong-slots-are-told",
+        "audit/run.py::_Answers.readable",
+        "check_mappings(self.context, self.tail_faults.slots)",
+        "check_mappings(self.context, frozenset())",
+        "a wrong slot would be a finding of each of its folios",
+        ("test_check_causes.py::test_a_slot_that_is_off_by_one_frame",),
+    ),
+    Mutant(
+        "audit-boot-tails-are-told",
+        "audit/run.py::_Answers.boot_tails",
+        "return self.tail_faults.boot_tails",
+        "return ()",
+        "free huge pages with reference counts from boot would be unexplained damage",
+        (
+            "test_check_causes.py::test_reference_counts_of_a_part_follow_from_those_of_the_whole",
+        ),
     ),
     Mutant(
         "audit-page-fault-garbled",

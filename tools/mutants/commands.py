@@ -81,7 +81,7 @@ COMMANDS = (
     Mutant(
         "helpers-lists-are-not-held-against-folios",
         "helpers/hugetlb.py::_is_about",
-        'RULE_BY_ID[finding.rule].subject == "folio" or ',
+        "is_of_folio or ",
         "True or ",
         "a broken list would be the fault of every folio",
         ("test_helpers.py::test_lists_and_strays_are_not_held_against_folios",),

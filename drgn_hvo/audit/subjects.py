@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Subjects of findings
+--------------------
+
+What a finding is about, one class a kind of thing. Two findings are about the same if
+their subjects are equal; a finding whose ``because`` names a subject is a consequence
+of the findings about that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from drgn_hvo.audit.rules import RuleId
+from drgn_hvo.memmap.shared_tails import Slot
+
+__all__ = (
+    "BootPages",
+    "CompoundPage",
+    "EntryBits",
+    "FolioHead",
+    "FolioList",
+    "FolioLists",
+    "FolioNode",
+    "FolioTails",
+    "FormerHeads",
+    "HeadFrame",
+    "HeadWord",
+    "LostHeads",
+    "NoPool",
+    "OptimizedFlag",
+    "PlainFrames",
+    "PoolCounters",
+    "PoolList",
+    "PoolReserve",
+    "PoolWord",
+    "StrayHead",
+    "StraySlice",
+    "Subject",
+    "TableEntry",
+    "TailFrames",
+    "TailProtection",
+    "TailSlot",
+    "TailSlotUsers",
+    "TailWord",
+    "TailWords",
+    "VmemmapBase",
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a finding is about; one of the classes below."""
+
+
+@dataclass(frozen=True)
+class VmemmapBase(Subject):
+    """Where vmemmap begins."""
+
+
+# Page tables of vmemmap.
+
+
+@dataclass(frozen=True)
+class TableEntry(Subject):
+    """An entry above the lowest level, at a physical address: what it allows."""
+
+    address: int
+
+
+@dataclass(frozen=True)
+class EntryBits(Subject):
+    """The user, cache, global and execute bits of an entry at a physical address."""
+
+    address: int
+
+
+@dataclass(frozen=True)
+class StraySlice(Subject):
+    """A page of vmemmap that maps a shared tail page and should not, by its index."""
+
+    slice_: int
+
+
+# Slots of vmemmap_tails[], and the frames that they name.
+
+
+@dataclass(frozen=True)
+class TailSlot(Subject):
+    """A slot itself."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True)
+class TailSlotUsers(Subject):
+    """The folios that a wrong slot is for, as one."""
+
+    slot: Slot
+
+
+@dataclass(frozen=True)
+class TailWords(Subject):
+    """One word of all struct pages in the frame that a slot names."""
+
+    rule: RuleId
+    slot: Slot
+
+
+# Folios, each by the PFN of its head.
+
+
+@dataclass(frozen=True)
+class _OfFolio(Subject):
+    head_pfn: int
+
+
+@dataclass(frozen=True)
+class HeadFrame(_OfFolio):
+    """The private frames of a folio: where its head lies, and who else maps that."""
+
+
+@dataclass(frozen=True)
+class TailFrames(_OfFolio):
+    """The frames that slices behind the private ones map."""
+
+
+@dataclass(frozen=True)
+class TailProtection(_OfFolio):
+    """How those slices are mapped: read-only, by base-page entries."""
+
+
+@dataclass(frozen=True)
+class OptimizedFlag(_OfFolio):
+    """``HPG_vmemmap_optimized``."""
+
+
+@dataclass(frozen=True)
+class PlainFrames(_OfFolio):
+    """The slices of a folio that is not optimized."""
+
+
+@dataclass(frozen=True)
+class FolioHead(_OfFolio):
+    """The words that make a struct page the head of a folio."""
+
+
+@dataclass(frozen=True)
+class HeadWord(_OfFolio):
+    """``HPG_cma``."""
+
+
+@dataclass(frozen=True)
+class FolioNode(_OfFolio):
+    """The node and the zone in the flags of the head."""
+
+
+@dataclass(frozen=True)
+class FolioTails(_OfFolio):
+    """The tail words in the folio's own pages of vmemmap."""
+
+
+@dataclass(frozen=True)
+class TailWord(_OfFolio):
+    """All other words of private tails that one rule is about."""
+
+    rule: RuleId
+
+
+@dataclass(frozen=True)
+class FolioList(_OfFolio):
+    """What a folio says of the list that it is on."""
+
+
+@dataclass(frozen=True)
+class FolioLists(_OfFolio):
+    """On which lists a folio is."""
+
+
+@dataclass(frozen=True)
+class BootPages(Subject):
+    """All folios with reference counts of a shared tail page from boot, as one."""
+
+
+# Heads that belong to no folio.
+
+
+@dataclass(frozen=True)
+class StrayHead(Subject):
+    """A struct page with PG_head, by its PFN, or that of the folio it lies in."""
+
+    pfn: int
+
+
+@dataclass(frozen=True)
+class LostHeads(Subject):
+    """All heads of huge pages whose memory was lost when they were freed, as one."""
+
+
+@dataclass(frozen=True)
+class FormerHeads(Subject):
+    """All copies of heads that were left in huge pages since freed, as one."""
+
+
+@dataclass(frozen=True)
+class CompoundPage(Subject):
+    """The tails of a compound page, by the PFN that they lead to; -1 if to none."""
+
+    head_pfn: int
+
+
+# Pools, each by its order.
+
+
+@dataclass(frozen=True)
+class PoolWord(Subject):
+    """A word that identifies a pool, by its virtual address."""
+
+    address: int
+
+
+@dataclass(frozen=True)
+class NoPool(Subject):
+    """All folios of an order that no pool has, as one."""
+
+    order: int
+
+
+@dataclass(frozen=True)
+class PoolList(Subject):
+    """
+    A list of a pool.
+
+    :param nid: Of a free list; ``None`` for the active list.
+    """
+
+    order: int
+    kind: int
+    nid: Optional[int]
+
+
+@dataclass(frozen=True)
+class PoolCounters(Subject):
+    """The counters of a pool."""
+
+    order: int
+
+
+@dataclass(frozen=True)
+class PoolReserve(Subject):
+    """``resv_huge_pages`` of a pool."""
+
+    order: int
