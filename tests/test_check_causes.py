@@ -151,7 +151,10 @@ def test_reference_counts_of_a_part_follow_from_those_of_the_whole():
     """
     base = open_target(str(SAMPLES / "shared-7.3-boot-1g.kdump"))
     bound = hvo(base)
-    folios, refcount = bound.hugetlb.folios, bound.kernel.struct_page.refcount
+    folios, refcount = (
+        bound.hugetlb.folios,
+        bound.kernel.struct_page.require("refcount"),
+    )
     free = (folios.order == 9) & (folios.on_list == FREE_LIST)
     frame = int(folios.head_frame[free.argmax()]) * 4096
     one = (1).to_bytes(4, "little")
