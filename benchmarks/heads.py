@@ -23,7 +23,7 @@ import numpy as np
 from drgn_hvo.kernel.arrays import distinct
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.heads import HeadResolver
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
 # drgn's loop runs over so many windows of so many pages a turn, and is scaled up.
@@ -105,7 +105,7 @@ def _drgn_loop(bound: Hvo) -> int:
 
 def main() -> None:
     """Measure, and print."""
-    bound = hvo(open_target(sys.argv[1]))
+    bound = hvo_of(open_target(sys.argv[1]))
     pages = int(bound.vmemmap.runs.count.sum()) * bound.kernel.geometry.pages_per_slice
     ways = (_bulk, _read, _drgn_loop)
     # In turns, so that all meet the same neighbours; the best, since these only add.

@@ -59,10 +59,10 @@ class Hvo(CorelensModule):
         from drgn_hvo.commands.document import with_dump
         from drgn_hvo.commands.show import print_show, show_document
         from drgn_hvo.errors import HvoError
-        from drgn_hvo.memmap.hvo import hvo
+        from drgn_hvo.memmap.hvo import hvo_of
 
         try:
-            found = hvo(prog)
+            found = hvo_of(prog)
             target = str(prog.core_dump_path or "the running kernel")
             shown = show_document(found, target, folios=args.folios)
             print_show(with_dump(shown, prog))

@@ -15,7 +15,7 @@ import sys
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.errors import UsageError
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, Fault, make_machine
 from drgn_hvo.synth.described.description import Description
@@ -31,7 +31,7 @@ def cell(fault: Fault, description: Description) -> str:
         machine, _ = make_machine(description, [fault.name])
     except UsageError:
         return "(nothing to damage in this machine)"
-    doc = check_document(hvo(program(machine)), "core", CheckScope())
+    doc = check_document(hvo_of(program(machine)), "core", CheckScope())
     rules = [finding["rule"] for finding in doc["findings"]]
     if not rules:
         text = "clean" if doc["complete"] else "incomplete"

@@ -21,7 +21,7 @@ from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 
 
 def _describe(finding: Finding) -> str:
@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
     folios: list[int] = []
     start = time.monotonic()
     for number in range(1, args.count + 1):
-        audit = confirmed_audit(hvo(prog), deep=args.deep)
+        audit = confirmed_audit(hvo_of(prog), deep=args.deep)
         for finding in audit.findings:
             which = known if finding.defect else unknown
             which[_describe(finding)] += 1

@@ -300,9 +300,9 @@ def _open_program(args: argparse.Namespace) -> Program:
 
 
 def _open(args: argparse.Namespace) -> Hvo:
-    from drgn_hvo.memmap.hvo import hvo
+    from drgn_hvo.memmap.hvo import hvo_of
 
-    return hvo(_open_program(args), dict(args.assume))
+    return hvo_of(_open_program(args), dict(args.assume))
 
 
 def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:

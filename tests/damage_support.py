@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.damage.targets import Targets
@@ -67,7 +67,7 @@ class Case:
         return prog
 
     def check(self, **scope):
-        return check_document(hvo(self.prog), "core", CheckScope(**scope))
+        return check_document(hvo_of(self.prog), "core", CheckScope(**scope))
 
     def first(self, **scope):
         """Rule and place of the first finding."""

@@ -20,7 +20,7 @@ from drgn_hvo.commands.show import show_document
 from drgn_hvo.extract.command import extract_document
 from drgn_hvo.formats.kdump_writer import kdump_pages
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS
@@ -80,7 +80,7 @@ def _heads(hvo):
 
 def answers(prog, *, deep=False):
     """Everything that must be the same on an extract."""
-    known = hvo(prog)
+    known = hvo_of(prog)
     found = {
         "show": show_document(known, "x", folios=True),
         "check": check_document(known, "x", CheckScope(deep=deep)),

@@ -25,7 +25,7 @@ from drgn_hvo.extract.command import extract_document
 from drgn_hvo.helpers.compound import compound_heads
 from drgn_hvo.kernel import finders
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.plugin import drgn_prog_set
 from tests.cores import core_path, open_core, truth
 
@@ -44,7 +44,7 @@ COUNTERS = {
 
 @cache
 def bound(name: str) -> Hvo:
-    return hvo(open_target(str(core_path(f"arch/{name}"))))
+    return hvo_of(open_target(str(core_path(f"arch/{name}"))))
 
 
 @cache
@@ -131,7 +131,7 @@ def test_check(name):
 def test_extracts_answer_the_same(name, small, tmp_path):
     path, core = tmp_path / "extract", str(core_path(f"arch/{name}"))
     extract_document(open_target(core), core, path, small=small)
-    again = hvo(open_target(str(path)))
+    again = hvo_of(open_target(str(path)))
     assert show_document(again, name, folios=True) == shown(name)
     scope = CheckScope()
     audits = [check_document(of, name, scope) for of in (again, bound(name))]
@@ -210,5 +210,5 @@ def test_qemu_dumps_without_a_note(name, tmp_path):
         with open(bare, "wb") as copy:
             copy.write(start.replace(b"VMCOREINFO\0", b"SOMETHING \0"))
             shutil.copyfileobj(f, copy, 1 << 24)
-    found = hvo(open_target(str(bare), vmcoreinfo=str(note)))
+    found = hvo_of(open_target(str(bare), vmcoreinfo=str(note)))
     assert show_document(found, name, folios=True) == shown(name)

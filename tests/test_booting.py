@@ -13,7 +13,7 @@ import pytest
 from drgn_hvo.audit.booting import is_booting
 from drgn_hvo.audit.context import Context
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.described.description import HugePages
 from tests.cores import open_core
 from tests.damage_support import Case
@@ -28,15 +28,15 @@ SYSTEM_SCHEDULING, SYSTEM_RUNNING = 1, 3
 def test_what_a_real_kernel_says(name, state):
     base = open_core(name)
     install(base)
-    assert is_booting(hvo(base).kernel) is False
+    assert is_booting(hvo_of(base).kernel) is False
     place = image_to_phys(base, base["system_state"].address_)
     patch = {place: state.to_bytes(4, "little")}
-    kernel = hvo(Overlay(base, patches=patch).prog).kernel
+    kernel = hvo_of(Overlay(base, patches=patch).prog).kernel
     assert is_booting(kernel) is (state < SYSTEM_RUNNING)
     missing = [(place & ~4095, (place & ~4095) + 4096)]
     # That page of the kernel's data is needed for other things, too.
     if name == "7.2-2node":
-        kernel = hvo(Overlay(base, missing=missing).prog).kernel
+        kernel = hvo_of(Overlay(base, missing=missing).prog).kernel
         assert is_booting(kernel) is None
 
 

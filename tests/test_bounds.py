@@ -19,7 +19,7 @@ from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.pagetables import Runs
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.mapping import _repeated_frames
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
@@ -92,8 +92,8 @@ def test_types_that_are_not_of_this_kernel_are_refused(machine, line, value):
 @pytest.mark.parametrize("count", [3, 1000, 2**32 - 1])
 def test_more_pools_than_the_array_has(machine, count):
     """It is noted, and pools are those that there can be."""
-    right = hvo(program(machine)).hugetlb.hstates
-    bound = hvo(patched(machine, "hugetlb_max_hstate", count, 4))
+    right = hvo_of(program(machine)).hugetlb.hstates
+    bound = hvo_of(patched(machine, "hugetlb_max_hstate", count, 4))
     assert bound.hugetlb.hstates == right
     (wrong,) = bound.hugetlb.wrong_pool_words
     assert "hugetlb_max_hstate" in wrong.what
@@ -104,7 +104,7 @@ def test_a_node_that_says_it_is_another_is_left_out(machine):
     at = machine.kernel.physical("node_data")
     first = machine.image.read(at, 8)
     prog = Overlay(program(machine), patches={at + 8: first}).prog
-    bound = hvo(prog)
+    bound = hvo_of(prog)
     assert list(bound.mmzone.pgdats) == [0]
     assert any(str(one).endswith("node 1: is damaged") for one in bound.unread)
 
@@ -123,17 +123,19 @@ def test_positions_that_pages_contradict_are_not_known(machine):
     """Of most zones the first page says another node, so these bits are not it."""
     starts = [zone.start for zone in machine.plan.zones]
     one = Overlay(program(machine), patches=flags_patches(machine, starts[:1])).prog
-    assert hvo(one).mmzone.flags_layout == hvo(program(machine)).mmzone.flags_layout
-    assert hvo(one).mmzone.flags_layout is not None
+    assert (
+        hvo_of(one).mmzone.flags_layout == hvo_of(program(machine)).mmzone.flags_layout
+    )
+    assert hvo_of(one).mmzone.flags_layout is not None
     most = Overlay(program(machine), patches=flags_patches(machine, starts)).prog
-    assert hvo(most).mmzone.flags_layout is None
+    assert hvo_of(most).mmzone.flags_layout is None
 
 
 def test_types_and_data_that_disagree_are_refused():
     """Types say masks; every tail that is looked at holds a pointer."""
     machine = build_machine(describe("shared-7.3"))
     other = build_machine(describe("fake-head-6.12"))
-    bound = hvo(program(machine))
+    bound = hvo_of(program(machine))
     offset = bound.kernel.struct_page.offset
     patches = {}
     groups: list[AnyPlaced] = [*machine.plan.huge, *machine.plan.pages]
@@ -153,8 +155,8 @@ def test_types_and_data_that_disagree_are_refused():
             patches[(tail.pfn << 12) + i * 64 + offset] = pointer
     prog = Overlay(program(machine), patches=patches).prog
     with pytest.raises(DetectionError, match="types and data disagree"):
-        hvo(prog).layout  # noqa: B018
-    assert hvo(program(other)).layout.encoding.kind == "pointer"
+        hvo_of(prog).layout  # noqa: B018
+    assert hvo_of(program(other)).layout.encoding.kind == "pointer"
 
 
 @pytest.mark.parametrize("first", [1, 0])
@@ -162,12 +164,12 @@ def test_folios_between_states_are_frozen(first):
     """On no list, reference count 0; one that somebody holds is not."""
     machine = build_machine(describe("shared-7.3"))
     placed = next(p for p in machine.plan.huge if p.group.list == "none")
-    bound = hvo(program(machine))
+    bound = hvo_of(program(machine))
     at = machine.page_physical(placed.first_pfn) + bound.kernel.struct_page.require(
         "refcount"
     )
     machine.image.write(at, first.to_bytes(4, "little"))
-    found = hvo(program(machine)).hugetlb
+    found = hvo_of(program(machine)).hugetlb
     which = found.folios.head_pfn == placed.first_pfn
     assert found.in_transition[which].tolist() == [first == 0]
 
@@ -182,7 +184,7 @@ def test_a_page_that_does_not_compress_is_stored_as_it_is():
 
 def test_a_page_table_does_not_make_terabytes_of_heads(machine, tmp_path, monkeypatch):
     """It is asked for a range; nothing is written."""
-    bound = hvo(program(machine))
+    bound = hvo_of(program(machine))
     write_heads(bound, str(tmp_path / "heads"), None)
     monkeypatch.setitem(vars(bound.vmemmap), "end_pfn", 1 << 34)
     with pytest.raises(UsageError, match=r"up to PFN 17179869183, .* at PFN 131071"):
@@ -205,7 +207,7 @@ def test_only_of_a_dump_is_a_frame_what_it_was(is_live):
 
 def test_addresses_of_struct_pages(machine):
     """Of all of them from PFN 0 on, and of nothing between them."""
-    vmemmap = hvo(program(machine)).vmemmap
+    vmemmap = hvo_of(program(machine)).vmemmap
     base = machine.plan.space.vmemmap
     assert [vmemmap.page_pfn(base + i) for i in (0, 64, 64 * 0x1F000)] == [
         0,

@@ -18,7 +18,7 @@ from drgn_hvo.audit.findings import Audit
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.translation import entries_to
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.cores import open_core
 from tests.overlay import Overlay
 
@@ -39,7 +39,7 @@ class Core:
         else:
             self.base = open_core(name)
         install(self.base)
-        self.hvo = hvo(self.base)
+        self.hvo = hvo_of(self.base)
         self.context = Context(self.hvo, Audit())
         self.pool = next(
             pool for pool in self.base["hstates"] if pool.nr_huge_pages.value_()
@@ -52,7 +52,7 @@ class Core:
         """With one word changed: all findings, the first of which is at that word."""
         patch = {address: (value % (1 << 8 * size)).to_bytes(size, "little")}
         found = check_document(
-            hvo(Overlay(self.base, patches=patch).prog), "core", CheckScope()
+            hvo_of(Overlay(self.base, patches=patch).prog), "core", CheckScope()
         )
         first, *others = found["findings"]
         assert first["physical_address"] == hex(address)

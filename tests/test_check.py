@@ -16,7 +16,7 @@ import pytest
 from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.audit.rules import RULES
 from drgn_hvo.commands.check import CheckScope, check_document, exit_status
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.cores import CORES, open_core, truth
 from tests.overlay import Overlay
 
@@ -29,7 +29,7 @@ HEALTHY = [name for name in CORES if name not in DEFECT_OF]
 
 
 def check(prog, **options):
-    return check_document(hvo(prog), "core", CheckScope(**options))
+    return check_document(hvo_of(prog), "core", CheckScope(**options))
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -185,7 +185,7 @@ def test_a_folio_in_transition_is_not_corruption():
     # The first of the list: taking it out changes two links and the counters.
     folios = [f for f in expected["folios"] if f["nid"] == 0]
     base = open_core(name)
-    bound = hvo(open_core(name))
+    bound = hvo_of(open_core(name))
     (free,) = (a for a in bound.hugetlb.lists if a.nid == 0 and a.heads)
     pfn, following = free.heads[:2]
     by_pfn = {f["pfn"]: f for f in folios}
@@ -235,7 +235,7 @@ class Target:
 
     def __init__(self, name):
         self.base = open_core(name)
-        self.bound = hvo(open_core(name))
+        self.bound = hvo_of(open_core(name))
         free = [f for f in truth(name)["folios"] if f["where"] == "free"]
         self.folio = free[5]
         self.frame = self.folio["vmemmap_runs"][0]["pfn"] << 12

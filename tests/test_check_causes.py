@@ -18,7 +18,7 @@ from drgn_hvo.audit.findings import Audit
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.kernel.translation import entries_to
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.pools import FREE_LIST
 from tests.damage_support import Case
 from tests.overlay import Overlay
@@ -39,7 +39,7 @@ def first(case):
 def test_a_slot_that_is_off_by_one_frame(name, step):
     """Whatever lies in the next frame, the folios of that order agree on another."""
     case = Case.of(name)
-    found = hvo(case.prog)
+    found = hvo_of(case.prog)
     tail, array = found.shared_tails[0], found.layout.tails.array
     assert array is not None
     size = 1 if array.element == "pfn" else 64
@@ -83,7 +83,7 @@ def test_a_counter_that_is_off_by_one(path, size, more):
 
 def table_entry(case, level):
     """The physical address of an entry above the lowest, on the way to a folio."""
-    kernel = hvo(case.prog).kernel
+    kernel = hvo_of(case.prog).kernel
     page_table = kernel.page_table_format
     assert page_table is not None
     head = case.groups(optimized=None, list="free")[0].first_pfn
@@ -122,12 +122,12 @@ def test_a_table_that_is_not_there(name):
 def test_a_node_that_is_offline_keeps_its_tails(name):
     """They are listed as before, and what is wrong with one is found."""
     case = Case.of(name)
-    before = hvo(case.prog)
+    before = hvo_of(case.prog)
     prog = before.kernel.prog
     online = prog["node_states"][prog["N_ONLINE"]].bits[0]
     place = Context(before, Audit()).translate(online.address_)
     case.put(place, online.value_() & ~2)
-    after = hvo(case.prog)
+    after = hvo_of(case.prog)
     assert after.mmzone.online_nids == {0}
     assert after.shared_tails == before.shared_tails
     assert {tail.nid for tail in after.shared_tails} == {0, 1}
@@ -150,7 +150,7 @@ def test_reference_counts_of_a_part_follow_from_those_of_the_whole():
     counts of the shared tail page as its own: one story, with the tail page first.
     """
     base = open_target(str(SAMPLES / "shared-7.3-boot-1g.kdump"))
-    bound = hvo(base)
+    bound = hvo_of(base)
     folios, refcount = (
         bound.hugetlb.folios,
         bound.kernel.struct_page.require("refcount"),
@@ -160,7 +160,7 @@ def test_reference_counts_of_a_part_follow_from_those_of_the_whole():
     one = (1).to_bytes(4, "little")
     patches = {frame + 64 * i + refcount: one for i in range(64)}
     overlay = Overlay(base, patches=patches)
-    doc = check_document(hvo(overlay.prog), "core", CheckScope())
+    doc = check_document(hvo_of(overlay.prog), "core", CheckScope())
     stories = {(f["rule"], f["defect"]): f["caused_by"] for f in doc["findings"]}
     assert stories == {
         ("shared-tail-refcount", BOOT_TAIL_REFCOUNT): None,

@@ -12,7 +12,7 @@ was changed, and nothing else.
 import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document, exit_status
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.generations import GENERATIONS
@@ -27,7 +27,7 @@ CASES = [
 
 
 def audit(prog, *, deep=False):
-    return check_document(hvo(prog), "core", CheckScope(deep=deep))
+    return check_document(hvo_of(prog), "core", CheckScope(deep=deep))
 
 
 @pytest.mark.parametrize("deep", [False, True])

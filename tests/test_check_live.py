@@ -16,7 +16,7 @@ import pytest
 
 from drgn_hvo import validate_hugetlb_folio, validate_shared_tail
 from drgn_hvo.audit import run as checks
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.damage.faults import make_machine
 from tests.synth_support import describe
 
@@ -54,7 +54,7 @@ class _Kernel:
         return self._images[self._state].image.read(address, count)
 
     def audit(self):
-        return checks.confirmed_audit(hvo(self.prog))
+        return checks.confirmed_audit(hvo_of(self.prog))
 
 
 def _rules(audit):
@@ -71,7 +71,7 @@ def test_healthy(monkeypatch):
 def test_what_stays_wrong_is_found(monkeypatch, fault):
     """Three readings are enough, as the pools stand still."""
     kernel = _Kernel(monkeypatch, (fault,))
-    dead = checks.run_audit(hvo(kernel.prog))
+    dead = checks.run_audit(hvo_of(kernel.prog))
     assert dead.findings
     assert kernel.audit().findings == dead.findings
     assert kernel.pauses == 2
@@ -107,12 +107,12 @@ def test_readings_are_bounded(monkeypatch):
 def _folio(kernel):
     """The folio that faults of synth are in, and how to validate it."""
     pfn = 5632
-    address = hvo(kernel.prog).vmemmap.page_address(pfn)
+    address = hvo_of(kernel.prog).vmemmap.page_address(pfn)
     return validate_hugetlb_folio, Object(kernel.prog, "struct folio *", address)
 
 
 def _tail(kernel):
-    tail = hvo(kernel.prog).shared_tails[0]
+    tail = hvo_of(kernel.prog).shared_tails[0]
     return validate_shared_tail, Object(kernel.prog, "struct page *", tail.value)
 
 
@@ -154,7 +154,9 @@ def test_a_subject_that_comes_back_is_not_accused(monkeypatch):
     for change, old in applied.changes:
         emptied.image.write(change.address, bytes(len(old)))
     kernel._images[:] = [emptied, kernel._images[0]]
-    assert page.value_() not in [tail.value for tail in hvo(kernel.prog).shared_tails]
+    assert page.value_() not in [
+        tail.value for tail in hvo_of(kernel.prog).shared_tails
+    ]
     validate(page)
     kernel._images[:] = [emptied]
     kernel._state = 0

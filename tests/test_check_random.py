@@ -22,7 +22,7 @@ from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.random_machines import machines
@@ -40,7 +40,7 @@ _TOO_LONG = 20.0
 @given(data=st.data())
 def test_nothing_in_a_random_healthy_machine(name, data):
     machine = data.draw(machines(name))
-    doc = check_document(hvo(program(machine)), "core", CheckScope(deep=True))
+    doc = check_document(hvo_of(program(machine)), "core", CheckScope(deep=True))
     # Boot-time tails have the defect of the kernels that they imitate.
     assert {f["defect"] for f in doc["findings"]} <= {"boot-tail-refcount"}
     assert doc["complete"] is True
@@ -133,7 +133,7 @@ def test_no_bit_of_a_shared_tail_changes_unnoticed(name):
     machine = build_machine(describe(name))
     prog = opened(machine)
     rng = random.Random(name)
-    bound = hvo(prog)
+    bound = hvo_of(prog)
     layout, count = bound.mmzone.flags_layout, bound.kernel.constant("__NR_PAGEFLAGS")
     assert layout
     assert count

@@ -18,7 +18,7 @@ from drgn_hvo.audit.rules import RULES, RuleId
 from drgn_hvo.cli import main
 from drgn_hvo.commands.check import CheckScope, check_document, exit_status
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.generations import GENERATIONS
@@ -49,10 +49,10 @@ def without_cause(findings):
 @pytest.mark.parametrize(("fault", "generation"), CASES)
 def test_a_rule_alone_finds_the_same(fault, generation):
     prog = damaged(fault, generation)
-    whole = check_document(hvo(prog), "core", CheckScope())
+    whole = check_document(hvo_of(prog), "core", CheckScope())
     for rule in {finding["rule"] for finding in whole["findings"]}:
         mine = [f for f in whole["findings"] if f["rule"] == rule]
-        alone = check_document(hvo(prog), "core", CheckScope(only={rule}))
+        alone = check_document(hvo_of(prog), "core", CheckScope(only={rule}))
         assert alone["findings"] == without_cause(mine)
         assert exit_status(alone, strict=True) == 1
 
@@ -64,7 +64,7 @@ def test_the_rule_on_alignment_reads_no_folios(monkeypatch):
         raise AssertionError("folios were read")
 
     monkeypatch.setattr(Hvo, "hugetlb", property(read))
-    doc = check_document(hvo(prog), "core", CheckScope(only={"vmemmap-alignment"}))
+    doc = check_document(hvo_of(prog), "core", CheckScope(only={"vmemmap-alignment"}))
     assert doc["checked"]["folios"] == 0
     assert doc["findings"] == []
 
@@ -109,7 +109,7 @@ def test_every_stray_slice_is_counted():
     slices belong to no folio of it.
     """
     base = open_target(str(SAMPLES / "shared-7.3-boot-1g.kdump"))
-    bound = hvo(base)
+    bound = hvo_of(base)
     folios = bound.hugetlb.folios
     i = int(folios.order.argmax())
     layout = bound.mmzone.flags_layout
@@ -127,6 +127,6 @@ def test_every_stray_slice_is_counted():
         assert physical is not None
         patches[physical[0]] = value.to_bytes(8, "little")
     patched = Overlay(base, patches=patches)
-    doc = check_document(hvo(patched.prog), "core", CheckScope())
+    doc = check_document(hvo_of(patched.prog), "core", CheckScope())
     strays = [f for f in doc["findings"] if f["rule"] == "stray-shared-tail"]
     assert sum(1 + finding["folded"] for finding in strays) == 4095

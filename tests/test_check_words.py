@@ -18,7 +18,7 @@ from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.errors import UsageError
 from drgn_hvo.helpers.compound import compound_heads
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec, resolve_page
 from drgn_hvo.synth.described.description import HugePages, Pages
 from tests.damage_support import Case
@@ -38,7 +38,7 @@ def test_read_only_struct_pages_of_a_plain_huge_page():
 def test_a_free_huge_page_that_names_another_node():
     case = Case.of("shared-7.3")
     (restored,) = case.groups(origin="restored")
-    layout = hvo(case.prog).mmzone.flags_layout
+    layout = hvo_of(case.prog).mmzone.flags_layout
     assert layout is not None
     node = 1 << layout.node_shift
     flags = case.flip(case.field(restored.first_pfn, "flags"), node)
@@ -75,7 +75,7 @@ def test_a_list_and_the_flag_of_what_is_on_it(which):
     """HPG_freed is for free huge pages, for all of them and no others."""
     case = Case.of("shared-7.3")
     placed = case.groups(**which)[0]
-    bit = hvo(case.prog).hugetlb.hpg_flags["freed"]
+    bit = hvo_of(case.prog).hugetlb.hpg_flags["freed"]
     private = case.flip(case.field(placed.first_pfn, "private"), 1 << bit)
     assert case.first() == ("folio-list", private)
 
@@ -116,7 +116,9 @@ def test_counters_that_somebody_is_changing(is_locked):
     if is_locked:
         counter = base["hugetlb_lock"].rlock.raw_lock.val.counter
         patches[image_to_phys(base, counter.address_of_().value_())] = b"\1\0\0\0"
-    doc = check_document(hvo(Overlay(base, patches=patches).prog), "core", CheckScope())
+    doc = check_document(
+        hvo_of(Overlay(base, patches=patches).prog), "core", CheckScope()
+    )
     (finding,) = [f for f in doc["findings"] if f["rule"] == "hstate-counters"]
     assert finding["severity"] == ("warning" if is_locked else "error")
 
@@ -161,7 +163,7 @@ def make_head(case, pfn, head):
     flags = case.flip(case.field(pfn, "flags"), case.flag("head"))
     word = machine.plan.space.page_address(head) | 1
     case.put(case.field(pfn + 1, "tail_word"), word)
-    place = hvo(case.prog).fields.order_place
+    place = hvo_of(case.prog).fields.order_place
     assert place is not None
     case.put(machine.page_physical(pfn + 1) + place[0] - 64, 3, 1)
     return flags
@@ -240,7 +242,7 @@ def test_huge_pages_in_transition_are_held_by_nobody(is_held):
 def test_huge_pages_behind_a_broken_list_are_not_in_transition():
     """They are on no list because nobody can follow it, and frozen as free ones are."""
     case = Case.of("shared-7.3", ["list-bad-pointer"])
-    lists = hvo(case.prog).hugetlb.lists
+    lists = hvo_of(case.prog).hugetlb.lists
     listed = {pfn for a_list in lists for pfn in a_list.heads}
     lost = [
         pfn
@@ -319,7 +321,7 @@ def test_a_list_that_leads_back_ends():
     """Each folio in front of the wrong link is on the list once."""
     case = Case.of("shared-7.3", ["list-loop"])
     placed, _ = case.targets.free_list()
-    lists = hvo(case.prog).hugetlb.lists
+    lists = hvo_of(case.prog).hugetlb.lists
     ((heads, link),) = [(list(a.heads), a.broken.address) for a in lists if a.broken]
     assert heads == [*dict.fromkeys(heads)]
     assert link == case.targets.lru(placed.heads()[1])
@@ -329,7 +331,7 @@ def test_a_list_that_leads_back_ends():
 def test_all_page_flags_of_a_shared_tail(bit):
     """Of those that the kernel has, the highest and others."""
     case = Case.of("shared-7.3")
-    count = hvo(case.prog).kernel.constant("__NR_PAGEFLAGS")
+    count = hvo_of(case.prog).kernel.constant("__NR_PAGEFLAGS")
     assert count is not None
     word = case.flip(case.targets.tail_field("flags"), 1 << (count - 1 - bit))
     assert case.first() == ("shared-tail-flags", word)
@@ -354,13 +356,13 @@ def test_huge_pages_of_two_pages_of_struct_pages():
         reserved={},
     )
     (small,) = case.groups(order=7)
-    folios = hvo(case.prog).hugetlb.folios
+    folios = hvo_of(case.prog).hugetlb.folios
     assert set(small.heads()) <= set(folios.head_pfn.tolist())
 
 
 def test_the_page_behind_the_last_one():
     case = Case.of("shared-7.3")
-    vmemmap = hvo(case.prog).vmemmap
+    vmemmap = hvo_of(case.prog).vmemmap
     last = vmemmap.end_pfn - 1
     assert resolve_page(vmemmap, parse_page_spec(f"pfn:0d{last}")) == last
     with pytest.raises(UsageError, match="out of range"):

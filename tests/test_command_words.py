@@ -22,7 +22,7 @@ from drgn_hvo.commands.show import show_document
 from drgn_hvo.helpers.compound import compound_heads
 from drgn_hvo.helpers.hugetlb import folio_vmemmap_frames
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
@@ -47,7 +47,7 @@ def opened(machine):
 
 def page(machine, pfn):
     specs = [parse_page_spec(f"pfn:0d{pfn}")]
-    return page_document(hvo(opened(machine)), "core", specs)["pages"][0]
+    return page_document(hvo_of(opened(machine)), "core", specs)["pages"][0]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def core():
 
 @pytest.fixture(scope="module")
 def end_pfn(core):
-    return hvo(opened_core(core)).vmemmap.end_pfn
+    return hvo_of(opened_core(core)).vmemmap.end_pfn
 
 
 def test_both_ends_of_a_range_are_in_it(core, tmp_path):
@@ -103,7 +103,7 @@ def test_names_of_files_are_no_directives(core, tmp_path, capsys):
 
 def test_a_rule_that_could_not_be_decided_is_no_pass(capsys):
     machine, _ = made("shared-7.3", "page-missing")
-    doc = check_document(hvo(opened(machine)), "core", CheckScope())
+    doc = check_document(hvo_of(opened(machine)), "core", CheckScope())
     results = {rule["id"]: rule["result"] for rule in doc["rules"]}
     assert results["folio-head"] == "skip"
     assert results["shared-tail-info"] == "pass"
@@ -130,7 +130,7 @@ def test_nothing_is_said_of_a_folio_that_is_not_there():
     machine, targets = made("shared-7.3")
     head = targets.optimized_head()
     machine.image.missing.add(machine.page_physical(head) >> 12)
-    shown: Any = show_document(hvo(opened(machine)), "core", folios=True)
+    shown: Any = show_document(hvo_of(opened(machine)), "core", folios=True)
     unknown = [f for f in shown["folios"] if f["refcount"] is None]
     assert unknown
     for folio in unknown:
@@ -141,7 +141,7 @@ def test_nothing_is_said_of_a_folio_that_is_not_there():
 @pytest.mark.parametrize("name", ["shared-7.3", "seed-v5", "fake-head-6.12"])
 def test_shared_tail_pages_are_not_saved(name):
     machine, _ = made(name)
-    saved: Any = show_document(hvo(opened(machine)), "core", folios=False)["saved"]
+    saved: Any = show_document(hvo_of(opened(machine)), "core", folios=False)["saved"]
     pages = sum(
         p.group.count * ((64 << p.group.order) // 4096 - 1)
         for p in machine.plan.huge
@@ -159,7 +159,7 @@ def test_shared_tail_pages_are_not_saved(name):
 def test_the_picture_says_what_is_behind_the_head(name, words, capsys):
     machine, targets = made(name)
     head = targets.optimized_head()
-    print_map(hvo(opened(machine)), parse_page_spec(f"pfn:0d{head}"))
+    print_map(hvo_of(opened(machine)), parse_page_spec(f"pfn:0d{head}"))
     assert words in capsys.readouterr().out
 
 

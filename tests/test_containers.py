@@ -20,7 +20,7 @@ from drgn_hvo.cli import main
 from drgn_hvo.errors import TargetError
 from drgn_hvo.formats.unreadable import UNREADABLE
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import describe
@@ -158,8 +158,8 @@ def test_text_in_memory_is_found(elf, tmp_path):
     with_texts(elf, path, text)
     prog = open_target(str(path))
     assert prog["VMCOREINFO"].string_() == text
-    assert len(hvo(prog).hugetlb.folios) == len(
-        hvo(open_target(str(elf))).hugetlb.folios
+    assert len(hvo_of(prog).hugetlb.folios) == len(
+        hvo_of(open_target(str(elf))).hugetlb.folios
     )
 
 

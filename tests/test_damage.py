@@ -18,7 +18,7 @@ import pytest
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.finders import core_sources
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.cores import open_core, truth
 from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text, without_symbols
 
@@ -36,7 +36,7 @@ def base(name):
 
 
 def show(prog):
-    return show_document(hvo(prog), "core", folios=True)
+    return show_document(hvo_of(prog), "core", folios=True)
 
 
 @pytest.fixture(scope="module")

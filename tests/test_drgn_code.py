@@ -14,7 +14,7 @@ import drgn_hvo.commands.in_drgn  # noqa: F401
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 
 from .cores import open_core
@@ -57,7 +57,7 @@ def text(*values):
 @EVERY_PROGRAM
 def test_show(make, name):
     prog = make(name)
-    doc: Any = show_document(hvo(prog), "core", folios=True)
+    doc: Any = show_document(hvo_of(prog), "core", folios=True)
     expected = [doc["encoding"]["kind"]]
     expected += [
         text(t["nid"], t["zone"], t["order"], t["pfn"]) for t in doc["shared_tails"]
@@ -79,7 +79,7 @@ def test_show(make, name):
 @EVERY_PROGRAM
 def test_page(make, name):
     prog = make(name)
-    known = hvo(prog)
+    known = hvo_of(prog)
     shown: Any = show_document(known, "core", folios=True)
     folio = shown["folios"][0]
     pfn = folio["head_pfn"] + 100

@@ -12,21 +12,21 @@ import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.translation import entries_to
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
 from tests.synth_support import describe
 
 
 def check(machine):
-    return check_document(hvo(program(machine)), "core", CheckScope())
+    return check_document(hvo_of(program(machine)), "core", CheckScope())
 
 
 @pytest.mark.parametrize("name", ["shared-7.3", "fake-head-6.12"])
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_each_bit_at_each_level(name, level):
     machine, _ = make_machine(describe(name))
-    bound = hvo(program(machine))
+    bound = hvo_of(program(machine))
     page_table = bound.kernel.page_table_format
     assert page_table is not None
     head = int(bound.hugetlb.folios.head_pfn[0])
@@ -64,7 +64,7 @@ def test_each_bit_at_each_level(name, level):
 def test_what_the_processor_and_HVO_change(bit):
     """Of a slice that a folio has to itself, none of these says anything here."""
     machine, _ = make_machine(describe("shared-7.3"))
-    pfn = hvo(program(machine)).hugetlb.folios.head_pfn[0]
+    pfn = hvo_of(program(machine)).hugetlb.folios.head_pfn[0]
     entry = machine.slice_entry(int(pfn))
     value = int.from_bytes(machine.image.read(entry, 8), "little") ^ 1 << bit
     machine.image.write(entry, value.to_bytes(8, "little"))

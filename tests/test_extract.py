@@ -38,7 +38,7 @@ from drgn_hvo.formats.kdump_writer import kdump_pages, pack_page
 from drgn_hvo.kernel import finders
 from drgn_hvo.kernel.kept_names import NAMES, OMITTED, TYPES
 from drgn_hvo.kernel.pagetables import find_entry
-from drgn_hvo.memmap.hvo import hvo as bound
+from drgn_hvo.memmap.hvo import hvo_of as bound
 from drgn_hvo.memmap.page_spec import parse_page_spec, resolve_page
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine

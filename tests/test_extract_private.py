@@ -24,7 +24,7 @@ import pytest
 from drgn_hvo.errors import HvoError, UsageError
 from drgn_hvo.formats.kdump_writer import kdump_pages
 from drgn_hvo.kernel.pagetables import find_entry
-from drgn_hvo.memmap.hvo import hvo as bound
+from drgn_hvo.memmap.hvo import hvo_of as bound
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.machine.machine import build_machine

@@ -14,7 +14,7 @@ import pytest
 
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.pagetables import find_entry
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.description import HugePages, Pages
@@ -32,7 +32,7 @@ class Case:
     def __init__(self, name, victim=None, **changes):
         self.machine = build_machine(describe(name, **changes))
         self.targets = Targets(self.machine)
-        self.bound = hvo(program(self.machine))
+        self.bound = hvo_of(program(self.machine))
         self.victim = victim or self.order_0_page()
 
     def order_0_page(self):
@@ -193,7 +193,7 @@ def test_the_name_of_the_machine_is_not_kept(tmp_path):
     install(prog)
     names = machine.kernel.physical("init_uts_ns")
     data = machine.image.read(names & -4096, 4096)
-    release = hvo(prog).kernel.release
+    release = hvo_of(prog).kernel.release
     assert release is not None
     start = data.index(release.encode(), names & 4095) - 2 * 65
     for field in (1, 5):

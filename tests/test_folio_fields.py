@@ -9,7 +9,7 @@ import pytest
 
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.heads import read_head
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.machine.machine import build_machine
@@ -55,7 +55,7 @@ def test_hugetlb_is_what_the_kernel_of_that_time_marks(line, mark):
     note = f"{vmcoreinfo_text(base).rstrip()}\n{line}\n"
     prog = Overlay(base, vmcoreinfo=note.encode()).prog
     install(prog)
-    bound = hvo(prog)
+    bound = hvo_of(prog)
     others = [
         pfn
         for placed in machine.plan.pages

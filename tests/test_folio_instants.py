@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.description import HugePages
 from drgn_hvo.synth.machine.frames import Extent, Image
@@ -52,7 +52,7 @@ class Flying:
         """What vmemmap_restore_pte() does for one slice."""
         entry = self.entry(slice_)
         value = int.from_bytes(self.read(entry, 8), "little")
-        page_table = hvo(self.case.prog).kernel.page_table_format
+        page_table = hvo_of(self.case.prog).kernel.page_table_format
         assert page_table is not None
         shared = page_table.decode(value, 0).address >> 12
         content = self.read(shared << 12, 4096)
@@ -86,7 +86,7 @@ def test_no_instant_of_restoring_is_damage(name):
     for slice_ in range(1, SLICES):
         flying.give_frame(slice_)
         assert flying.check() == int(slice_ < SLICES - 1), slice_
-        listed = set(hvo(flying.case.prog).hugetlb.folios.head_pfn.tolist())
+        listed = set(hvo_of(flying.case.prog).hugetlb.folios.head_pfn.tolist())
         assert (flying.pfn in listed) == (slice_ < SLICES - 1)
     flying.set_flag(False)
     flying.check()
@@ -101,7 +101,7 @@ def test_no_instant_of_optimizing_is_damage(name):
             flying.give_frame(slice_)
         if name == "fake-head-6.1":
             flying.set_flag(False)
-            place = hvo(flying.case.prog).fields.hugetlb_place
+            place = hvo_of(flying.case.prog).fields.hugetlb_place
             assert place is not None
             offset, size, _ = place
             address = flying.case.targets.machine.page_physical(flying.pfn) + offset
@@ -177,13 +177,13 @@ class Demotion:
         )
         (placed,) = self.case.groups(order=self.LARGE)
         self.pfn = placed.first_pfn
-        self.has_mask = hvo(self.case.prog).layout.encoding.has_mask
+        self.has_mask = hvo_of(self.case.prog).layout.encoding.has_mask
 
     def put(self, pfn, member, value, size=8):
         return self.case.put(self.case.field(pfn, member), value, size)
 
     def set_order(self, pfn, order):
-        place = hvo(self.case.prog).fields.order_place
+        place = hvo_of(self.case.prog).fields.order_place
         assert place is not None
         offset, size = place
         at = self.case.targets.machine.page_physical(pfn + 1) + offset - 64

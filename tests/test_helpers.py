@@ -43,7 +43,7 @@ from drgn_hvo import (
 )
 from drgn_hvo.errors import HvoError
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.helpers._bound import StructPage
+from drgn_hvo.helpers._struct_page import StructPage
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine

@@ -17,7 +17,7 @@ import pytest
 import drgn_hvo
 from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.synth_support import describe, machine_and_program
 
 HELPERS = {
@@ -59,7 +59,7 @@ def call(prog, name, argument):
 
 
 def has_tails(prog):
-    return hvo(prog).layout.tails.array is not None
+    return hvo_of(prog).layout.tails.array is not None
 
 
 def test_every_helper_is_here():
@@ -83,7 +83,7 @@ def test_what_is_no_object(prog, name, what):
 
 @pytest.mark.parametrize("name", OF_OBJECTS)
 def test_objects_of_other_types(prog, name):
-    vmemmap = hvo(prog).vmemmap
+    vmemmap = hvo_of(prog).vmemmap
     address = vmemmap.page_address(0x1000)
     accepted = TAKES[OF_OBJECTS[name]]
     wrong = [drgn.Object(prog, "unsigned long", address)]
@@ -103,7 +103,7 @@ def test_objects_of_other_types(prog, name):
 
 @pytest.mark.parametrize("name", OF_OBJECTS)
 def test_addresses_at_which_there_is_none(prog, name):
-    vmemmap = hvo(prog).vmemmap
+    vmemmap = hvo_of(prog).vmemmap
     page = vmemmap.page_address(0x1000)
     end = vmemmap.page_address(vmemmap.kernel.max_pfn_limit)
     nowhere = [0, 1, 8, vmemmap.base + 1, page + 1, page + vmemmap.size // 2]
@@ -124,7 +124,7 @@ def test_addresses_at_which_there_is_none(prog, name):
 def test_a_typedef_of_the_pointer_is_taken(prog):
     page_type = prog.type("struct page *")
     alias = prog.typedef_type("page_ptr_t", page_type)
-    address = hvo(prog).vmemmap.page_address(0x1000)
+    address = hvo_of(prog).vmemmap.page_address(0x1000)
     page = drgn.Object(prog, alias, address)
     assert drgn_hvo.compound_head(page).value_() == address
 
@@ -134,7 +134,7 @@ def test_the_right_arguments_are_answered(prog):
     folio = next(iter(drgn_hvo.for_each_hugetlb_folio(prog)))
     page = drgn.Object(prog, "struct page *", folio.value_())
     zone = drgn_hvo.page_zone(page)
-    hstates = hvo(prog).hugetlb.hstates
+    hstates = hvo_of(prog).hugetlb.hstates
     hstate = drgn.Object(prog, "struct hstate *", hstates[0].address)
     arguments = {"page": page, "folio": folio, "zone": zone, "hstate": hstate}
     for name, parameter in OF_OBJECTS.items():

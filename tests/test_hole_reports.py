@@ -15,7 +15,7 @@ import pytest
 from drgn_hvo.commands.heads import write_heads
 from drgn_hvo.commands.oops import oops_document
 from drgn_hvo.formats.oops_log import parse_log
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.command_support import run
 from tests.log_support import bad_page_state
 from tools.hole_reports import ask, claims, try_page, wrong_claims
@@ -76,13 +76,13 @@ def test_another_answer_is_noticed():
 def test_heads_that_are_not_known_are_counted(hole, tmp_path, capsys):
     """The file has all ones for them, and for pages that have no head."""
     about = asked("shared-7.3")
-    known = hvo(about.dump.program())
+    known = hvo_of(about.dump.program())
     head = about.questions.head_pfn
     frame = frame_of(known, head)
     path = tmp_path / "heads.npy"
     whole = write_heads(known, str(path), None)
     heads = np.load(path)
-    holey = hvo(about.dump.program(frame, hole))
+    holey = hvo_of(about.dump.program(frame, hole))
     written = write_heads(holey, str(path), None, force=True)
     lost = np.flatnonzero((heads != NONE) & (np.load(path) == NONE))
     assert lost.tolist() == list(range(head, head + 64))
@@ -111,7 +111,7 @@ def test_heads_say_what_the_dump_lacks(tmp_path):
 @pytest.mark.parametrize("hole", HOLES)
 def test_words_that_are_not_in_the_dump_have_not_changed(hole):
     about = asked("fake-head-6.12")
-    known = hvo(about.dump.program())
+    known = hvo_of(about.dump.program())
     pfn = about.questions.head_pfn + 1
     rows = known.vmemmap.read_pages(np.array([pfn]))
     words = tuple(rows.data[0].view("<u8").tolist())
@@ -120,6 +120,6 @@ def test_words_that_are_not_in_the_dump_have_not_changed(hole):
     frame = frame_of(known, pfn)
     states = [
         oops_document(bound, "core", log, same_boot=True)["reports"][0]["against_dump"]
-        for bound in (known, hvo(about.dump.program(frame, hole)))
+        for bound in (known, hvo_of(about.dump.program(frame, hole)))
     ]
     assert states == ["unchanged", "not-in-dump"]

@@ -13,7 +13,7 @@ import pytest
 
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.kernel.finders import core_sources
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.command_support import run
@@ -49,7 +49,7 @@ def pfn_of(name, symbol, offset=0):
     from drgn.helpers.linux.mm import follow_phys
 
     prog = whole(name)[0].program()
-    hvo(prog)  # offers symbols
+    hvo_of(prog)  # offers symbols
     address = prog[symbol].address_of_().value_() + offset
     return follow_phys(prog["init_mm"].address_of_(), address).value_() >> 12
 
@@ -96,7 +96,7 @@ def slots_pfn(name, nid, zone_index):
     """The frame of vmemmap_tails[] of a zone."""
     from drgn.helpers.linux.mm import follow_phys
 
-    known = hvo(whole(name)[0].program())
+    known = hvo_of(whole(name)[0].program())
     zone = known.mmzone.pgdats[nid].node_zones[zone_index]
     address = zone.vmemmap_tails[2].address_of_().value_()
     prog = known.kernel.prog
@@ -115,7 +115,7 @@ def test_slots_left_out_are_not_empty(name, hole):
     assert shared == {"skip"}
     assert results["vmemmap-tail-frame"] == "skip"
     assert answer.status == 3
-    doc = show_document(hvo(dump.program(pfn, hole)), "", folios=False)
+    doc = show_document(hvo_of(dump.program(pfn, hole)), "", folios=False)
     saved = doc["saved"]
     assert saved is not None
     assert saved["shared_tail_pages"] is None
@@ -128,7 +128,7 @@ def test_nodes_that_hstate_counts_are_shown(hole):
     """Their pglist_data is not needed for that."""
     name = "debian-7.2"
     dump, _ = whole(name)
-    prog = hvo(dump.program(pfn_of(name, "node_data"), hole))
+    prog = hvo_of(dump.program(pfn_of(name, "node_data"), hole))
     doc = show_document(prog, "", folios=False)
     assert doc["hstates"] is not None
     (pool,) = (hstate for hstate in doc["hstates"] if hstate["order"] == 9)

@@ -15,7 +15,7 @@ from drgn_hvo.audit import check_identity
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.lock import Lock
 from drgn_hvo.commands.check import CheckScope, check_document
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.zones import Mmzone
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
@@ -25,7 +25,7 @@ from tests.synth_support import ALL, describe
 
 def damaged(name, *faults, **changes):
     machine, _ = make_machine(describe(name, **changes), faults)
-    return hvo(program(machine))
+    return hvo_of(program(machine))
 
 
 def check(bound, **scope):
@@ -95,7 +95,7 @@ def with_bit(machine, address, bit, size):
     old = machine.image.read(address, size)
     new = int.from_bytes(old, order) ^ 1 << bit
     machine.image.write(address, new.to_bytes(size, order))
-    bound = hvo(program(machine))
+    bound = hvo_of(program(machine))
     doc = check(bound)
     machine.image.write(address, old)
     return bound, doc
@@ -107,7 +107,7 @@ def with_bit(machine, address, bit, size):
 def test_two_of_three_words_decide_what_a_pool_is(member, size):
     """Each bit of each word: it is the first finding, and all else is as before."""
     machine, _ = make_machine(describe("shared-7.3"))
-    healthy = hvo(program(machine)).hugetlb
+    healthy = hvo_of(program(machine)).hugetlb
     address = pool_word(machine, member)
     for bit in range(8 * size):
         bound, doc = with_bit(machine, address, bit, size)
@@ -126,7 +126,7 @@ def test_two_of_three_words_decide_what_a_pool_is(member, size):
 @pytest.mark.parametrize("bit", [0, 1, 5, 31])
 def test_how_many_pools_there_are(name, bit):
     machine, _ = make_machine(describe(name))
-    healthy = hvo(program(machine)).hugetlb.hstates
+    healthy = hvo_of(program(machine)).hugetlb.hstates
     address = machine.kernel.physical("hugetlb_max_hstate")
     bound, doc = with_bit(machine, address, bit, 4)
     assert bound.hugetlb.hstates == healthy
@@ -155,7 +155,7 @@ def test_a_pool_that_is_gone():
     start = pool_word(machine, "order") + size
     for member, length in (("order", 4), ("mask", 8), ("name", 32)):
         machine.image.write(pool_word(machine, member) + size, bytes(length))
-    first, *others = check(hvo(program(machine)))["findings"]
+    first, *others = check(hvo_of(program(machine)))["findings"]
     assert first["rule"] == "hstate-identity"
     assert "hugetlb_max_hstate is 2" in first["message"]
     assert any("no pool has huge pages of order 9" in f["message"] for f in others)
@@ -166,7 +166,7 @@ def test_pools_that_cannot_be_read():
     """What a page of hstates[] would say is unknown, and no finding."""
     machine, _ = make_machine(describe("shared-7.3"))
     machine.image.missing.add(pool_word(machine, "name") >> 12)
-    doc = check(hvo(program(machine)), only=("hstate-identity",))
+    doc = check(hvo_of(program(machine)), only=("hstate-identity",))
     assert doc["findings"] == []
     assert {one["rule"] for one in doc["undecided"]} == {"hstate-identity"}
 
@@ -177,7 +177,7 @@ def test_more_pools_than_a_page_that_is_not_there_tells(count):
     machine.image.missing.add(pool_word(machine, "order") >> 12)
     at = machine.kernel.physical("hugetlb_max_hstate")
     machine.image.write(at, count.to_bytes(4, "little"))
-    doc = check(hvo(program(machine)))
+    doc = check(hvo_of(program(machine)))
     assert doc["findings"] == []
     assert doc["complete"] is False
     assert "hstate-identity" in {one["rule"] for one in doc["undecided"]}
@@ -192,7 +192,7 @@ def test_reserved_huge_pages(reserved, defect, found):
     machine, _ = make_machine(describe("shared-7.3"))
     address = pool_word(machine, "resv_huge_pages")
     machine.image.write(address, reserved.to_bytes(8, "little", signed=True))
-    doc = check(hvo(program(machine)))
+    doc = check(hvo_of(program(machine)))
     assert bool(doc["findings"]) == found
     for finding in doc["findings"]:
         assert (finding["rule"], finding["severity"]) == ("hstate-reserve", "warning")
@@ -209,6 +209,6 @@ def test_reserved_while_pools_change(monkeypatch, state, findings, undecided):
     address = pool_word(machine, "resv_huge_pages")
     machine.image.write(address, (10**6).to_bytes(8, "little"))
     monkeypatch.setattr(Context, "lock", Lock(state, "not told"))
-    doc = check(hvo(program(machine)), only=("hstate-reserve",))
+    doc = check(hvo_of(program(machine)), only=("hstate-reserve",))
     assert len(doc["findings"]) == findings
     assert len(doc["undecided"]) == undecided

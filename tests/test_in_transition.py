@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from drgn_hvo.audit.in_transition import TRANSITIONS
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.described.description_file import load_toml
 from tests.command_support import run
 from tests.damage_support import Case
@@ -35,7 +35,7 @@ class Half:
         self.case = Case.of(name)
         self.order = order
         self.pfn = self.case.targets.order_0_slice()
-        self.has_mask = hvo(self.case.prog).layout.encoding.has_mask
+        self.has_mask = hvo_of(self.case.prog).layout.encoding.has_mask
         for pfn in range(self.pfn, self.pfn + (1 << order)):
             self.put(pfn, "tail_word", 0, 8)
             self.put(pfn, "_refcount", 0, 4)
@@ -58,7 +58,7 @@ class Half:
             self.put(pfn, "tail_word", word | 1, 8)
 
     def set_order(self):
-        place = hvo(self.case.prog).fields.order_place
+        place = hvo_of(self.case.prog).fields.order_place
         assert place is not None
         offset, size = place
         at = self.case.targets.machine.page_physical(self.pfn + 1) + offset - 64

@@ -16,7 +16,7 @@ from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables, KernelSymbol
 from drgn_hvo.formats.kallsyms_search import find_kallsyms
 from drgn_hvo.formats.kallsyms_writer import kallsyms_tables
 from drgn_hvo.kernel.finders import core_sources
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.extract_support import opened
@@ -172,7 +172,7 @@ def test_a_kernel_without_the_keys_is_read_as_with_them(name):
     base = program(machine)
     note = without_keys(base["VMCOREINFO"].string_())
     assert b"kallsyms" not in note
-    found, right = hvo(Overlay(base, vmcoreinfo=note).prog), hvo(base)
+    found, right = hvo_of(Overlay(base, vmcoreinfo=note).prog), hvo_of(base)
     assert found.kernel.symbols_from == "kallsyms"
     assert found.kernel.types_from == "btf"
     assert found.layout == right.layout
@@ -214,7 +214,7 @@ def test_types_are_found_without_symbols():
     base = program(machine)
     tokens = machine.kernel.physical("kallsyms_token_index")
     broken = Overlay(base, patches={tokens: b"\xff" * 512}).prog
-    kernel = hvo(broken).kernel
+    kernel = hvo_of(broken).kernel
     assert (kernel.types_from, kernel.symbols_from) == ("vmcoreinfo", "vmcoreinfo")
     assert broken.type("struct page").size == 64
     start = machine.kernel.physical("__start_BTF")

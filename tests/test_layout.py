@@ -11,7 +11,7 @@ import struct
 
 import pytest
 
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.overlay import Overlay
@@ -30,7 +30,7 @@ def case(request):
 
 def counts(prog):
     """Struct pages sampled, masks, pointers."""
-    evidence = hvo(prog).layout.encoding.evidence[1]
+    evidence = hvo_of(prog).layout.encoding.evidence[1]
     found = re.fullmatch(
         r"data: of (\d+) struct pages sampled, (\d+) hold a mask and (\d+) a pointer "
         r"into vmemmap",
@@ -43,7 +43,7 @@ def counts(prog):
 def taken_for(case, word):
     """How many masks and pointers there are more because of one word."""
     machine, base = case
-    offset = hvo(base).kernel.struct_page.offset
+    offset = hvo_of(base).kernel.struct_page.offset
     place = machine.page_physical(1) + offset
     assert base.read(place, 1, physical=True)[0] & 1 == 0, "PFN 1 is no tail"
     patched = Overlay(base, patches={place: struct.pack("<Q", word % 2**64)})
@@ -80,13 +80,13 @@ def test_what_no_kernel_writes_is_neither(case, word):
     ],
 )
 def test_pointers_are_to_struct_pages_from_the_first_one_on(case, offset, expected):
-    base = hvo(case[1]).vmemmap.base
+    base = hvo_of(case[1]).vmemmap.base
     assert taken_for(case, base + offset + 1) == expected
 
 
 @pytest.mark.parametrize(("pages", "expected"), [(-1, POINTER), (0, NEITHER)])
 def test_pointers_are_to_struct_pages_that_there_can_be(case, pages, expected):
-    bound = hvo(case[1])
+    bound = hvo_of(case[1])
     # MAX_PHYSMEM_BITS is 46 with four levels of page tables, 52 with five.
     last = bound.kernel.max_pfn_limit
     assert last in (1 << 34, 1 << 40)
@@ -95,7 +95,7 @@ def test_pointers_are_to_struct_pages_that_there_can_be(case, pages, expected):
 
 def test_slots_are_for_the_orders_between_the_smallest_and_the_largest():
     prog = program(build_machine(describe("shared-7.3")))
-    array = hvo(prog).layout.tails.array
+    array = hvo_of(prog).layout.tails.array
     assert array is not None
     # A folio of order 7 is the smallest that fills two pages of struct pages.
     indices = {order: array.index(order) for order in (6, 7, 9, 22, 23)}

@@ -22,7 +22,7 @@ from drgn_hvo.audit.lock import LOCK_FORMS, Lock, hugetlb_lock
 from drgn_hvo.audit.rules import RULES
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.overlay import Overlay, image_to_phys
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
@@ -39,7 +39,7 @@ class Pool:
         self.base = drgn.Program()
         self.base.set_core_dump(SAMPLES / f"{name}.kdump")
         install(self.base)
-        self.bound = hvo(self.base)
+        self.bound = hvo_of(self.base)
         self.context = Context(self.bound, Audit())
         self.pool = self.base["hstates"][0]
         (self.list,) = (
@@ -160,7 +160,7 @@ class Pool:
     def check(self, *, is_held):
         held = {self.lock: (1).to_bytes(4, "little")} if is_held else {}
         prog = Overlay(self.base, patches={**self.patches, **held}).prog
-        return check_document(hvo(prog), "core", CheckScope())
+        return check_document(hvo_of(prog), "core", CheckScope())
 
 
 @pytest.mark.parametrize("name", KERNELS)

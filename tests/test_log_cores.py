@@ -21,7 +21,7 @@ from drgn_hvo.commands.oops_text import print_oopses
 from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.formats.oops_log import parse_log, read_log
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
 from tests.command_support import check_refused, run
@@ -51,7 +51,7 @@ class Synthetic:
     def __init__(self, name, faults=()):
         self.machine, _ = make_machine(describe(name), faults)
         self.prog = program(self.machine)
-        self.bound = hvo(self.prog)
+        self.bound = hvo_of(self.prog)
         self.head = next(p.first_pfn for p in self.machine.plan.huge if p.optimized)
 
     def address(self, pfn):
@@ -184,7 +184,7 @@ def test_page_of_each_story(shared):
 def test_sample_of_a_real_oops():
     """T14: a write to a shared tail page from boot, whose reference counts are 1."""
     log = read_log(str(SAMPLES / "debian-7.1-boot-oops.txt"))
-    bound = hvo(open_target(str(SAMPLES / "debian-7.1-boot-oops.kdump")))
+    bound = hvo_of(open_target(str(SAMPLES / "debian-7.1-boot-oops.kdump")))
     document: Any = oops_document(bound, "core", log)
     (oops,) = document["oopses"]
     assert (oops["verdict"], oops["signature"]) == ("shared-tail-write", True)
@@ -206,7 +206,7 @@ def test_sample_of_a_real_oops():
 
 
 def arch(name):
-    return hvo(open_target(str(core_path(f"arch/{name}")))), truth(f"arch/{name}")
+    return hvo_of(open_target(str(core_path(f"arch/{name}")))), truth(f"arch/{name}")
 
 
 @pytest.mark.parametrize("mapped", [False, True])

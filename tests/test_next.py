@@ -9,7 +9,7 @@ import pytest
 
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.helpers.vmemmap import for_each_vmemmap_tail, vmemmap_tails
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.machine.machine import SOMEBODY
 from tests.command_support import run
 from tests.damage_support import Case
@@ -18,12 +18,12 @@ WRITABLE, PAGE = 2, 4096
 
 
 def shown(case):
-    return show_document(hvo(case.prog), "core", folios=True)
+    return show_document(hvo_of(case.prog), "core", folios=True)
 
 
 def tail_words(case, offset):
     """Where the words at an offset of all tails of one shared tail page are."""
-    pfn = hvo(case.prog).shared_tails[0].pfn
+    pfn = hvo_of(case.prog).shared_tails[0].pfn
     assert pfn is not None
     return [pfn * PAGE + i * 64 + offset for i in range(64)]
 
@@ -50,7 +50,7 @@ def test_no_tail_yet():
     assert document["shared_tails"] == []
     assert document["tail_layout"]["kind"] == "shared"
     assert case.check(deep=True)["status"] == "clean"
-    zone = hvo(case.prog).mmzone.pgdats[0].node_zones[1].address_of_()
+    zone = hvo_of(case.prog).mmzone.pgdats[0].node_zones[1].address_of_()
     assert not any(vmemmap_tails(zone))
 
 
@@ -66,7 +66,7 @@ def test_what_is_not_settled_may_be_either(mapcount, names_owner):
         for place in flags:
             case.put(place, 0)
     assert case.check(deep=True)["status"] == "clean"
-    layout = hvo(case.prog).mmzone.flags_layout
+    layout = hvo_of(case.prog).mmzone.flags_layout
     assert layout is not None
     place = case.flip(flags[9], 1 << layout.node_shift)
     assert case.first() == ("shared-tail-flags", place)

@@ -19,7 +19,7 @@ from drgn_hvo.commands.oops import oops_document
 from drgn_hvo.commands.oops_text import print_oopses
 from drgn_hvo.formats.oops_log import parse_log, read_log
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "oops.md").read_text()
@@ -48,7 +48,7 @@ def test_example(log, said):
 
 def test_sample():
     log = read_log(str(ROOT / "sample_vmcores" / "debian-7.1-boot-oops.txt"))
-    bound = hvo(
+    bound = hvo_of(
         open_target(str(ROOT / "sample_vmcores" / "debian-7.1-boot-oops.kdump"))
     )
     out = io.StringIO()

@@ -23,13 +23,13 @@ from hypothesis import given, strategies as st
 import jsonschema
 import pytest
 
-from drgn_hvo.audit.page_faults import VERDICTS, Facts, Place
+from drgn_hvo.audit.page_faults import VERDICTS, Facts, PlaceInFolio
 from drgn_hvo.commands.oops import oops_document
 from drgn_hvo.commands.oops_text import print_oopses
 from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.formats.fault_text import Fault
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.mapping import SliceMapping
 from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.synth.containers.elf import program
@@ -78,7 +78,7 @@ class Synthetic:
     def __init__(self, name, faults=()):
         self.machine, _ = make_machine(describe(name), faults)
         self.prog = program(self.machine)
-        self.bound = hvo(self.prog)
+        self.bound = hvo_of(self.prog)
         self.size = self.machine.plan.generation.struct_page_size
 
     def address(self, pfn, byte=0):
@@ -358,7 +358,7 @@ def test_only_refused_writes_have_the_signature(
         SliceMapping(5, writable, 0) if mapped else None,
         None,
         TAIL if has_tail and mapped else None,
-        Place(0, 9, index) if mapped else None,
+        PlaceInFolio(0, 9, index) if mapped else None,
     )
     verdict = next(verdict for verdict in VERDICTS if verdict.holds(facts))
     illegal = code == PROT | WRITE and bool(mapped) and not writable and index >= 1
@@ -372,7 +372,7 @@ def test_only_refused_writes_have_the_signature(
 def test_real_core(name):
     """Each kind of fault that the ground truth can tell of."""
     known = truth(name)
-    bound = hvo(open_target(str(core_path(name))))
+    bound = hvo_of(open_target(str(core_path(name))))
     base = int(known["vmemmap_base"], 0)
     fake = not any(
         zone_or_node.get("vmemmap_tails")
@@ -408,7 +408,7 @@ def test_real_core(name):
 def test_without_types(name):
     """What tells tails apart is not known then; what was attempted still is."""
     base = open_core(name)
-    bound = hvo(without_symbols(base))
+    bound = hvo_of(without_symbols(base))
     assert not bound.kernel.has_types
     known = truth(name)
     folio = known["folios"][0]
@@ -436,7 +436,7 @@ SAMPLE = ROOT / "sample_vmcores" / "shared-7.3.kdump"
 
 def sample_log():
     prog = open_target(str(SAMPLE))
-    bound = hvo(prog)
+    bound = hvo_of(prog)
     folios = bound.hugetlb.folios
     head = int(folios.head_pfn[bound.hugetlb.optimized_mapping][0])
     address = bound.vmemmap.page_address(head + 100)

@@ -16,7 +16,7 @@ import numpy as np
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 
 VMEMMAP = 0xFFFFFDFFC0000000
@@ -72,7 +72,7 @@ def program(arch, mask=0):
 
 
 def test_pages_and_heads_on_arm64(monkeypatch):
-    bound = hvo(program(drgn.Architecture.AARCH64), {"encoding": "pointer"})
+    bound = hvo_of(program(drgn.Architecture.AARCH64), {"encoding": "pointer"})
     monkeypatch.setattr(type(bound.vmemmap), "end_pfn", PAGES)
     heads = np.concatenate(list(bound.heads.range(0, PAGES)))
     expected = np.arange(PAGES, dtype=np.uint64)
@@ -82,7 +82,7 @@ def test_pages_and_heads_on_arm64(monkeypatch):
 
 
 def test_page_on_arm64(monkeypatch):
-    bound = hvo(program(drgn.Architecture.AARCH64), {"encoding": "pointer"})
+    bound = hvo_of(program(drgn.Architecture.AARCH64), {"encoding": "pointer"})
     monkeypatch.setattr(type(bound.vmemmap), "end_pfn", PAGES)
     specs = [parse_page_spec(text) for text in (str(HEAD + 3), "1000", "7")]
     tail, poisoned, single = page_document(bound, "core", specs)["pages"]
@@ -93,7 +93,7 @@ def test_page_on_arm64(monkeypatch):
 
 
 def test_masks_on_arm64(monkeypatch):
-    bound = hvo(program(drgn.Architecture.AARCH64, mask=0xFFFFFFFFFFFFF001))
+    bound = hvo_of(program(drgn.Architecture.AARCH64, mask=0xFFFFFFFFFFFFF001))
     monkeypatch.setattr(type(bound.vmemmap), "end_pfn", PAGES)
     document = show_document(bound, "core", folios=False)
     assert document["encoding"]["kind"] == "mask"
@@ -108,7 +108,7 @@ def test_page_tables_that_vmcoreinfo_does_not_lead_to(monkeypatch):
         "VMCOREINFO",
         VMCOREINFO.replace("NUMBER(kimage_voffset)", "NUMBER(removed)"),
     )
-    bound = hvo(program(drgn.Architecture.AARCH64), {"encoding": "pointer"})
+    bound = hvo_of(program(drgn.Architecture.AARCH64), {"encoding": "pointer"})
     monkeypatch.setattr(type(bound.vmemmap), "end_pfn", PAGES)
     document = show_document(bound, "core", folios=False)
     assert document["notes"][-1] == (

@@ -17,7 +17,7 @@ import pytest
 from drgn_hvo.kernel.bound import kernel
 from drgn_hvo.kernel.printk import kernel_log
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.not_optimized import REASONS, why_not_optimized
 from drgn_hvo.memmap.page_words import PageWordsReader
 from tests.command_support import run
@@ -39,7 +39,7 @@ def document(command, core, *args):
 
 @pytest.mark.parametrize("sample", REAL)
 def test_flags_as_drgn_names_them(sample):
-    found = hvo(open_target(str(SAMPLES / f"{sample}.kdump"), [], None))
+    found = hvo_of(open_target(str(SAMPLES / f"{sample}.kdump"), [], None))
     reader = PageWordsReader(found.kernel, found.vmemmap)
     prog = found.kernel.prog
     named: set[str] = set()
@@ -123,7 +123,7 @@ def test_nothing_is_poisoned_elsewhere():
 def test_why_not_optimized(sample, reasons):
     core = SAMPLES / f"{sample}.kdump"
     counted: dict[str, int] = {}
-    for one in why_not_optimized(hvo(open_target(str(core), [], None))):
+    for one in why_not_optimized(hvo_of(open_target(str(core), [], None))):
         counted[one.reason] = counted.get(one.reason, 0) + one.count
     assert counted == reasons
     shown = document("show", core)
@@ -140,7 +140,7 @@ def test_self_hosted_vmemmap():
     core = SHARED / "instants" / "hotplug1-7.2a.small.kdump"
     if not core.exists():
         pytest.skip("no instants in ../shared/cores")
-    rows = why_not_optimized(hvo(open_target(str(core), [], None)))
+    rows = why_not_optimized(hvo_of(open_target(str(core), [], None)))
     # The extract lacks struct pages of most frames.
     assert {row.reason for row in rows} == {"self-hosted", "not-read"}
     assert sum(row.count for row in rows) == 180

@@ -10,7 +10,7 @@ import pytest
 
 from drgn_hvo.kernel.arrays import distinct_index
 from drgn_hvo.kernel.pagetables import find_entry, walk
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import describe
@@ -22,7 +22,7 @@ REACHES = (PAGE, 2 << 20, 1 << 30)
 
 @cache
 def machine(name: str) -> Hvo:
-    return hvo(program(build_machine(describe(name))))
+    return hvo_of(program(build_machine(describe(name))))
 
 
 def mapped_by_walk(bound, start, end):

@@ -23,7 +23,7 @@ import pytest
 
 from drgn_hvo.cli import main
 import drgn_hvo.commands.in_drgn  # noqa: F401
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.plugin import OFF_SWITCH
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
@@ -189,7 +189,7 @@ def ran(prog, command):
 
 def folio_pfn(prog):
     """The head of some optimized folio."""
-    found = hvo(prog).hugetlb
+    found = hvo_of(prog).hugetlb
     return int(found.folios.head_pfn[found.optimized_mapping][0])
 
 
@@ -293,8 +293,8 @@ def test_finders_that_are_turned_off():
 def test_live_kernel_is_read_anew(monkeypatch):
     machine = build_machine(describe("shared-7.3"))
     live, core = program(machine, is_live=True), program(machine)
-    assert hvo(core) is hvo(core)
-    first, second = hvo(live), hvo(live)
+    assert hvo_of(core) is hvo_of(core)
+    first, second = hvo_of(live), hvo_of(live)
     assert first is not second
     assert first.kernel is second.kernel
     assert first.hugetlb is not second.hugetlb

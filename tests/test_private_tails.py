@@ -16,7 +16,7 @@ import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
@@ -31,7 +31,7 @@ def machine(request):
 def opened(machine):
     prog = program(machine)
     install(prog)
-    return hvo(prog)
+    return hvo_of(prog)
 
 
 @contextmanager

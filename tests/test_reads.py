@@ -20,7 +20,7 @@ from drgn_hvo.kernel import frames as memory
 from drgn_hvo.kernel.arrays import joined, without
 from drgn_hvo.kernel.pagetables import find_entry
 from drgn_hvo.memmap import heads
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.described.description import HugePages
 from drgn_hvo.synth.machine.machine import build_machine
@@ -58,7 +58,7 @@ def vmemmap_frames(bound):
 @pytest.mark.parametrize("name", [name for name in ALL if "odd-size" not in name])
 def test_each_frame_of_vmemmap_is_read_once(name, deep):
     prog, reads = counting_program(build_machine(describe(name)))
-    bound = hvo(prog)
+    bound = hvo_of(prog)
     assert check_document(bound, "core", CheckScope(deep=deep))["status"] == "clean"
     frames = vmemmap_frames(bound)
     assert reads.keys() & frames
@@ -72,7 +72,7 @@ def test_heads_are_read_once_on_a_machine_of_any_size(name, monkeypatch):
     pages = (HugePages(0, "DMA32", 9, 60), HugePages(1, "DMA32", 9, 20, list="active"))
     machine = build_machine(describe(name, huge_pages=pages, pages=()))
     prog, reads = counting_program(machine)
-    bound = hvo(prog)
+    bound = hvo_of(prog)
     # These look at samples.
     assert bound.layout
     assert bound.mmzone.flags_layout
@@ -93,8 +93,8 @@ def test_helpers_read_a_running_kernel_no_more_than_a_core(name, helper):
     for is_live in (False, True):
         prog, reads = counting_program(machine, is_live=is_live)
         pages = [
-            Object(prog, "struct page *", hvo(prog).vmemmap.page_address(pfn))
-            for pfn in hvo(prog).hugetlb.folios.head_pfn[:2].tolist()
+            Object(prog, "struct page *", hvo_of(prog).vmemmap.page_address(pfn))
+            for pfn in hvo_of(prog).hugetlb.folios.head_pfn[:2].tolist()
         ]
         helper(pages[0])
         reads.clear()
@@ -132,7 +132,7 @@ def test_heads_do_not_depend_on_which_frames_the_struct_pages_lie_in(name, monke
     # A chunk that has no frame twice is a case of its own.
     monkeypatch.setattr(heads, "_SLICES_PER_CHUNK", 8)
     base = program(build_machine(describe(name)))
-    bound = hvo(base)
+    bound = hvo_of(base)
     kernel, folios = bound.kernel, bound.hugetlb.folios
     assert kernel.page_table_format is not None
     own = np.flatnonzero((folios.shared_ptes == 0) & (folios.slices == 8))
@@ -149,7 +149,7 @@ def test_heads_do_not_depend_on_which_frames_the_struct_pages_lie_in(name, monke
         patches[entry.address] = other.value.to_bytes(8, "little")
         frame, onto = (e.value & 0x000F_FFFF_FFFF_F000 for e in (entry, other))
         patches[onto] = base.read(frame, 4096, physical=True)
-    permuted = hvo(Overlay(base, patches=patches).prog)
+    permuted = hvo_of(Overlay(base, patches=patches).prog)
     index, _ = permuted.vmemmap.frames(
         np.arange(start, start + 8 * 4096, 4096) // 4096 - permuted.vmemmap.base // 4096
     )

@@ -21,7 +21,7 @@ import pytest
 from drgn_hvo.cli import main
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.cores import CORES, core_path, open_core, truth
 
 # drgn's compound_head() takes masks for pointers unless struct zone has the array.
@@ -52,7 +52,7 @@ def expected(name):
 
 @pytest.fixture(scope="module")
 def bound(name):
-    return hvo(open_core(name))
+    return hvo_of(open_core(name))
 
 
 @pytest.fixture(scope="module")

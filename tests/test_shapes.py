@@ -11,7 +11,7 @@ import pytest
 
 from drgn_hvo.errors import DetectionError
 from drgn_hvo.kernel.shapes import SHAPES, fault_of, require_shapes
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import ALL, describe
@@ -45,7 +45,7 @@ def test_no_shape_keeps_an_extract_from_being_made_or_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_known_kernel_has_the_shapes_of_the_table(name):
-    prog = hvo(program(build_machine(describe(name)))).kernel.prog
+    prog = hvo_of(program(build_machine(describe(name)))).kernel.prog
     for struct in SHAPES:
         require_shapes(prog.type(struct), struct)
 
@@ -59,7 +59,7 @@ def changed(tmp_path, member, shape):
 def test_what_was_found_and_what_was_expected_is_said(tmp_path):
     _, opened = changed(tmp_path, "zone.vmemmap_tails", "struct")
     with opened as prog:
-        found = hvo(prog)
+        found = hvo_of(prog)
         assert found.layout.encoding.kind == "mask"
         assert "expected an array" in str(found.layout.tails.array_fault)
         assert len(found.hugetlb.folios) == 10
@@ -69,7 +69,7 @@ def test_what_was_found_and_what_was_expected_is_said(tmp_path):
 def test_a_pool_in_another_shape_leaves_nodes_and_tails_known(tmp_path):
     _, opened = changed(tmp_path, "hstate.nr_huge_pages", "other size")
     with opened as prog:
-        found = hvo(prog)
+        found = hvo_of(prog)
         assert not found.hugetlb.hstates
         assert len(found.shared_tails) == 2
         (unread,) = (one for one in found.unread if "pools" in one.what)
@@ -83,7 +83,7 @@ def test_a_struct_page_with_memdesc_is_refused_by_name(tmp_path):
         kernel.with_name("memcg_data", "memdesc") as prog,
         pytest.raises(DetectionError, match="struct page has memdesc, and 64"),
     ):
-        hvo(prog)
+        hvo_of(prog)
 
 
 def test_a_bit_field_is_no_word(tmp_path):

@@ -24,7 +24,7 @@ from drgn_hvo.formats.page_table_formats import (
 )
 from drgn_hvo.helpers.hugetlb import for_each_hugetlb_folio, validate_hugetlb_folio
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import write_core
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
@@ -99,7 +99,7 @@ def assert_healthy(bound, description):
 @pytest.mark.parametrize(("name", "page_shift", "levels"), LAYOUTS)
 def test_healthy_machines(name, page_shift, levels, generation):
     description = describe(name, page_shift, levels, generation)
-    assert_healthy(hvo(program(build_machine(description))), description)
+    assert_healthy(hvo_of(program(build_machine(description))), description)
 
 
 @pytest.mark.parametrize("generation", ["shared-7.3", "fake-head-6.12"])
@@ -115,7 +115,7 @@ def test_faults(name, page_shift, levels, generation):
             continue
         tried.add(fault.name)
         scope = CheckScope(deep=True)
-        document = check_document(hvo(program(machine)), "core", scope)
+        document = check_document(hvo_of(program(machine)), "core", scope)
         first = document["findings"][0]["rule"] if document["findings"] else None
         assert first == fault.rule, fault.name
     assert {"pte-foreign-frame", "pte-none", "head-read-only", "list-loop"} <= tried
@@ -139,12 +139,12 @@ def test_validators_pass_on_a_healthy_machine(name, page_shift, levels, generati
 def test_files(name, page_shift, levels, container, tmp_path):
     description = describe(name, page_shift, levels, "shared-7.3")
     write_core(description, tmp_path / "core", container)
-    bound = hvo(open_target(str(tmp_path / "core")))
+    bound = hvo_of(open_target(str(tmp_path / "core")))
     assert bound.kernel.arch == name
     assert_healthy(bound, description)
     # An extract answers the same.
     extract_document(bound.kernel.prog, "core", tmp_path / "extract", small=True)
-    again = hvo(open_target(str(tmp_path / "extract")))
+    again = hvo_of(open_target(str(tmp_path / "extract")))
     documents = [show_document(of, "core", folios=True) for of in (bound, again)]
     assert documents[0] == documents[1]
 
@@ -153,7 +153,7 @@ def test_files(name, page_shift, levels, container, tmp_path):
 def test_memory_is_read_where_it_is(name, page_shift, levels):
     """What the kernel's own pointers lead to, against the machine itself."""
     machine = build_machine(describe(name, page_shift, levels, "shared-7.3"))
-    bound = hvo(program(machine))
+    bound = hvo_of(program(machine))
     prog, kernel = bound.kernel.prog, machine.kernel
     assert prog["max_pfn"].value_() == machine.plan.max_pfn
     for symbol in ("hstates", "init_uts_ns", "swapper_pg_dir"):
@@ -258,16 +258,16 @@ ODD = Architecture(
 def test_an_architecture_is_one_entry(generation, monkeypatch, tmp_path):
     monkeypatch.setitem(ARCHITECTURES, "unknown", ODD)
     description = describe("unknown", 13, 3, generation)
-    bound = hvo(program(build_machine(description)))
+    bound = hvo_of(program(build_machine(description)))
     assert_healthy(bound, description)
     assert bound.kernel.geometry.page_size == 8192
     # From a file, too, and out of an extract.
     write_core(description, tmp_path / "core")
-    bound = hvo(open_target(str(tmp_path / "core")))
+    bound = hvo_of(open_target(str(tmp_path / "core")))
     assert_healthy(bound, description)
     if description.kernel_generation.can_optimize:
         machine, _ = make_machine(description, ["pte-writable"])
-        document = check_document(hvo(program(machine)), "core", CheckScope())
+        document = check_document(hvo_of(program(machine)), "core", CheckScope())
         assert [f["rule"] for f in document["findings"]] == ["vmemmap-tail-writable"]
 
 
@@ -288,9 +288,9 @@ def test_without_page_tables(name, generation, monkeypatch):
     description = describe(name, 12, 4, generation)
     machine = build_machine(description)
     looping, _ = make_machine(description, ["list-loop"])
-    whole = show_document(hvo(program(machine)), "core", folios=True)
+    whole = show_document(hvo_of(program(machine)), "core", folios=True)
     without_page_tables(monkeypatch, name)
-    bound = hvo(program(machine))
+    bound = hvo_of(program(machine))
     shown = show_document(bound, "core", folios=True)
     assert shown["hstates"] is not None
     assert whole["hstates"] is not None
@@ -313,5 +313,5 @@ def test_without_page_tables(name, generation, monkeypatch):
     results = {rule["id"]: rule["result"] for rule in document["rules"]}
     assert results["hstate-lists"] == results["hstate-counters"] == "pass"
     assert results["folio-head"] == results["compound-heads"] == "skip"
-    document = check_document(hvo(program(looping)), "core", CheckScope())
+    document = check_document(hvo_of(program(looping)), "core", CheckScope())
     assert document["findings"][0]["rule"] == "hstate-lists"

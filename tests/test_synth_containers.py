@@ -21,7 +21,7 @@ import pytest
 
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import UsageError
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import CONTAINERS, write_core, write_machine
 from drgn_hvo.synth.damage.faults import make_machine
@@ -39,7 +39,7 @@ def opened(path):
 
 
 def shown(prog):
-    return show_document(hvo(prog), "x", folios=True)
+    return show_document(hvo_of(prog), "x", folios=True)
 
 
 def needs(tool):

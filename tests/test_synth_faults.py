@@ -19,7 +19,7 @@ import pytest
 from drgn_hvo.cli import main
 from drgn_hvo.errors import UsageError
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import write_core
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
@@ -137,7 +137,7 @@ def test_nothing_to_damage():
 
 def hvo_with(name, *faults):
     machine, _ = make_machine(describe(name), faults)
-    return machine, hvo(program(machine))
+    return machine, hvo_of(program(machine))
 
 
 def test_misaligned_vmemmap():
@@ -157,7 +157,7 @@ def test_page_missing(tmp_path):
         prog = opened(path)
         with pytest.raises(drgn.FaultError):
             prog.read(pfn << 12, 8, True)
-        folios = hvo(prog).hugetlb.folios
+        folios = hvo_of(prog).hugetlb.folios
         assert (~folios.present).sum() == 1
 
 
@@ -218,7 +218,7 @@ def test_command(tmp_path: Path, capsys):
     core = tmp_path / "core"
     assert command(description, "-o", core) == 0
     assert capsys.readouterr() == ("", "")
-    assert len(hvo(opened(core)).hugetlb.folios) == 3
+    assert len(hvo_of(opened(core)).hugetlb.folios) == 3
     assert command(description, "-o", core) == 2
     assert "exists" in capsys.readouterr().err
     names = ["tail-mapping", "pte-writable"]
@@ -229,7 +229,7 @@ def test_command(tmp_path: Path, capsys):
     assert re.fullmatch("0x[0-9a-f]+", change["physical_address"])
     assert change["old"] == "000400000000adde"
     assert change["new"] == "00" * 8
-    folios = hvo(opened(core)).hugetlb.folios
+    folios = hvo_of(opened(core)).hugetlb.folios
     assert folios.writable_shared_ptes.sum() == 1
 
 

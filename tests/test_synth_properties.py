@@ -18,7 +18,7 @@ from drgn_hvo.formats.btf import Btf, BtfKind
 from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables, KernelSymbol
 from drgn_hvo.formats.kallsyms_writer import kallsyms_tables
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.kdump import FlattenedFile
 from drgn_hvo.synth.machine.btf_writer import write_btf
@@ -35,7 +35,7 @@ from tests.synth_support import ALL, expected_folios, expected_heads
 @given(data=st.data())
 def test_what_is_described_is_reported(name, data):
     machine = data.draw(machines(name))
-    found = hvo(program(machine))
+    found = hvo_of(program(machine))
     check_folios(machine, found)
     check_counters(machine, found)
     check_heads(machine, found)

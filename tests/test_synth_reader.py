@@ -15,7 +15,7 @@ import pytest
 
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.described.description import HugePages, Node
 from drgn_hvo.synth.described.generations import generation
 from drgn_hvo.synth.machine.structures import structures
@@ -43,7 +43,7 @@ TAILS = [name for name in ALL if generation(name).can_optimize]
 
 def look(description):
     machine, prog = machine_and_program(description)
-    return machine, hvo(prog)
+    return machine, hvo_of(prog)
 
 
 def reported_folios(hvo):

@@ -16,7 +16,7 @@ import pytest
 
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.cores import open_core
@@ -45,7 +45,7 @@ ONLY_SYNTHETIC = {"NUMBER(PG_hwpoison)", "SYMBOL(kallsyms_addresses)"}
 def pair(request):
     real, synthetic = request.param
     machine = build_machine(describe(synthetic))
-    return hvo(open_core(real)), hvo(program(machine))
+    return hvo_of(open_core(real)), hvo_of(program(machine))
 
 
 def vmcoreinfo_keys(hvo):

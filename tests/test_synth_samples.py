@@ -16,7 +16,7 @@ import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.described.description_file import load_description, load_toml
 from drgn_hvo.synth.described.generations import GENERATIONS
@@ -67,7 +67,7 @@ def test_sample(name):
     sample = TABLE[name]
     description = load_description(SAMPLES / sample["description"])
     machine, applied = make_machine(description, sample.get("faults", ()))
-    known = hvo(open_target(str(SAMPLES / f"{name}.kdump")))
+    known = hvo_of(open_target(str(SAMPLES / f"{name}.kdump")))
     assert known.kernel.release == description.release_string
     assert known.kernel.arch == description.architecture
     for fault in applied:
@@ -85,7 +85,7 @@ def test_sample(name):
 def test_real_sample(name):
     """What provenance says is what the core itself says, and the audit of it."""
     real = REAL[name]
-    known = hvo(opened(SAMPLES / f"{name}.kdump"))
+    known = hvo_of(opened(SAMPLES / f"{name}.kdump"))
     assert known.kernel.release == real["release"] == real["package"].split("-", 2)[2]
     namespace = known.kernel.vmcoreinfo.address("init_uts_ns")
     offset = known.kernel.vmcoreinfo.offset("uts_namespace.name")

@@ -10,7 +10,7 @@ import pytest
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import DetectionError
 from drgn_hvo.kernel.bound import Kernel
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from tests.damage_support import Case
 
 WRITABLE, PAGE = 2, 4096
@@ -18,7 +18,7 @@ FRAMES = (1 << 52) - PAGE
 
 
 def shown(case):
-    return show_document(hvo(case.prog), "core", folios=True)
+    return show_document(hvo_of(case.prog), "core", folios=True)
 
 
 def a_folio(case):

@@ -22,7 +22,7 @@ from drgn_hvo.commands.page import page_document, page_lines
 from drgn_hvo.commands.show import print_show, show_document
 from drgn_hvo.kernel.finders import core_sources
 from drgn_hvo.kernel.pagetables import find_entry
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 from tests.overlay import Overlay, image_to_phys
 from tools.holes import HOLES, Dump
@@ -36,11 +36,11 @@ CLAIMS = ("on no list,", "not optimized", "private", "none", "not mapped")
 @lru_cache(maxsize=2)
 def dump_of(name):
     dump = Dump(str(SAMPLES / f"{name}.kdump"))
-    return dump, hvo(dump.program())
+    return dump, hvo_of(dump.program())
 
 
 def report(prog, pfn):
-    (page,) = page_document(hvo(prog), "", [parse_page_spec(str(pfn))])["pages"]
+    (page,) = page_document(hvo_of(prog), "", [parse_page_spec(str(pfn))])["pages"]
     return page, page_lines(page)
 
 
@@ -122,14 +122,14 @@ def test_a_page_table_left_out(name, hole, capsys):
         if known.hugetlb.folios.shared_ptes[
             list(known.hugetlb.folios.head_pfn).index(head)
         ]
-        and hvo(prog).vmemmap.mapping(int(head) * 64 // 4096) is not None
+        and hvo_of(prog).vmemmap.mapping(int(head) * 64 // 4096) is not None
     )
     page, lines = report(prog, other)
     assert page["slice"]["mapped_by"] is None
     assert "private" not in text(lines)
-    print_map(hvo(prog), parse_page_spec(str(other)))
+    print_map(hvo_of(prog), parse_page_spec(str(other)))
     assert "others may map them" in capsys.readouterr().out
-    doc = show_document(hvo(prog), "", folios=True)
+    doc = show_document(hvo_of(prog), "", folios=True)
     assert doc["saved"] is not None
     assert doc["saved"]["pages"] is None
     assert doc["saved"]["net_bytes"] is None
@@ -158,7 +158,7 @@ def test_a_head_left_out(name, hole):
         assert "no PG_head" not in page["kind"]
         assert page["unread"] == [f"the struct pages of PFN {pfn}"]
         assert "Huge page: not known" in text(lines)
-    doc = show_document(hvo(prog), "", folios=True)
+    doc = show_document(hvo_of(prog), "", folios=True)
     (folio,) = (one for one in doc["folios"] or () if one["head_pfn"] == pfn)
     for key in ("refcount", "flags", "optimized_flag", "nid", "in_transition"):
         assert folio[key] is None
@@ -174,7 +174,7 @@ def test_counters_left_out_are_not_zero(hole, capsys):
     dump, known = dump_of("shared-7.3")
     pool = known.kernel.prog["hstates"][0]
     at = frame_of(known, pool.surplus_huge_pages_node[0].address_of_().value_())
-    doc = show_document(hvo(dump.program(at, hole)), "", folios=False)
+    doc = show_document(hvo_of(dump.program(at, hole)), "", folios=False)
     (shown,) = (one for one in doc["hstates"] or () if one["order"] == 9)
     assert [node["surplus"] for node in shown["nodes"]] == [None, None]
     print_show(doc)
@@ -204,7 +204,7 @@ def test_negative_counters_show(capsys):
     ).value_()
     patches = {at: (-512 & (1 << 64) - 1).to_bytes(8, "little")}
     doc = show_document(
-        hvo(Overlay(dump.program(), patches=patches).prog), "", folios=False
+        hvo_of(Overlay(dump.program(), patches=patches).prog), "", folios=False
     )
     assert [pool["reserved"] for pool in doc["hstates"] or ()] == [-512, 0]
     print_show(doc)

@@ -30,7 +30,7 @@ from drgn_hvo.commands.oops import oops_document
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.formats.oops_log import parse_log
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 from tools.holes import HOLES, Dump, Hole
 
@@ -115,7 +115,7 @@ class Questions:
 
     def answers(self, prog: drgn.Program) -> dict[str, Any]:
         """What ``page``, ``oops`` and ``heads`` say."""
-        known = hvo(prog)
+        known = hvo_of(prog)
         head = self.head_pfn
         pfns = (head, head + 70, head + 256, head - 1)
         specs = [parse_page_spec(f"pfn:0d{pfn}") for pfn in pfns]
@@ -193,7 +193,7 @@ class Asked:
 def ask(path: str) -> Asked:
     """Ask a whole dump."""
     dump = Dump(path)
-    questions = Questions.about(hvo(dump.program()))
+    questions = Questions.about(hvo_of(dump.program()))
     dump.pages = pages = _Pages(dump.pages)
     whole = questions.answers(dump.program())
     return Asked(dump, questions, whole, sorted(pages.read))

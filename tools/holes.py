@@ -34,7 +34,7 @@ import drgn
 from drgn_hvo.commands.check import CheckScope, check_document, exit_status
 from drgn_hvo.commands.failures import failure
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 
 __all__ = ("Answer", "AnsweredFinding", "Dump", "audited", "judge", "main")
 
@@ -70,7 +70,7 @@ class Dump:
             yield pfn, self._base.read(pfn * size, size, physical=True)
 
     def _limit(self) -> int:
-        return hvo(self._base).vmemmap.end_pfn
+        return hvo_of(self._base).vmemmap.end_pfn
 
     def _present(self, start: int, end: int) -> Iterator[int]:
         size = self.page_size
@@ -154,7 +154,7 @@ class Answer:
 def audited(prog: drgn.Program) -> Answer:
     """Audit a program, as ``check`` does."""
     try:
-        doc = check_document(hvo(prog), "", CheckScope())
+        doc = check_document(hvo_of(prog), "", CheckScope())
     except Exception as e:
         known = failure(e)
         if known is None:

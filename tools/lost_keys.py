@@ -23,7 +23,7 @@ from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.failures import failure
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 
 __all__ = ("answers", "main", "without_keys")
 
@@ -40,7 +40,7 @@ def answers(path: str, note: Optional[str] = None) -> dict[str, Any]:
     """What ``show`` and ``check`` say of a core, or why they say nothing."""
     said: dict[str, Any] = {}
     try:
-        known = hvo(open_target(path, (), note))
+        known = hvo_of(open_target(path, (), note))
         said["show"] = show_document(known, path, folios=True)
         said["check"] = check_document(known, path, CheckScope())
     except Exception as e:

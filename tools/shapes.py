@@ -36,7 +36,7 @@ from drgn_hvo.extract.command import extract_document
 from drgn_hvo.formats.btf import Btf, BtfKind
 from drgn_hvo.formats.btf_header import parse_header, section
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
@@ -258,9 +258,11 @@ class Kernel:
         folio = self.machine.plan.huge[0].first_pfn
         self._specs = [parse_page_spec(str(pfn)) for pfn in (folio, folio + 70, 3)]
         self._commands: dict[str, Callable[[Program], Any]] = {
-            "show": lambda prog: show_document(hvo(prog), "x", folios=True),
-            "check": lambda prog: check_document(hvo(prog), "x", CheckScope(deep=True)),
-            "page": lambda prog: page_document(hvo(prog), "x", self._specs),
+            "show": lambda prog: show_document(hvo_of(prog), "x", folios=True),
+            "check": lambda prog: check_document(
+                hvo_of(prog), "x", CheckScope(deep=True)
+            ),
+            "page": lambda prog: page_document(hvo_of(prog), "x", self._specs),
             "map": self._map,
             "heads": self._heads,
             "extract": self._extracted,
@@ -270,12 +272,12 @@ class Kernel:
     def _map(self, prog: Program) -> str:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            print_map(hvo(prog), self._specs[0])
+            print_map(hvo_of(prog), self._specs[0])
         return out.getvalue()
 
     def _heads(self, prog: Program) -> list[list[int]]:
         first = self.machine.plan.huge[0].first_pfn
-        return [part.tolist() for part in hvo(prog).heads.range(first, first + 1024)]
+        return [part.tolist() for part in hvo_of(prog).heads.range(first, first + 1024)]
 
     def _extracted(self, prog: Program) -> None:
         """Of an extract, only that it is made or refused."""

@@ -21,38 +21,38 @@ from drgn import FaultError, get_default_prog
 from drgn.helpers.common.format import number_in_binary_units, print_table
 
 from drgn_hvo.errors import HvoError
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 
 
-def saved_per_node(found: Hvo) -> dict[int, tuple[int, int, int]]:
+def saved_per_node(hvo: Hvo) -> dict[int, tuple[int, int, int]]:
     """Optimized folios, frames saved and shared tail pages, by node."""
-    folios = found.hugetlb.folios
-    optimized = found.hugetlb.optimized_mapping
-    nids = found.folio_nids[optimized].tolist()
+    folios = hvo.hugetlb.folios
+    optimized = hvo.hugetlb.optimized_mapping
+    nids = hvo.folio_nids[optimized].tolist()
     saved: Counter[int] = Counter()
     for nid, shared in zip(nids, folios.shared_ptes[optimized].tolist()):
         saved[nid] += shared
     # Two slots may name one frame only by damage, and then it is paid for once.
     tails = Counter(
         nid
-        for _, nid in {(t.pfn, t.frame_nid) for t in found.shared_tails}
+        for _, nid in {(t.pfn, t.frame_nid) for t in hvo.shared_tails}
         if nid is not None
     )
     count = Counter(nids)
-    nodes = sorted({*found.mmzone.pgdats, *count, *tails})
+    nodes = sorted({*hvo.mmzone.pgdats, *count, *tails})
     return {nid: (count[nid], saved[nid], tails[nid]) for nid in nodes}
 
 
 def main() -> None:
     """Print a table."""
-    found = hvo(get_default_prog())
-    page_size = found.kernel.geometry.page_size
+    hvo = hvo_of(get_default_prog())
+    page_size = hvo.kernel.geometry.page_size
     rows: list[tuple[object, ...]] = [("NODE", "OPTIMIZED", "SAVED", "TAILS", "NET")]
-    for nid, (count, saved, tails) in saved_per_node(found).items():
+    for nid, (count, saved, tails) in saved_per_node(hvo).items():
         net = number_in_binary_units((saved - tails) * page_size)
         rows.append(("?" if nid < 0 else nid, count, saved, tails, net))
     print_table(rows)
-    for unread in found.unread:
+    for unread in hvo.unread:
         print(f"Note: {unread}")
 
 

@@ -23,38 +23,38 @@ from drgn.helpers.common.format import print_table
 import numpy as np
 
 from drgn_hvo.errors import HvoError, UsageError
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec, resolve_page
 from drgn_hvo.memmap.pools import LIST_NAMES
 
 
-def frame_of_tails(found: Hvo, text: str) -> int:
+def frame_of_tails(hvo: Hvo, text: str) -> int:
     """The page frame of tails that the user means."""
     spec = parse_page_spec(text)
-    pfn = resolve_page(found.vmemmap, spec)
+    pfn = resolve_page(hvo.vmemmap, spec)
     if spec.kind == "pfn":
         return pfn
-    mapping = found.vmemmap.mapping(pfn // found.kernel.geometry.pages_per_slice)
+    mapping = hvo.vmemmap.mapping(pfn // hvo.kernel.geometry.pages_per_slice)
     if mapping is None:
         raise UsageError(f"{text}: vmemmap is not mapped there")
     return mapping.pfn
 
 
-def sharers(found: Hvo, frame: int) -> list[int]:
+def sharers(hvo: Hvo, frame: int) -> list[int]:
     """Indices of the folios whose slices behind the first map a frame."""
-    slices = found.hugetlb.folios.tail_slices
+    slices = hvo.hugetlb.folios.tail_slices
     maps = (slices.pfn == frame) & ((slices.step == 0) | (slices.count == 1))
     return np.unique(slices.folio[maps]).tolist()
 
 
 def main(text: str) -> None:
     """Print a table of folios."""
-    found = hvo(get_default_prog())
-    frame = frame_of_tails(found, text)
-    indices = sharers(found, frame)
+    hvo = hvo_of(get_default_prog())
+    frame = frame_of_tails(hvo, text)
+    indices = sharers(hvo, frame)
     if not indices:
         raise UsageError(f"no huge page has its tails on PFN {frame}")
-    folios, nids = found.hugetlb.folios, found.folio_nids
+    folios, nids = hvo.hugetlb.folios, hvo.folio_nids
     rows: list[tuple[object, ...]] = [("PFN", "ORDER", "NODE", "LIST", "REFCOUNT")]
     rows += [
         (

@@ -29,7 +29,7 @@ from drgn.helpers.linux.mm import virt_to_phys
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.errors import HvoError, UnavailableError, UsageError
 from drgn_hvo.kernel.pagetables import Walk, walk
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 
 
@@ -52,9 +52,9 @@ class Found:
     problems: list[str]
 
 
-def processes(found: Hvo, problems: list[str]) -> Iterator[Object]:
+def processes(hvo: Hvo, problems: list[str]) -> Iterator[Object]:
     """Every process once (not every thread), as far as the list is in the dump."""
-    prog = found.kernel.prog
+    prog = hvo.kernel.prog
     try:
         tasks = prog["init_task"].tasks.address_of_()
     except LookupError as e:
@@ -65,9 +65,9 @@ def processes(found: Hvo, problems: list[str]) -> Iterator[Object]:
         problems.append(f"the list of processes breaks off: {e}")
 
 
-def user_page_tables(found: Hvo, mm: Object) -> Walk:
+def user_page_tables(hvo: Hvo, mm: Object) -> Walk:
     """What the page tables of a process map below the kernel."""
-    kernel = found.kernel
+    kernel = hvo.kernel
     page_table = kernel.page_table_format
     if page_table is None:
         raise UnavailableError(f"the page tables of {kernel.arch} cannot be walked")
@@ -77,13 +77,13 @@ def user_page_tables(found: Hvo, mm: Object) -> Walk:
     return walk(kernel.reader, replace(page_table, root=root), 0, end)
 
 
-def users_of(found: Hvo, head_pfn: int, order: int) -> Found:
+def users_of(hvo: Hvo, head_pfn: int, order: int) -> Found:
     """The users of a huge page."""
     users: list[User] = []
     problems: list[str] = []
     end_pfn = head_pfn + (1 << order)
-    shift = found.kernel.geometry.page_shift
-    for task in processes(found, problems):
+    shift = hvo.kernel.geometry.page_shift
+    for task in processes(hvo, problems):
         who = f"the process of task_struct {task.value_():#x}"
         try:
             pid = task.pid.value_()
@@ -92,7 +92,7 @@ def users_of(found: Hvo, head_pfn: int, order: int) -> Found:
             mm = task.mm.read_()
             if not mm:
                 continue
-            tables = user_page_tables(found, mm)
+            tables = user_page_tables(hvo, mm)
         except FaultError as e:
             problems.append(f"{who} cannot be looked at: {e}")
             continue
@@ -112,26 +112,26 @@ def users_of(found: Hvo, head_pfn: int, order: int) -> Found:
     return Found(users, problems)
 
 
-def mapcount(found: Hvo, head_pfn: int) -> Optional[int]:
+def mapcount(hvo: Hvo, head_pfn: int) -> Optional[int]:
     """How many mappings the kernel counts; ``None`` if it has no such counter."""
-    folio = found.kernel.type("struct folio")
+    folio = hvo.kernel.type("struct folio")
     if folio is None or not folio.has_member("_entire_mapcount"):
         return None
-    address = found.vmemmap.page_address(head_pfn)
-    head = Object(found.kernel.prog, "struct folio *", address)
+    address = hvo.vmemmap.page_address(head_pfn)
+    head = Object(hvo.kernel.prog, "struct folio *", address)
     return int(head._entire_mapcount.counter.value_()) + 1
 
 
 def main(text: str) -> None:
     """Print a table of users."""
-    found = hvo(get_default_prog())
-    page = page_document(found, "", [parse_page_spec(text)])["pages"][0]
-    if not found.has_hugetlb:
+    hvo = hvo_of(get_default_prog())
+    page = page_document(hvo, "", [parse_page_spec(text)])["pages"][0]
+    if not hvo.has_hugetlb:
         raise UnavailableError("finding processes needs types")
     head_pfn, order = page["head_pfn"], page["order"]
     if page["folio"] is None or head_pfn is None or order is None:
         raise UsageError(f"{text}: no huge page, but {page['kind']}")
-    result = users_of(found, head_pfn, order)
+    result = users_of(hvo, head_pfn, order)
     print(f"PFN {page['pfn']} is in the huge page of PFN {head_pfn}, order {order}")
     rows: list[tuple[object, ...]] = [("PID", "COMM", "START", "END", "ACCESS")]
     rows += [
@@ -148,7 +148,7 @@ def main(text: str) -> None:
         print_table(rows)
     else:
         print("No process that could be looked at maps it")
-    counted = mapcount(found, head_pfn)
+    counted = mapcount(hvo, head_pfn)
     if counted is not None and counted != len(result.users):
         result.problems.append(f"the kernel counts {counted} mappings of it")
     for problem in result.problems:

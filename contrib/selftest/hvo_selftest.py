@@ -33,7 +33,7 @@ from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.run import confirmed_audit
 from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 
 EXIT_PASSED, EXIT_FAILED, EXIT_ERROR, EXIT_SKIPPED = 0, 1, 2, 4
 
@@ -179,11 +179,11 @@ class SelfTest:
         self.passed = 0
 
     def _audit(self) -> Audit:
-        return confirmed_audit(hvo(self._prog))
+        return confirmed_audit(hvo_of(self._prog))
 
     def optimized(self, pool: Pool) -> int:
         """How many huge pages of a size are optimized."""
-        hugetlb = hvo(self._prog).hugetlb
+        hugetlb = hvo_of(self._prog).hugetlb
         mine = hugetlb.folios.order == pool.order
         return int(np.count_nonzero(mine & hugetlb.optimized_mapping))
 
@@ -270,7 +270,7 @@ def _wrong_gain(gained: int, got: int, switch: int) -> Iterator[str]:
 
 def _tell_orders(prog: Program, pools: list[Pool]) -> None:
     """Say which orders cannot be tested here, and why."""
-    most = hvo(prog).layout.tails.max_order
+    most = hvo_of(prog).layout.tails.max_order
     reached = {pool.order for pool in pools}
     if most is None:
         print(

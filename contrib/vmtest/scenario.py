@@ -19,7 +19,7 @@ from contrib.vmtest.guest import Guest
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 
 __all__ = (
     "BOOT",
@@ -204,8 +204,8 @@ def inspect(target: str) -> Inspection:
     """Look at a target as ``show`` and ``check`` do."""
     prog = open_target(target)
     return Inspection(
-        dict(show_document(hvo(prog), target, folios=False)),
-        dict(check_document(hvo(prog), target, CheckScope())),
+        dict(show_document(hvo_of(prog), target, folios=False)),
+        dict(check_document(hvo_of(prog), target, CheckScope())),
     )
 
 

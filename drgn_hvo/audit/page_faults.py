@@ -35,7 +35,7 @@ __all__ = (
     "TELLING_TEXTS",
     "VERDICTS",
     "Facts",
-    "Place",
+    "PlaceInFolio",
     "Printed",
     "Verdict",
     "verdict_of",
@@ -60,7 +60,7 @@ TELLING_TEXTS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class PlaceInFolio:
     """Where a page of vmemmap lies in a folio."""
 
     head_pfn: int
@@ -104,7 +104,7 @@ class Facts:
     mapping: Optional[SliceMapping] = None
     printed: Optional[Printed] = None
     tail: Optional[SharedTail] = None
-    place: Optional[Place] = None
+    place: Optional[PlaceInFolio] = None
     geometry: Optional[Geometry] = None
     registers: frozenset[int] = frozenset()
 

@@ -31,7 +31,7 @@ from drgn_hvo.commands.ktap import print_ktap_document, print_ktap_plan
 from drgn_hvo.commands.workers import Limits, Lost, results
 from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
-from drgn_hvo.memmap.hvo import hvo
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.progress import progress
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _check(options: CheckOptions, target: str) -> _Result:
     prog: Optional[Program] = None
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
-        found = hvo(prog, dict(options.assume))
+        found = hvo_of(prog, dict(options.assume))
         document = with_dump(check_document(found, target, options.scope), prog)
     except Exception as e:
         known = failure(e)

@@ -23,7 +23,7 @@ from drgn_hvo.audit.log_pages import (
     not_this_boot,
     pointers_of,
 )
-from drgn_hvo.audit.page_faults import Facts, Place, Printed, Verdict, verdict_of
+from drgn_hvo.audit.page_faults import Facts, PlaceInFolio, Printed, Verdict, verdict_of
 from drgn_hvo.audit.page_reports import page_report, page_verdict_of
 from drgn_hvo.commands.document import document
 from drgn_hvo.commands.page import page_document
@@ -125,13 +125,13 @@ def _find_tail(hvo: Hvo, frame: int) -> Optional[SharedTail]:
     return next((tail for tail in hvo.shared_tails if tail.pfn == frame), None)
 
 
-def _place_on_tail(hvo: Hvo, tail: SharedTail, slice_: int) -> Place:
+def _place_on_tail(hvo: Hvo, tail: SharedTail, slice_: int) -> PlaceInFolio:
     """A folio is aligned: its order says where it begins, whatever its words hold."""
     slices = hvo.kernel.geometry.slices(tail.order)
-    return Place(slice_ // slices << tail.order, tail.order, slice_ % slices)
+    return PlaceInFolio(slice_ // slices << tail.order, tail.order, slice_ % slices)
 
 
-def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[Place]:
+def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[PlaceInFolio]:
     """The folio whose own frame stands behind its tails, too."""
     slices = (
         hvo.vmemmap.slices_on(frame) if hvo.layout.tails.has_fake_heads else np.zeros(0)
@@ -147,7 +147,7 @@ def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[Place]:
     index = slice_ - first
     if not 0 <= index < geometry.slices(head.order):
         return None
-    return Place(head_pfn, head.order, index)
+    return PlaceInFolio(head_pfn, head.order, index)
 
 
 def _facts(hvo: Hvo, report: Report, fault: Fault, *, same_boot: bool) -> Facts:
@@ -169,7 +169,7 @@ def _facts(hvo: Hvo, report: Report, fault: Fault, *, same_boot: bool) -> Facts:
     if printed is not None and printed.frame is not None:
         frame = printed.frame
     tail = None if frame is None else _find_tail(hvo, frame)
-    place: Optional[Place] = None
+    place: Optional[PlaceInFolio] = None
     if tail is not None:
         place = _place_on_tail(hvo, tail, slice_)
     elif frame is not None:

@@ -88,14 +88,14 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
 
 
 def _pools(hvo: Hvo, *, folios: bool) -> Pools:
-    found = hvo.hugetlb if hvo.has_hugetlb else None
+    hugetlb = hvo.hugetlb if hvo.has_hugetlb else None
     pools: Pools = {"shared_tails": None, "hstates": None, "saved": None}
-    if found is not None:
+    if hugetlb is not None:
         pools["shared_tails"] = [_shared_tail(hvo, t) for t in hvo.shared_tails]
-        pools["hstates"] = [_hstate(hvo, found, h) for h in found.hstates]
-        pools["saved"] = _saved(hvo, found)
+        pools["hstates"] = [_hstate(hvo, hugetlb, h) for h in hugetlb.hstates]
+        pools["saved"] = _saved(hvo, hugetlb)
     if folios:
-        pools["folios"] = None if found is None else list(_folios(hvo, found))
+        pools["folios"] = None if hugetlb is None else list(_folios(hvo, hugetlb))
     return pools
 
 
@@ -190,13 +190,13 @@ def _is_row(hvo: Hvo, hstate: HState, nid: int) -> bool:
     return nid in hvo.mmzone.online_nids or any(known) or None in known
 
 
-def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> HstateEntry:
-    of_order = found.folios.order == hstate.order
+def _hstate(hvo: Hvo, hugetlb: Hugetlb, hstate: HState) -> HstateEntry:
+    of_order = hugetlb.folios.order == hstate.order
     nids = hvo.folio_nids
     # A folio of which nothing tells the node may be on any.
     are_nids_known = not bool((of_order & (nids < 0)).any())
     are_mapped = are_nids_known and not hvo.vmemmap.walk.missing
-    unread = [a for a in found.lists_of(hstate.order) if not a.is_whole]
+    unread = [a for a in hugetlb.lists_of(hstate.order) if not a.is_whole]
     unread_nids = {a_list.nid for a_list in unread}
     nodes: list[HstateNodeEntry] = []
     for nid in hvo.mmzone.nids:
@@ -212,7 +212,9 @@ def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> HstateEntry:
                 "surplus": hstate.surplus_node[nid],
                 "folios": int(here.sum()) if are_listed else None,
                 "optimized": (
-                    int((here & found.optimized_mapping).sum()) if are_mapped else None
+                    int((here & hugetlb.optimized_mapping).sum())
+                    if are_mapped
+                    else None
                 ),
             }
         )
@@ -227,11 +229,11 @@ def _hstate(hvo: Hvo, found: Hugetlb, hstate: HState) -> HstateEntry:
     }
 
 
-def _saved(hvo: Hvo, found: Hugetlb) -> SavedEntry:
+def _saved(hvo: Hvo, hugetlb: Hugetlb) -> SavedEntry:
     pages: Optional[int] = None
     by_node_order: Optional[list[SavedByEntry]] = None
     if not hvo.vmemmap.walk.missing:
-        pages = int(found.folios.shared_ptes.sum())
+        pages = int(hugetlb.folios.shared_ptes.sum())
         by_node_order = [
             {"nid": nid, "order": order, "pages": count}
             for (nid, order), count in saved_by_node_order(hvo).items()
@@ -254,30 +256,30 @@ def _saved(hvo: Hvo, found: Hugetlb) -> SavedEntry:
 _TAIL_PAGES = (Need.NODES, Need.SLOTS)
 
 
-def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
+def _folios(hvo: Hvo, hugetlb: Hugetlb) -> Iterator[FolioEntry]:
     """One document a folio, by head PFN."""
-    folios = found.folios
+    folios = hugetlb.folios
     nids = hvo.folio_nids.tolist()
     zones = hvo.folio_zones.tolist()
-    optimized = found.has_hpg_flag("vmemmap_optimized")
-    mapping = found.optimized_mapping.tolist()
-    in_transition = found.in_transition.tolist()
+    optimized = hugetlb.has_hpg_flag("vmemmap_optimized")
+    mapping = hugetlb.optimized_mapping.tolist()
+    in_transition = hugetlb.in_transition.tolist()
     hwpoison = are_hwpoisoned(hvo)
     holes = (folios.mapped < folios.slices) & bool(hvo.vmemmap.walk.missing)
-    whole_orders = _orders_with_whole_lists(found)
+    whole_orders = _orders_with_whole_lists(hugetlb)
     tail_frames = _tail_frames(folios)
-    flag_names = sorted(found.hpg_flags, key=lambda name: found.hpg_flags[name])
+    flag_names = sorted(hugetlb.hpg_flags, key=lambda name: hugetlb.hpg_flags[name])
     for i in range(len(folios)):
         present = bool(folios.present[i])
         private = int(folios.private[i])
-        flags = [n for n in flag_names if private >> found.hpg_flags[n] & 1]
+        flags = [n for n in flag_names if private >> hugetlb.hpg_flags[n] & 1]
         zone = None
         if nids[i] >= 0:
             zone = hvo.mmzone.zone_name(nids[i], zones[i])
         head_frame = int(folios.head_frame[i])
         on_list = LIST_NAMES[folios.on_list[i]]
         is_list_known = on_list is not None or (
-            not found.unread_pools and int(folios.order[i]) in whole_orders
+            not hugetlb.unread_pools and int(folios.order[i]) in whole_orders
         )
         yield {
             "head_pfn": int(folios.head_pfn[i]),
@@ -303,10 +305,10 @@ def _folios(hvo: Hvo, found: Hugetlb) -> Iterator[FolioEntry]:
         }
 
 
-def _orders_with_whole_lists(found: Hugetlb) -> set[int]:
+def _orders_with_whole_lists(hugetlb: Hugetlb) -> set[int]:
     """Orders of pools of which every list could be followed to its end."""
-    broken = {a_list.order for a_list in found.lists if not a_list.is_whole}
-    return {hstate.order for hstate in found.hstates} - broken
+    broken = {a_list.order for a_list in hugetlb.lists if not a_list.is_whole}
+    return {hstate.order for hstate in hugetlb.hstates} - broken
 
 
 def _tail_frames(folios: Folios) -> dict[int, list[int]]:
@@ -316,9 +318,9 @@ def _tail_frames(folios: Folios) -> dict[int, list[int]]:
     for i in np.flatnonzero(slices.shared > 0).tolist():
         pfn, count = int(slices.pfn[i]), int(slices.count[i])
         # Slices that map one frame, or a stretch with shared ones among others.
-        found = {pfn} if slices.step[i] == 0 else set(range(pfn, pfn + count))
-        frames.setdefault(int(slices.folio[i]), set()).update(found)
-    return {folio: sorted(found) for folio, found in frames.items()}
+        mapped = {pfn} if slices.step[i] == 0 else set(range(pfn, pfn + count))
+        frames.setdefault(int(slices.folio[i]), set()).update(mapped)
+    return {folio: sorted(pfns) for folio, pfns in frames.items()}
 
 
 def _unread(hvo: Hvo) -> Iterator[str]:

@@ -70,9 +70,9 @@ def session_of(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Ses
     """
 
     def opened() -> Hvo:
-        from drgn_hvo.memmap.hvo import hvo
+        from drgn_hvo.memmap.hvo import hvo_of
 
-        return hvo(prog, assume)
+        return hvo_of(prog, assume)
 
     return Session(_target_name(prog), opened)
 

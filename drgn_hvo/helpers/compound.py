@@ -28,14 +28,9 @@ from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     is_tail,
 )
-from drgn_hvo.helpers._bound import (
-    StructPage,
-    folio_type,
-    pointer_value,
-    read_page,
-    struct_page,
-)
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.helpers._arguments import folio_type, pointer_value
+from drgn_hvo.helpers._struct_page import StructPage, read_page, struct_page
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 
 __all__ = (
     "PageHead",
@@ -72,7 +67,7 @@ def compound_info_has_mask(prog: Program) -> bool:
 
     :raises HvoError: if types and data disagree, or nothing tells.
     """
-    return hvo(prog).layout.encoding.has_mask
+    return hvo_of(prog).layout.encoding.has_mask
 
 
 def compound_head(page: Object) -> Object:
@@ -114,35 +109,35 @@ def compound_heads(
         dump does not have it, or the tail leads out of vmemmap.
     :raises HvoError: if *pfns* are no PFNs, or vmemmap cannot be read at all.
     """
-    bound = hvo(prog)
+    hvo = hvo_of(prog)
     if isinstance(pfns, range) and pfns.step == 1:
-        return _heads_of_range(bound, pfns)
+        return _heads_of_range(hvo, pfns)
     numbers = np.asarray(pfns)
     if numbers.size and numbers.dtype.kind not in "iu":
         raise UsageError(f"PFNs are integers, not {numbers.dtype}")
     flat = numbers.reshape(-1)
-    limit = bound.kernel.max_pfn_limit
+    limit = hvo.kernel.max_pfn_limit
     heads = np.full(len(flat), ALL_ONES, dtype=np.uint64)
     # Neighbours share pages of vmemmap.
     known = np.flatnonzero((flat >= 0) & (flat < limit))
     known = known[np.argsort(flat[known], kind="stable")]
     for start in range(0, len(known), _PAGES_PER_BATCH):
         batch = known[start : start + _PAGES_PER_BATCH]
-        heads[batch] = bound.heads.many(flat[batch].astype(np.int64))
+        heads[batch] = hvo.heads.many(flat[batch].astype(np.int64))
     return heads.reshape(numbers.shape)
 
 
-def _heads_of_range(bound: Hvo, pfns: range) -> npt.NDArray[np.uint64]:
-    if pfns and not 0 <= pfns.start < pfns.stop <= bound.kernel.max_pfn_limit:
+def _heads_of_range(hvo: Hvo, pfns: range) -> npt.NDArray[np.uint64]:
+    if pfns and not 0 <= pfns.start < pfns.stop <= hvo.kernel.max_pfn_limit:
         raise UsageError(
             f"no range of PFNs: {pfns.start} to {pfns.stop}; this kernel could have "
-            f"{bound.kernel.max_pfn_limit}"
+            f"{hvo.kernel.max_pfn_limit}"
         )
     heads = np.full(len(pfns), ALL_ONES, dtype=np.uint64)
-    end = min(pfns.stop, bound.vmemmap.end_pfn)
+    end = min(pfns.stop, hvo.vmemmap.end_pfn)
     done = 0
     if pfns.start < end:
-        for chunk in bound.heads.range(pfns.start, end):
+        for chunk in hvo.heads.range(pfns.start, end):
             heads[done : done + len(chunk)] = chunk
             done += len(chunk)
     return heads
@@ -268,20 +263,20 @@ def snapshot_page(page: Object) -> PageSnapshot:
     :raises HvoError: if the kernel has no ``struct folio``.
     """
     prog, address = pointer_value(page, "page")
-    bound = hvo(prog)
+    hvo = hvo_of(prog)
     types = _SnapshotTypes(page.type_.unaliased().type, folio_type(prog).type)
     for _ in range(1 + _SNAPSHOT_LOOPS):
-        copy = struct_page(bound, address)
+        copy = struct_page(hvo, address)
         found = _folio_of(copy, types.whole_folio(len(copy.data)))
         if found is not None:
             head, folio = found
             idx = (address - head) // len(copy.data)
             return PageSnapshot(
-                *types.copies(bound, folio, copy.data), copy.pfn, idx, True
+                *types.copies(hvo, folio, copy.data), copy.pfn, idx, True
             )
-    at = bound.kernel.struct_page.offset
+    at = hvo.kernel.struct_page.offset
     single = copy.data[:at] + bytes(8) + copy.data[at + 8 :]
-    return PageSnapshot(*types.copies(bound, single, single), copy.pfn, 0, False)
+    return PageSnapshot(*types.copies(hvo, single, single), copy.pfn, 0, False)
 
 
 @dataclass(frozen=True)
@@ -295,9 +290,9 @@ class _SnapshotTypes:
         """How many struct pages ``struct folio`` lies over."""
         return -(-sizeof(self.folio) // page_size)
 
-    def copies(self, bound: Hvo, folio: bytes, page: bytes) -> tuple[Object, Object]:
+    def copies(self, hvo: Hvo, folio: bytes, page: bytes) -> tuple[Object, Object]:
         """Objects of the bytes; of a folio, what there is, and zeros behind it."""
-        size, prog = sizeof(self.folio), bound.kernel.prog
+        size, prog = sizeof(self.folio), hvo.kernel.prog
         return (
             Object.from_bytes_(prog, self.folio, folio[:size].ljust(size, bytes(1))),
             Object.from_bytes_(prog, self.page, page),
@@ -316,12 +311,12 @@ def _folio_of(page: StructPage, most: int) -> Optional[tuple[int, bytes]]:
         address = page.head_address()
         if address == page.address and not page.has_PG_head:
             return address, page.data
-        head = page if address == page.address else struct_page(page.bound, address)
-        nr_pages = 1 << min(head.order(), page.bound.kernel.geometry.largest_order)
+        head = page if address == page.address else struct_page(page.hvo, address)
+        nr_pages = 1 << min(head.order(), page.hvo.kernel.geometry.largest_order)
         inside = 0 <= page.address - address < nr_pages * size
         if nr_pages == 1 or not inside:
             return None
         count = min(nr_pages, most)
-        return address, page.bound.kernel.prog.read(address, count * size)
+        return address, page.hvo.kernel.prog.read(address, count * size)
     except FaultError:
         return None

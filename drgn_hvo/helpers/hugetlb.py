@@ -30,20 +30,12 @@ from drgn_hvo.audit.scan import scan
 from drgn_hvo.audit.scope import FolioScope
 from drgn_hvo.audit.subjects import FolioLists
 from drgn_hvo.errors import HvoError, UnavailableError
-from drgn_hvo.helpers._bound import (
-    StructPage,
-    SubjectAudit,
-    folio_type,
-    page_pfn,
-    pointer_value,
-    read_folio,
-    require_hugetlb,
-    struct_page,
-    validate,
-)
+from drgn_hvo.helpers._arguments import folio_type, pointer_value, require_hugetlb
+from drgn_hvo.helpers._struct_page import StructPage, page_pfn, read_folio, struct_page
+from drgn_hvo.helpers._validation import SubjectAudit, validate
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array
 from drgn_hvo.kernel.unread import READS_AS_ZEROS
-from drgn_hvo.memmap.hvo import Hvo, hvo, saved_by_node_order
+from drgn_hvo.memmap.hvo import Hvo, hvo_of, saved_by_node_order
 from drgn_hvo.memmap.pools import hpg_flags
 
 __all__ = (
@@ -80,24 +72,24 @@ def for_each_hugetlb_folio(
     :raises HvoError: if the kernel has no ``struct folio``, or pools and page tables
         cannot be read.
     """
-    bound = hvo(prog)
-    require_hugetlb(bound)
+    hvo = hvo_of(prog)
+    require_hugetlb(hvo)
     pointer = folio_type(prog)
-    folios = bound.hugetlb.folios
+    folios = hvo.hugetlb.folios
     pfns = folios.head_pfn
     if hstate is not None:
-        pfns = pfns[folios.order == _pool_order(bound, hstate)]
+        pfns = pfns[folios.order == _pool_order(hvo, hstate)]
     for pfn in pfns.tolist():
-        yield Object(prog, pointer, bound.vmemmap.page_address(pfn))
+        yield Object(prog, pointer, hvo.vmemmap.page_address(pfn))
 
 
-def _pool_order(bound: Hvo, hstate: Object) -> int:
+def _pool_order(hvo: Hvo, hstate: Object) -> int:
     """
     :raises TypeError: if it is no ``struct hstate *``.
     :raises FaultError: if none of the pools is at that address.
     """
     _, address = pointer_value(hstate, "hstate")
-    for pool in bound.hugetlb.hstates:
+    for pool in hvo.hugetlb.hstates:
         if pool.address == address:
             return pool.order
     raise FaultError("not the address of a struct hstate", address)
@@ -130,7 +122,7 @@ def hugetlb_vmemmap_optimized(folio: Object) -> bool:
         flag is.
     """
     head = _head(folio)
-    kernel, cache = head.bound.kernel, folio.prog_.cache
+    kernel, cache = head.hvo.kernel, folio.prog_.cache
     if _CACHE_KEY not in cache:
         cache[_CACHE_KEY] = hpg_flags(kernel)
     bit = cache[_CACHE_KEY].get("vmemmap_optimized")
@@ -179,18 +171,18 @@ def folio_vmemmap_frames(folio: Object) -> VmemmapFrames:
     :raises HvoError: if *folio* is no folio, or page tables cannot be walked.
     """
     head = _head(folio)
-    bound = head.bound
-    vmemmap = bound.vmemmap
+    hvo = head.hvo
+    vmemmap = hvo.vmemmap
     if not vmemmap.has_mappings:
-        require_hugetlb(bound)
+        require_hugetlb(hvo)
     pfn, order = head.pfn, head.order()
-    if order > bound.kernel.geometry.largest_order:
+    if order > hvo.kernel.geometry.largest_order:
         raise HvoError(f"{head.address:#x} is not the head of a folio")
     first, last = (
         page * vmemmap.size // vmemmap.page_size
         for page in (pfn, pfn + (1 << order) - 1)
     )
-    _require_tables(bound, first, last)
+    _require_tables(hvo, first, last)
     slices = np.arange(first, last + 1, dtype=np.int64)
     frames, mapped = vmemmap.frames(slices)
     index, _ = vmemmap.slices_to_runs(slices)
@@ -199,11 +191,11 @@ def folio_vmemmap_frames(folio: Object) -> VmemmapFrames:
     return VmemmapFrames(np.where(mapped, frames, -1), writable, users)
 
 
-def _require_tables(bound: Hvo, first: int, last: int) -> None:
+def _require_tables(hvo: Hvo, first: int, last: int) -> None:
     """
     :raises FaultError: if a page table for a range of slices is not there.
     """
-    vmemmap = bound.vmemmap
+    vmemmap = hvo.vmemmap
     start = vmemmap.base + first * vmemmap.page_size
     end = vmemmap.base + (last + 1) * vmemmap.page_size
     for table in vmemmap.walk.missing:
@@ -228,11 +220,11 @@ def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
     :raises FaultError: if a page table is not in the dump.
     :raises HvoError: if pools and page tables cannot be read.
     """
-    bound = hvo(prog)
-    require_hugetlb(bound)
-    for table in bound.vmemmap.walk.missing:
+    hvo = hvo_of(prog)
+    require_hugetlb(hvo)
+    for table in hvo.vmemmap.walk.missing:
         raise FaultError(f"page table {table.reason}", table.address)
-    return saved_by_node_order(bound)
+    return saved_by_node_order(hvo)
 
 
 def validate_hugetlb_folio(folio: Object) -> None:
@@ -256,30 +248,28 @@ def validate_hugetlb_folio(folio: Object) -> None:
         the kernel cannot be audited.
     """
     prog, address = pointer_value(folio, "folio", "page")
-    validate(
-        prog, lambda bound: _audit_folio(bound, address), rules_on("folio"), address
-    )
+    validate(prog, lambda hvo: _audit_folio(hvo, address), rules_on("folio"), address)
 
 
-def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
-    pfn = page_pfn(bound, address)
-    require_hugetlb(bound)
-    found = bound.hugetlb.folios
+def _audit_folio(hvo: Hvo, address: int) -> SubjectAudit:
+    pfn = page_pfn(hvo, address)
+    require_hugetlb(hvo)
+    found = hvo.hugetlb.folios
     index = int(np.searchsorted(found.head_pfn, pfn))
     if index == len(found) or found.head_pfn[index] != pfn:
-        if struct_page(bound, address).is_hugetlb():
-            for reason in bound.unread_lists:
+        if struct_page(hvo, address).is_hugetlb():
+            for reason in hvo.unread_lists:
                 raise FaultError(f"on no list that was read: {reason}", address)
             raise HvoError(
                 f"the hugetlb folio at {address:#x} is on no list and shares no page "
                 "of vmemmap: nothing says what it should be"
             )
-        if bound.kernel.known_words.is_blank(address):
+        if hvo.kernel.known_words.is_blank(address):
             raise FaultError(f"the head {READS_AS_ZEROS}", address)
         return SubjectAudit(no_subject=f"{address:#x} is not a hugetlb folio")
     head_pfn = int(found.head_pfn[index])
     audit = SubjectAudit()
-    context = Context(bound, audit, scope=FolioScope.of(bound, index))
+    context = Context(hvo, audit, scope=FolioScope.of(hvo, index))
     # Shared tail pages are not validated here: what they may explain is not known.
     readable = check_mappings(context, wrong_slots=frozenset())
     check_folios(context, readable)
@@ -291,8 +281,8 @@ def _audit_folio(bound: Hvo, address: int) -> SubjectAudit:
     tails.report()
     audit.findings = [f for f in audit.findings if _is_about(f, head_pfn)]
     if not audit.findings:
-        first = head_pfn * bound.vmemmap.size // bound.vmemmap.page_size
-        _require_tables(bound, first, first + int(found.slices[index]) - 1)
+        first = head_pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
+        _require_tables(hvo, first, first + int(found.slices[index]) - 1)
     return audit
 
 

@@ -18,16 +18,16 @@ from drgn import Object
 import numpy as np
 
 from drgn_hvo.errors import HvoError, NotInDumpError, UnavailableError
-from drgn_hvo.helpers._bound import read_page
+from drgn_hvo.helpers._struct_page import read_page
 from drgn_hvo.kernel.arrays import U64Array
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.zones import FlagsLayout
 
 __all__ = ("page_to_nid", "page_zone", "page_zonenum")
 
 
-def _layout(bound: Hvo) -> FlagsLayout:
-    layout = bound.mmzone.flags_layout
+def _layout(hvo: Hvo) -> FlagsLayout:
+    layout = hvo.mmzone.flags_layout
     if layout is None:
         raise UnavailableError(
             "where page->flags holds node and zone cannot be told in this kernel"
@@ -43,7 +43,7 @@ def _flags(page: Object) -> U64Array:
     go through compound_head().
     """
     read = read_page(page)
-    array = read.bound.layout.tails.array
+    array = read.hvo.layout.tails.array
     if array is not None and not array.names_owner:
         read = read.head()
     if read.is_poisoned:
@@ -70,7 +70,7 @@ def page_to_nid(page: Object) -> int:
         kernel's types do not tell where it would say it.
     """
     flags = _flags(page)
-    return int(_layout(hvo(page.prog_)).nids(flags)[0])
+    return int(_layout(hvo_of(page.prog_)).nids(flags)[0])
 
 
 def page_zonenum(page: Object) -> int:
@@ -87,7 +87,7 @@ def page_zonenum(page: Object) -> int:
     :raises HvoError: as :func:`page_to_nid()`.
     """
     flags = _flags(page)
-    return int(_layout(hvo(page.prog_)).zonenums(flags)[0])
+    return int(_layout(hvo_of(page.prog_)).zonenums(flags)[0])
 
 
 def page_zone(page: Object) -> Object:
@@ -106,10 +106,10 @@ def page_zone(page: Object) -> Object:
         is not online or a zone that does not exist.
     """
     flags = _flags(page)
-    bound = hvo(page.prog_)
-    layout = _layout(bound)
+    hvo = hvo_of(page.prog_)
+    layout = _layout(hvo)
     nid, index = int(layout.nids(flags)[0]), int(layout.zonenums(flags)[0])
-    pgdat = bound.mmzone.pgdats.get(nid)
+    pgdat = hvo.mmzone.pgdats.get(nid)
     if pgdat is None:
         raise HvoError(f"flags {int(flags[0]):#x} name node {nid}, which is not online")
     if index >= (pgdat.node_zones.type_.length or 0):

@@ -13,7 +13,8 @@ from __future__ import annotations
 from drgn import NULL, Object
 from drgn.helpers.linux.mm import PageSlab
 
-from drgn_hvo.helpers._bound import named_type, read_page
+from drgn_hvo.helpers._arguments import named_type
+from drgn_hvo.helpers._struct_page import read_page
 
 __all__ = ("page_slab",)
 

@@ -24,15 +24,11 @@ from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.rules import rules_on
 from drgn_hvo.audit.scope import TailScope
 from drgn_hvo.errors import UnavailableError
-from drgn_hvo.helpers._bound import (
-    SubjectAudit,
-    page_pfn,
-    pointer_value,
-    require_hugetlb,
-    validate,
-)
+from drgn_hvo.helpers._arguments import pointer_value, require_hugetlb
+from drgn_hvo.helpers._struct_page import page_pfn
+from drgn_hvo.helpers._validation import SubjectAudit, validate
 from drgn_hvo.kernel.unread import Need
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.memmap.tail_arrays import TailArray
 
@@ -44,9 +40,9 @@ __all__ = (
 )
 
 
-def _array(bound: Hvo) -> TailArray:
-    require_hugetlb(bound)
-    array = bound.layout.tails.array
+def _array(hvo: Hvo) -> TailArray:
+    require_hugetlb(hvo)
+    array = hvo.layout.tails.array
     if array is None:
         raise UnavailableError(
             "this kernel has no vmemmap_tails[]: it has no shared tail pages"
@@ -54,9 +50,9 @@ def _array(bound: Hvo) -> TailArray:
     return array
 
 
-def _zone_addresses(bound: Hvo) -> Iterator[int]:
+def _zone_addresses(hvo: Hvo) -> Iterator[int]:
     """Addresses of the zones of all online nodes."""
-    for pgdat in bound.mmzone.pgdats.values():
+    for pgdat in hvo.mmzone.pgdats.values():
         for zone in pgdat.node_zones:
             yield zone.address_of_().value_()
 
@@ -81,9 +77,9 @@ def vmemmap_tails(zone: Object) -> Object:
     :raises HvoError: if the kernel has no such array, or has no types.
     """
     prog, address = pointer_value(zone, "zone")
-    bound = hvo(prog)
-    array = _array(bound)
-    if address not in _zone_addresses(bound):
+    hvo = hvo_of(prog)
+    array = _array(hvo)
+    if address not in _zone_addresses(hvo):
         raise FaultError("not the address of a struct zone", address)
     return array.array_of_zone(zone)
 
@@ -123,23 +119,23 @@ def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
         not be read.
     :raises HvoError: if the kernel has no such array, or has no types.
     """
-    bound = hvo(prog)
-    _array(bound)
-    for tail in bound.shared_tails:
+    hvo = hvo_of(prog)
+    _array(hvo)
+    for tail in hvo.shared_tails:
         zone = None
         if tail.zone_index is not None:
-            pgdat = bound.mmzone.pgdat(tail.nid)
+            pgdat = hvo.mmzone.pgdat(tail.nid)
             assert pgdat is not None, "its slots were read"
             zone = pgdat.node_zones[tail.zone_index].address_of_()
-        page = Object(prog, "struct page *", _page_address(bound, tail))
+        page = Object(prog, "struct page *", _page_address(hvo, tail))
         yield VmemmapTail(tail.nid, zone, tail.order, page)
-    unread = bound.unread_of(Need.NODES, Need.SLOTS)
+    unread = hvo.unread_of(Need.NODES, Need.SLOTS)
     if unread is not None:
         raise FaultError(f"there may be more shared tail pages: {unread}", 0)
 
 
-def _page_address(bound: Hvo, tail: SharedTail) -> int:
-    return _array(bound).page(bound.vmemmap, tail.value)
+def _page_address(hvo: Hvo, tail: SharedTail) -> int:
+    return _array(hvo).page(hvo.vmemmap, tail.value)
 
 
 def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
@@ -166,25 +162,25 @@ def validate_shared_tail(page: Object, *, strict: bool = False) -> None:
     prog, address = pointer_value(page, "page")
     validate(
         prog,
-        lambda bound: _audit_tail(bound, address, strict=strict),
+        lambda hvo: _audit_tail(hvo, address, strict=strict),
         rules_on("slot"),
         address,
     )
 
 
-def _audit_tail(bound: Hvo, address: int, *, strict: bool) -> SubjectAudit:
-    _array(bound)
-    tails = [t for t in bound.shared_tails if _page_address(bound, t) == address]
+def _audit_tail(hvo: Hvo, address: int, *, strict: bool) -> SubjectAudit:
+    _array(hvo)
+    tails = [t for t in hvo.shared_tails if _page_address(hvo, t) == address]
     if not tails:
-        page_pfn(bound, address)
-        unread = bound.unread_of(Need.NODES, Need.SLOTS)
+        page_pfn(hvo, address)
+        unread = hvo.unread_of(Need.NODES, Need.SLOTS)
         if unread is not None:
             raise FaultError(f"no slot that could be read names it: {unread}", address)
         return SubjectAudit(
             no_subject=f"no slot of vmemmap_tails[] names the page {address:#x}"
         )
     audit = SubjectAudit()
-    check_tails(Context(bound, audit, scope=TailScope(bound, tails)))
+    check_tails(Context(hvo, audit, scope=TailScope(hvo, tails)))
     audit.findings = [
         finding for finding in audit.findings if strict or finding.severity == "error"
     ]

@@ -36,7 +36,7 @@ from drgn_hvo.kernel.finders import (
 )
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.struct_page import (
-    StructPage,
+    StructPageLayout,
     struct_page_from_types,
     struct_page_from_vmcoreinfo,
 )
@@ -226,7 +226,7 @@ class Kernel:
         except ValueError as e:
             raise TargetError(f"VMCOREINFO cannot be right: {e}") from None
 
-    def _struct_page(self) -> StructPage:
+    def _struct_page(self) -> StructPageLayout:
         noted = struct_page_from_vmcoreinfo(self.vmcoreinfo)
         if not self.has_types:
             if noted is None:

@@ -4,8 +4,8 @@
 Where the words of struct page are
 ----------------------------------
 
-:class:`StructPage` has the offsets that every reader of ``struct page`` needs, from
-types or, without any, from VMCOREINFO.
+:class:`StructPageLayout` has the offsets that every reader of ``struct page`` needs,
+from types or, without any, from VMCOREINFO.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from drgn_hvo.kernel.shapes import (
     has_member,
 )
 
-__all__ = ("StructPage", "struct_page_from_types", "struct_page_from_vmcoreinfo")
+__all__ = ("StructPageLayout", "struct_page_from_types", "struct_page_from_vmcoreinfo")
 
 
 @dataclass(frozen=True)
-class StructPage:
+class StructPageLayout:
     """
     Where the words of ``struct page`` are, in bytes. ``None`` is not known.
 
@@ -69,7 +69,7 @@ class StructPage:
 _TAIL_WORD_MEMBERS = ("compound_info", "compound_head")
 
 
-def struct_page_from_vmcoreinfo(vmcoreinfo: Vmcoreinfo) -> Optional[StructPage]:
+def struct_page_from_vmcoreinfo(vmcoreinfo: Vmcoreinfo) -> Optional[StructPageLayout]:
     size = vmcoreinfo.size("page")
     flags = vmcoreinfo.offset("page.flags")
     for member in _TAIL_WORD_MEMBERS:
@@ -85,7 +85,7 @@ def struct_page_from_vmcoreinfo(vmcoreinfo: Vmcoreinfo) -> Optional[StructPage]:
     for what in (offset, flags):
         if not 0 <= what <= size - 8 or what % 8:
             raise FormatError(f"VMCOREINFO has an offset of {what} in struct page")
-    return StructPage(
+    return StructPageLayout(
         size=size,
         member=member,
         offset=offset,
@@ -99,7 +99,7 @@ def struct_page_from_vmcoreinfo(vmcoreinfo: Vmcoreinfo) -> Optional[StructPage]:
     )
 
 
-def struct_page_from_types(prog: Program, source: str) -> StructPage:
+def struct_page_from_types(prog: Program, source: str) -> StructPageLayout:
     try:
         page = prog.type("struct page")
     except LookupError:
@@ -122,7 +122,7 @@ def struct_page_from_types(prog: Program, source: str) -> StructPage:
             "before v4.4 are not supported"
         )
 
-    return StructPage(
+    return StructPageLayout(
         size=sizeof(page),
         member=member,
         offset=_place(page, member, WORD),

@@ -6,7 +6,8 @@ Heads of compound pages
 
 :class:`HeadResolver` finds the head of a page. It alone decides when a struct page
 that looks like a head may be a copy of one, and whether tail words are masks or
-pointers. :func:`read_head()` tells what a head says of itself.
+pointers. :func:`head_fields()` alone says of which order and type a folio is, by the
+struct pages of its head; :func:`read_head()` reads them, and where the head lies.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from drgn_hvo.formats.tail_words import (
 )
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array, column
 from drgn_hvo.kernel.frames import Frames
-from drgn_hvo.memmap.folio_fields import HEAD_PAGES
+from drgn_hvo.memmap.folio_fields import HEAD_PAGES, FolioFields
 from drgn_hvo.memmap.layout import Layout
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
 if TYPE_CHECKING:
     from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("Head", "HeadResolver", "read_head")
+__all__ = ("NO_HEAD", "Head", "HeadFields", "HeadResolver", "head_fields", "read_head")
 
 # 2 MiB of struct pages a chunk: about as much as stays in a processor's cache.
 _SLICES_PER_CHUNK = 4096
@@ -191,6 +192,38 @@ class HeadResolver:
 
 
 @dataclass(frozen=True)
+class HeadFields:
+    """
+    What a page says of the folio that it is the head of; ``None`` is not known.
+
+    :param order: As ``compound_order()``.
+    :param hugetlb: As ``folio_test_hugetlb()``.
+    """
+
+    order: Optional[int]
+    hugetlb: Optional[bool]
+
+
+#: Of a page that is no head.
+NO_HEAD = HeadFields(0, False)
+
+
+def head_fields(fields: FolioFields, row: ByteArray) -> HeadFields:
+    """
+    What a head says of its folio.
+
+    :param fields: Where folios of this kernel keep their fields.
+    :param row: The bytes of its first ``HEAD_PAGES`` struct pages, of shape
+        ``(1, bytes)``. Only of a head do those behind the first one say anything.
+    """
+    orders, hugetlb = fields.orders(row), fields.are_hugetlb(row)
+    return HeadFields(
+        None if orders is None else int(orders[0]),
+        None if hugetlb is None else bool(hugetlb[0]),
+    )
+
+
+@dataclass(frozen=True)
 class Head:
     """What the struct pages of a head say; ``None`` is not known."""
 
@@ -213,19 +246,16 @@ def read_head(hvo: Hvo, pfn: int) -> Optional[Head]:
     if not first.present[0] or not first.data.any():
         return None  # What an ELF core does not hold reads as zeros.
     flags = vmemmap.flags(first)
-    order: Optional[int] = 0
-    hugetlb: Optional[bool] = False
+    said = NO_HEAD
     PG_head = bool(int(flags[0]) & hvo.kernel.PG_head_mask)
     if PG_head:
-        # Only a head may be read together with what lies behind it.
         rows = vmemmap.read_pages(np.array([pfn], dtype=np.int64), HEAD_PAGES)
-        orders = hvo.fields.orders(rows.data) if rows.present[0] else None
-        hugetlbs = hvo.fields.are_hugetlb(rows.data) if rows.present[0] else None
-        order = None if orders is None else int(orders[0])
-        hugetlb = None if hugetlbs is None else bool(hugetlbs[0])
+        said = HeadFields(None, None)
+        if rows.present[0]:
+            said = head_fields(hvo.fields, rows.data)
     nid = zone = None
     layout = hvo.mmzone.flags_layout if hvo.has_hugetlb else None
     if layout is not None:
         nid = int(layout.nids(flags)[0])
         zone = hvo.mmzone.zone_name(nid, int(layout.zonenums(flags)[0]))
-    return Head(pfn, PG_head, order, hugetlb, nid, zone)
+    return Head(pfn, PG_head, said.order, said.hugetlb, nid, zone)

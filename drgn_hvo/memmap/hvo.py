@@ -31,7 +31,7 @@ from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
-__all__ = ("Hvo", "hvo", "saved_by_node_order")
+__all__ = ("Hvo", "hvo_of", "saved_by_node_order")
 
 _CACHE_KEY = "drgn_hvo.memmap.hvo"
 
@@ -167,7 +167,7 @@ class Hvo:
         return np.where(folios.present, nids, -1), np.where(folios.present, zones, -1)
 
 
-def hvo(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Hvo:
+def hvo_of(prog: Program, assume: Optional[Mapping[str, str]] = None) -> Hvo:
     """
     The :class:`Hvo` of a program: of a core always the same one, of a running kernel
     a new one each time.

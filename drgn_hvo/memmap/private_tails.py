@@ -37,7 +37,7 @@ from drgn_hvo.kernel.shapes import (
     fault_of,
     has_member,
 )
-from drgn_hvo.kernel.struct_page import StructPage
+from drgn_hvo.kernel.struct_page import StructPageLayout
 from drgn_hvo.memmap.folio_members import (
     MEMBERS,
     NO_HEAD_FLAGS,
@@ -142,7 +142,7 @@ _SHAPES: dict[Kind, tuple[Shape, ...]] = {
 }
 
 
-def _folio_fault(folio: Type, page: StructPage) -> Optional[str]:
+def _folio_fault(folio: Type, page: StructPageLayout) -> Optional[str]:
     """
     What is wrong with members of ``struct folio`` that are known; ``None`` if nothing
     is.

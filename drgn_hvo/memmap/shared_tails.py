@@ -88,17 +88,17 @@ class TailSlots:
 
 
 def _read_array(
-    owner: OwnedArray, known: KnownWords, slots: int
+    owner: OwnedArray, known_words: KnownWords, slots: int
 ) -> tuple[list[Optional[int]], Optional[str]]:
     """The elements of an array, ``None`` for what cannot be read, and why it cannot."""
     try:
-        array = owner.array(known)
+        array = owner.array(known_words)
     except FaultError as e:
         return [None] * slots, why(e)
     if array is None:
         return [0] * slots, None
     # Where there are no pages, zeros are what they should be.
-    read = known.value if owner.may_be_used(known) else Object.value_
+    read = known_words.value if owner.may_be_used(known_words) else Object.value_
     values: list[Optional[int]] = []
     reason = None
     for index in range(slots):
@@ -110,8 +110,8 @@ def _read_array(
     return values, reason
 
 
-def _slot_address(owner: OwnedArray, known: KnownWords, index: int) -> int:
-    array = owner.array(known)
+def _slot_address(owner: OwnedArray, known_words: KnownWords, index: int) -> int:
+    array = owner.array(known_words)
     assert array is not None, "one of its elements was read"
     address: int = array[index].address_of_().value_()
     return address
@@ -128,9 +128,9 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
     used: list[tuple[OwnedArray, int, int]] = []
     empty = []
     unread = []
-    known = vmemmap.kernel.known_words
+    known_words = vmemmap.kernel.known_words
     for owner in array.arrays(mmzone.pgdats):
-        values, reason = _read_array(owner, known, array.slots)
+        values, reason = _read_array(owner, known_words, array.slots)
         if reason is not None:
             where = "" if owner.zone_index is None else f" zone {owner.zone_index}"
             what = f"slots of vmemmap_tails[] of node {owner.nid}{where}"
@@ -142,7 +142,7 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
                 empty.append(Slot(owner.nid, owner.zone_index, array.order(index)))
     # Shared tail pages are never freed, not even with their node.
     for owner in array.arrays(mmzone.offline_pgdats):
-        values, _ = _read_array(owner, known, array.slots)
+        values, _ = _read_array(owner, known_words, array.slots)
         used += ((owner, index, value) for index, value in enumerate(values) if value)
     pfns = [array.pfn(vmemmap, value) for _, _, value in used]
     if used and all(_is_other_kind(vmemmap, array, value) for _, _, value in used):
@@ -156,7 +156,7 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
             zone_index=owner.zone_index,
             index=index,
             order=array.order(index),
-            slot=_slot_address(owner, known, index),
+            slot=_slot_address(owner, known_words, index),
             value=value,
             pfn=pfns[i],
             frame_nid=frames.nid(i),

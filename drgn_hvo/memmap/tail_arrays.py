@@ -47,7 +47,7 @@ class OwnedArray:
     _owner: Object
     _shape: TailArray
 
-    def array(self, known: KnownWords) -> Optional[Object]:
+    def array(self, known_words: KnownWords) -> Optional[Object]:
         """
         The array, a reference: nothing of it has been read.
 
@@ -55,14 +55,14 @@ class OwnedArray:
         :raises FaultError: if where it is cannot be read.
         """
         # Where there are no pages, zeros are what they should be.
-        read = known.value if self.may_be_used(known) else Object.value_
+        read = known_words.value if self.may_be_used(known_words) else Object.value_
         return self._shape.array_in(self._owner, read)
 
-    def may_be_used(self, known: KnownWords) -> bool:
+    def may_be_used(self, known_words: KnownWords) -> bool:
         """Whether the zone has pages, or may have; a node that is online has some."""
         if self.zone_index is None:
             return True
-        return known.find(self._owner.spanned_pages) != 0
+        return known_words.find(self._owner.spanned_pages) != 0
 
 
 @dataclass(frozen=True)

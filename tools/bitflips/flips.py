@@ -22,7 +22,7 @@ from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.unread import KnownWords
-from drgn_hvo.memmap.hvo import Hvo, hvo
+from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from tools.bitflips.words import Word
 
 __all__ = ("Flip", "Machine")
@@ -94,7 +94,7 @@ class Machine:
     """
 
     def __init__(self, base: drgn.Program) -> None:
-        self._memory = _Memory(base, hvo(base).kernel.geometry.page_size)
+        self._memory = _Memory(base, hvo_of(base).kernel.geometry.page_size)
         prog = drgn.Program(base.platform)
         prog.add_memory_segment(0, _END, self._memory.read, True)
         prog.set_linux_kernel_custom(base["VMCOREINFO"].string_(), False)

@@ -14,7 +14,7 @@ __all__ = ("COMMANDS",)
 COMMANDS = (
     Mutant(
         "helpers-poisoned-page-is-no-head",
-        "helpers/_bound.py::StructPage.is_head",
+        "helpers/_struct_page.py::StructPage.is_head",
         "not self.is_poisoned\n            and ",
         "",
         "a struct page that nobody initialised would be a head",
@@ -72,7 +72,7 @@ COMMANDS = (
     ),
     Mutant(
         "helpers-validators-decide-all-rules",
-        "helpers/_bound.py::validate",
+        "helpers/_validation.py::validate",
         "if reasons and audit.not_in_dump:",
         "if False:",
         "what could not be read would not be a FaultError",

@@ -302,7 +302,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-live-kernels-are-read-anew",
-        "memmap/hvo.py::hvo",
+        "memmap/hvo.py::hvo_of",
         "Hvo(found.kernel, found) if prog.flags & ProgramFlags.IS_LIVE else found",
         "found",
         "a session on a running kernel would show what was, for ever",
