@@ -20,7 +20,12 @@ import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Optional, TextIO
 
 from drgn_hvo import __version__
-from drgn_hvo.commands.document import print_document, print_json, printable
+from drgn_hvo.commands.document import (
+    envelope,
+    print_document,
+    print_json,
+    printable,
+)
 from drgn_hvo.commands.failures import (
     EXIT_BUG,
     EXIT_USAGE,
@@ -35,9 +40,11 @@ from drgn_hvo.commands.verbs import (
     add_assume_option,
     add_force_option,
     add_format_options,
+    assumptions,
     check_scope,
 )
 from drgn_hvo.errors import HvoError, UsageError
+from drgn_hvo.progress import progress_as_json
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
@@ -97,8 +104,18 @@ def _common_options() -> _Parser:
         help="read VMCOREINFO from this file, for a core that has none",
     )
     add_assume_option(common)
+    _add_progress_option(common)
     common.add_argument("--debug", action="store_true", help="show tracebacks")
     return common
+
+
+def _add_progress_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--progress",
+        choices=("auto", "json"),
+        default="auto",
+        help="how to say on stderr how far it is: a bar on a terminal, or JSON lines",
+    )
 
 
 _TARGET_HELP = "a core, 'live', or 'qemu:ADDRESS' (QMP socket)"
@@ -267,6 +284,7 @@ def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     add_force_option(synth)
     add_format_options(synth)
+    _add_progress_option(synth)
     synth.add_argument("--debug", action="store_true", help="show tracebacks")
     synth.set_defaults(run=_run_synth)
 
@@ -302,7 +320,7 @@ def _open_program(args: argparse.Namespace) -> Program:
 def _open(args: argparse.Namespace) -> Hvo:
     from drgn_hvo.memmap.hvo import hvo_of
 
-    return hvo_of(_open_program(args), dict(args.assume))
+    return hvo_of(_open_program(args), assumptions(args.assume))
 
 
 def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
@@ -327,7 +345,7 @@ def _run_check(args: argparse.Namespace) -> int:
     options = CheckOptions(
         symbols=tuple(args.symbols),
         vmcoreinfo=args.vmcoreinfo,
-        assume=tuple(args.assume),
+        assume=tuple(assumptions(args.assume).items()),
         debug=args.debug,
         scope=check_scope(args),
     )
@@ -348,7 +366,7 @@ def _run_extract(args: argparse.Namespace) -> int:
         args.target,
         args.output,
         symbols=args.symbols,
-        assume=dict(args.assume),
+        assume=assumptions(args.assume),
         small=args.small,
         all_struct_pages=args.all_struct_pages,
         force=args.force,
@@ -471,6 +489,8 @@ def _run(argv: Optional[Sequence[str]]) -> int:
         args = command_line().parse_args(argv)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else EXIT_USAGE
+    is_json = getattr(args, "progress", "auto") == "json"
+    progress_as_json(envelope() if is_json else None)
     try:
         status: int = args.run(args)
     except OSError:

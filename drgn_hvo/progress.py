@@ -4,21 +4,25 @@
 Progress
 --------
 
-A bar with a rate and the remaining time for whatever takes more than two seconds;
-nothing where nobody watches.
+A bar with a rate and the remaining time for whatever takes more than two seconds, for
+people who watch; or JSON lines for a program that does; else nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 import sys
-from typing import Protocol
+import time
+from typing import Optional, Protocol
 
-__all__ = ("Bar", "progress")
+__all__ = ("Bar", "progress", "progress_as_json")
 
 # Nobody wants a bar for what is done at once.
 _DELAY = 2  # seconds
+
+# How often a program is told.
+_INTERVAL = 1  # seconds
 
 
 class Bar(Protocol):
@@ -34,9 +38,52 @@ class _NoBar:
 
 
 class _State:
-    """Whether a bar is shown: what is done inside of it has none of its own."""
+    """Whether progress is shown: what is done inside of it has none of its own."""
 
     busy = False
+    #: The keys that each line of JSON begins with; ``None`` without JSON.
+    json_keys: Optional[Mapping[str, object]] = None
+
+
+def progress_as_json(keys: Optional[Mapping[str, object]]) -> None:
+    """
+    Tell of progress in JSON lines on stderr from now on, whether it is a terminal or
+    not.
+
+    :param keys: What each begins with; ``None`` goes back to a bar.
+    """
+    _State.json_keys = keys
+
+
+class _JsonLines:
+    """Prints a line when it begins, when it is done, and each second between."""
+
+    def __init__(self, keys: Mapping[str, object], total: int, unit: str) -> None:
+        self._keys = keys
+        self._total = total
+        self._unit = unit
+        self._done = 0
+        self._start = self._last = time.monotonic()
+        self._print()
+
+    def update(self, n: int = 1) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now - self._last >= _INTERVAL or self._done >= self._total:
+            self._last = now
+            self._print()
+
+    def _print(self) -> None:
+        import json
+
+        line = {
+            **self._keys,
+            "done": self._done,
+            "total": self._total,
+            "unit": self._unit,
+            "elapsed_s": round(time.monotonic() - self._start, 3),
+        }
+        print(json.dumps(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -47,13 +94,17 @@ def progress(total: int, unit: str) -> Iterator[Bar]:
     :param total: How many there are to do.
     :param unit: What they are, in the singular.
     """
-    if _State.busy or not sys.stderr.isatty():
+    keys = _State.json_keys
+    if _State.busy or (keys is None and not sys.stderr.isatty()):
         yield _NoBar()
         return
-    from tqdm import tqdm
-
     _State.busy = True
     try:
+        if keys is not None:
+            yield _JsonLines(keys, total, unit)
+            return
+        from tqdm import tqdm
+
         with tqdm(
             total=total, unit=f" {unit}", unit_scale=True, delay=_DELAY, leave=False
         ) as bar:

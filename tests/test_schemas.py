@@ -38,6 +38,8 @@ REPORTS: dict[str, tuple[Any, ...]] = {
     "show": (reports.ShowReport,),
     "check": (reports.AuditReport, reports.ErrorReport),
     "page": (reports.PageReport, reports.OopsReport),
+    "oops": (reports.OopsReport,),
+    "progress": (reports.ProgressReport,),
     "heads": (reports.HeadsReport,),
     "extract": (reports.ExtractReport,),
     "synth": (reports.SynthReport,),
@@ -71,15 +73,21 @@ TABLES = {
     "extract.kept[].what": set(REASONS),
     "rules.rules[].severity": {"error", "warning"},
 }
+# page --oops prints what oops does.
+TABLES |= {
+    path.replace("page.", "oops.", 1): TABLES[path]
+    for path in TABLES
+    if path.startswith("page.")
+}
 
 #: Names of which later versions have more: scripts must not count on these.
 OPEN = {"check.rules[].id", "check.findings[].rule", "rules.rules[].id"}
 
 #: Keys that are added where a result is printed, if its target could be opened.
-PRINTED = {"dump"}
+PRINTED = {"dump", "identity"}
 
 #: What a schema says beyond types.
-BEYOND = {"$schema", "title", "description", "minimum", "if", "then", "else"}
+BEYOND = {"$schema", "$id", "title", "description", "minimum", "if", "then", "else"}
 
 SIMPLE = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
@@ -201,7 +209,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "check-error": ("check", "check", SAMPLES / "README.md"),
     "page": ("page", "page", CORE, "4608"),
     "page-oops": ("page", "page", CORE, "--oops", OOPS),
-    "oops": ("page", "oops", OOPS),
+    "oops": ("oops", "oops", OOPS),
     "heads": ("heads", "heads", CORE, "-o", "out"),
     "extract": ("extract", "extract", CORE, "-o", "out"),
     "synth": ("synth", "synth", SAMPLES / "shared-7.3.toml", "--fault",
@@ -221,3 +229,20 @@ def test_documents_are_what_their_schema_says(command, tmp_path):
     schema = load_schema(name)
     jsonschema.validate(document, schema)
     assert unknown_keys(document, schema, name) == []
+
+
+def test_each_schema_has_a_name_of_its_own():
+    names = [load_schema(name)["$id"] for name in REPORTS]
+    assert names == [
+        f"https://drgn-hvo.readthedocs.io/schema/1/{name}.json" for name in REPORTS
+    ]
+
+
+def test_progress_is_what_its_schema_says(tmp_path):
+    result = run("heads", CORE, "-o", tmp_path / "out", "--progress", "json")
+    told = [json.loads(line) for line in result.stderr.splitlines()]
+    for line in told:
+        jsonschema.validate(line, load_schema("progress"))
+        assert unknown_keys(line, load_schema("progress"), "progress") == []
+    assert [told[0]["done"], told[-1]["done"]] == [0, told[-1]["total"]]
+    assert {line["unit"] for line in told} == {"page"}

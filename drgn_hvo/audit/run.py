@@ -39,7 +39,10 @@ from drgn_hvo.kernel.arrays import BoolArray
 from drgn_hvo.kernel.unread import Need, Unread
 from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("confirmed_audit", "run_audit", "run_checks")
+__all__ = ("NOT_ASKED", "confirmed_audit", "run_audit", "run_checks")
+
+#: Why a rule was skipped that is not among those to check.
+NOT_ASKED = "not asked for"
 
 
 class _Answers:
@@ -158,7 +161,7 @@ def run_audit(
         if reason is None and rule.deep and not deep:
             reason = "only with --deep"
         if rules is not None and rule.id not in rules:
-            reason = "not asked for"
+            reason = NOT_ASKED
         if reason is not None:
             audit.skipped[rule.id] = reason
     active = [rule for rule in RULES if rule.id not in audit.skipped]

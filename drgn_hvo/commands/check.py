@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+import hashlib
+import time
 from typing import TYPE_CHECKING, Literal, Optional
 
 from drgn.helpers.common.format import print_table
@@ -19,7 +21,7 @@ from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
-from drgn_hvo.audit.run import confirmed_audit
+from drgn_hvo.audit.run import NOT_ASKED, confirmed_audit
 from drgn_hvo.commands.document import (
     dump_problems,
     kernel_document,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         FindingEntry,
         PropertyEntry,
         RuleResultEntry,
+        UndecidedEntry,
     )
 
 __all__ = (
@@ -51,6 +54,7 @@ __all__ = (
     "exit_status",
     "parse_rules",
     "print_result",
+    "restrictions",
 )
 
 EXIT_CLEAN = 0
@@ -109,24 +113,25 @@ class CheckScope:
 
 def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
     """Audit a kernel: what ``check --format json`` prints."""
+    start = time.monotonic()
     audit = confirmed_audit(hvo, deep=scope.deep, rules=scope.rules)
     for rule in scope.ignore:
         if scope.only is None or rule in scope.only:
             audit.skipped[rule] = "ignored"
-    complete = audit.complete and _is_whole(hvo)
+    undecided = [*_not_run(audit, scope), *_undecided(audit)]
+    complete = audit.complete and _is_whole(hvo) and not undecided
+    ordered = audit.ordered()
     return {
         **kernel_document(target, hvo.kernel.release),
         "status": _status(audit, complete=complete),
         "complete": complete,
+        "assumed": hvo.kernel.assumed,
+        "ignored": sorted(scope.ignore),
         "checked": _checked(audit.checked),
         "not_in_dump": [
             {"what": what, "count": count} for what, count in audit.not_in_dump.items()
         ],
-        "undecided": [
-            {"rule": rule, "why": why, "count": count}
-            for rule, reasons in audit.undecided.items()
-            for why, count in reasons.items()
-        ],
+        "undecided": undecided,
         "in_transition": audit.in_transition,
         "excused": [
             {"rule": rule, "count": count} for rule, count in audit.excused.items()
@@ -134,8 +139,51 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
         "hwpoisoned": _hwpoisoned(hvo, audit),
         "properties": _properties(hvo, scope),
         "rules": [_rule_result(audit, rule.id) for rule in RULES],
-        "findings": [_finding(finding, cause) for finding, cause in audit.ordered()],
+        "findings": [_finding(finding, cause) for finding, cause in ordered],
+        "signature": _signature(ordered),
+        "duration_s": round(time.monotonic() - start, 3),
     }
+
+
+# Hexadecimal digits: 48 bits tell a million different ones apart.
+_SIGNATURE_DIGITS = 12
+
+
+def _signature(ordered: Sequence[tuple[Finding, Optional[int]]]) -> str:
+    """
+    Equal for the same story on any machine: which rules were broken for which orders,
+    by what defect, as a consequence of what. Nothing of where, or how often.
+    """
+    told = {
+        (
+            finding.rule,
+            finding.severity,
+            finding.defect or "",
+            -1 if finding.place.order is None else finding.place.order,
+            "" if cause is None else ordered[cause][0].rule,
+        )
+        for finding, cause in ordered
+    }
+    text = "\n".join(" ".join(map(str, one)) for one in sorted(told))
+    return hashlib.sha256(text.encode()).hexdigest()[:_SIGNATURE_DIGITS]
+
+
+def _undecided(audit: Audit) -> list[UndecidedEntry]:
+    return [
+        {"rule": rule, "why": why, "count": count}
+        for rule, reasons in audit.undecided.items()
+        for why, count in reasons.items()
+    ]
+
+
+def _not_run(audit: Audit, scope: CheckScope) -> list[UndecidedEntry]:
+    """Rules that were asked for by name, and could not run on this kernel at all."""
+    if scope.only is None:
+        return []
+    return [
+        {"rule": rule, "why": audit.skipped[rule], "count": 1}
+        for rule in sorted(scope.rules & audit.skipped.keys())
+    ]
 
 
 def _is_whole(hvo: Hvo) -> bool:
@@ -185,6 +233,7 @@ def error_document(target: str, message: str, *, timeout: bool = False) -> Error
         "error": message,
         "timeout": timeout,
         "complete": False,
+        "duration_s": None,
     }
 
 
@@ -257,7 +306,7 @@ def _print_check(doc: CheckReport) -> None:
         return
     for problem in dump_problems(doc):
         print(f"{doc['target']}: the dump is {problem}")
-    print(f"{doc['target']}: {_summary(doc)}")
+    print(f"{doc['target']}: {_summary(doc)}{restrictions(doc)}")
     checked = doc["checked"]
     print(
         f"  {doc['release']}: {checked['folios']} huge pages, "
@@ -285,6 +334,20 @@ def _print_check(doc: CheckReport) -> None:
         print()
         _print_findings(doc["findings"])
         _print_defects(doc["findings"])
+
+
+def restrictions(doc: AuditReport) -> str:
+    """
+    What a result holds only for, fit to stand behind it: nobody shall take an audit
+    with rules left out, or of a layout that was claimed, for one without.
+    """
+    asked = [rule["id"] for rule in doc["rules"] if rule["reason"] != NOT_ASKED]
+    parts = [f"assumed {key}={value}" for key, value in doc["assumed"].items()]
+    if len(asked) < len(doc["rules"]):
+        parts.append(f"only {', '.join(asked)}")
+    if doc["ignored"]:
+        parts.append(f"ignored {', '.join(doc['ignored'])}")
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _undecided_rules(doc: AuditReport) -> Iterator[tuple[str, list[str]]]:

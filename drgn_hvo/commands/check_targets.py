@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Optional, Union
 
 from drgn_hvo.commands.check import (
@@ -60,12 +61,21 @@ class CheckOptions:
 
 def _check(options: CheckOptions, target: str) -> _Result:
     """Audit one target: exit status and document, whatever happens."""
+    start = time.monotonic()
+    status, document = _audited(options, target)
+    # All that it cost, opening included.
+    document["duration_s"] = round(time.monotonic() - start, 3)
+    return status, document
+
+
+def _audited(options: CheckOptions, target: str) -> _Result:
     before = _state(target)
     prog: Optional[Program] = None
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
         found = hvo_of(prog, dict(options.assume))
-        document = with_dump(check_document(found, target, options.scope), prog)
+        document = check_document(found, target, options.scope)
+        document = with_dump(document, prog, found.kernel)
     except Exception as e:
         known = failure(e)
         if known is not None:

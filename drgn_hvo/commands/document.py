@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         CheckReport,
         DumpEntry,
         ErrorReport,
+        IdentityEntry,
         KernelReport,
         Report,
         ShowReport,
         TargetReport,
     )
+    from drgn_hvo.kernel.bound import Kernel
 
 __all__ = (
     "document",
@@ -70,15 +72,36 @@ def kernel_document(target: str, release: Optional[str]) -> KernelReport:
     }
 
 
-def with_dump(doc: _OfKernel, prog: Program) -> _OfKernel:
-    """A document of a kernel, with what the dump that it lies in says of itself."""
+def with_dump(
+    doc: _OfKernel, prog: Program, kernel: Optional[Kernel] = None
+) -> _OfKernel:
+    """
+    A document of a kernel, with what the dump that it lies in says of itself, and which
+    machine it is of.
+
+    :param kernel: ``None`` if it could not be made out.
+    """
     return {
         "schema": doc["schema"],
         "tool": doc["tool"],
         "target": doc["target"],
         "release": doc["release"],
         "dump": _dump_entry(prog),
+        "identity": None if kernel is None else _identity_entry(kernel),
         **doc,
+    }
+
+
+def _identity_entry(kernel: Kernel) -> IdentityEntry:
+    from drgn_hvo.kernel.identity import identity_of
+
+    found = identity_of(kernel)
+    return {
+        "nodename": found.nodename,
+        "release": found.release,
+        "version": found.version,
+        "crash_time": found.crash_time,
+        "panic": found.panic,
     }
 
 

@@ -71,12 +71,12 @@ def _parser() -> _Parser:
 
 
 def _run(prog: Program, args: argparse.Namespace) -> int:
-    from drgn_hvo.commands.verbs import session_of
+    from drgn_hvo.commands.verbs import assumptions, session_of
     from drgn_hvo.kernel.dump import with_complaint
 
     verb: Verb = args.verb
     try:
-        return verb.run(session_of(prog, dict(args.assume)), args)
+        return verb.run(session_of(prog, assumptions(args.assume)), args)
     except (BrokenPipeError, CommandError):
         raise
     except OSError as e:

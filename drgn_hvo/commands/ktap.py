@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drgn_hvo.commands.check import restrictions
 from drgn_hvo.commands.document import dump_problems, printable_document
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def print_ktap_document(number: int, doc: CheckReport, *, strict: bool) -> None:
         return
     for problem in dump_problems(doc):
         print(f"# the dump is {problem}")
+    restricted = restrictions(doc)
+    if restricted:
+        print(f"#{restricted}")
     rules = doc["rules"]
     print("  KTAP version 1")
     print(f"  1..{len(rules)}")

@@ -38,6 +38,7 @@ __all__ = (
     "Hex",
     "HstateEntry",
     "HstateNodeEntry",
+    "IdentityEntry",
     "KeptEntry",
     "KernelReport",
     "KnownFaultEntry",
@@ -55,6 +56,7 @@ __all__ = (
     "Pools",
     "PrintedPageEntry",
     "PrintedTableEntry",
+    "ProgressReport",
     "PropertyEntry",
     "Report",
     "RuleEntry",
@@ -73,6 +75,7 @@ __all__ = (
     "TargetReport",
     "ToolEntry",
     "TruncatedEntry",
+    "UndecidedEntry",
     "UnreadPagesEntry",
     "VmemmapEntry",
 )
@@ -97,6 +100,15 @@ class Report(TypedDict):
 
     schema: Literal[1]
     tool: ToolEntry
+
+
+class ProgressReport(Report):
+    """A line of ``--progress json``, on stderr; ``elapsed_s`` in seconds."""
+
+    done: int
+    total: int
+    unit: str
+    elapsed_s: float
 
 
 class TargetReport(Report):
@@ -134,13 +146,24 @@ class DumpEntry(TypedDict):
     problems: list[str]
 
 
+class IdentityEntry(TypedDict):
+    """Which machine a kernel ran on; ``crash_time`` in seconds since 1970."""
+
+    nodename: Optional[str]
+    release: Optional[str]
+    version: Optional[str]
+    crash_time: Optional[int]
+    panic: Optional[str]
+
+
 class KernelReport(TargetReport, total=False):
     """
-    How a document about all of a kernel begins; ``dump`` is added where results are
-    printed, if the target could be opened.
+    How a document about all of a kernel begins; ``dump`` and ``identity`` are added
+    where results are printed, if the target could be opened.
     """
 
     dump: Optional[DumpEntry]
+    identity: Optional[IdentityEntry]
 
 
 class PropertyEntry(TypedDict):
@@ -385,6 +408,8 @@ class AuditReport(KernelReport):
 
     status: Literal["clean", "findings", "incomplete"]
     complete: bool
+    assumed: dict[str, str]
+    ignored: list[str]
     checked: CheckedEntry
     not_in_dump: list[MissingEntry]
     undecided: list[UndecidedEntry]
@@ -394,6 +419,8 @@ class AuditReport(KernelReport):
     properties: list[PropertyEntry]
     rules: list[RuleResultEntry]
     findings: list[FindingEntry]
+    signature: str
+    duration_s: Optional[float]
 
 
 class ErrorReport(KernelReport):
@@ -403,6 +430,7 @@ class ErrorReport(KernelReport):
     error: str
     timeout: bool
     complete: bool
+    duration_s: Optional[float]
 
 
 CheckReport = Union[AuditReport, ErrorReport]

@@ -10,14 +10,11 @@ What these commands of the generator do; their options are in the command line.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 import json
-import sys
 from typing import TYPE_CHECKING
 
 from drgn_hvo.commands.document import envelope
-from drgn_hvo.synth.containers.elf import Progress
+from drgn_hvo.progress import progress
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.damage.faults import FAULTS, AppliedFault, Fault, make_machine
 from drgn_hvo.synth.described.description_file import load_description
@@ -33,22 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ("run_faults", "run_synth")
 
-# Smaller machines are written before anybody looks.
-_MIN_PROGRESS_FRAMES = 1 << 15
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Progress]:
-    from tqdm import tqdm
-
-    quiet = total < _MIN_PROGRESS_FRAMES or not sys.stderr.isatty()
-    with tqdm(total=total, unit="page", disable=quiet, file=sys.stderr) as bar:
-
-        def progress(frames: int) -> None:
-            bar.update(frames)
-
-        yield progress
-
 
 def run_synth(args: argparse.Namespace) -> int:
     """
@@ -60,9 +41,13 @@ def run_synth(args: argparse.Namespace) -> int:
     description = load_description(args.description)
     machine, applied = make_machine(description, args.faults)
     total = sum(extent.count for extent in machine.image.extents)
-    with _progress(total) as progress:
+    with progress(total, "page") as bar:
+
+        def written(frames: int) -> None:
+            bar.update(frames)
+
         write_machine(
-            machine, args.output, args.container, force=args.force, progress=progress
+            machine, args.output, args.container, force=args.force, progress=written
         )
     if applied:
         document: SynthReport = {

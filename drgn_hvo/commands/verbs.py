@@ -33,6 +33,7 @@ __all__ = (
     "add_assume_option",
     "add_force_option",
     "add_format_options",
+    "assumptions",
     "check_scope",
     "session_of",
 )
@@ -100,6 +101,19 @@ def _assumption(text: str) -> tuple[str, str]:
     return key, value
 
 
+def assumptions(pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """
+    What ``--assume`` options say together.
+
+    :raises UsageError: if two of them contradict each other.
+    """
+    found: dict[str, str] = {}
+    for key, value in pairs:
+        if found.setdefault(key, value) != value:
+            raise UsageError(f"--assume says {key}={found[key]} and {key}={value}")
+    return found
+
+
 def add_assume_option(parser: argparse.ArgumentParser) -> None:
     """``--assume``, which all verbs have."""
     parser.add_argument(
@@ -160,7 +174,7 @@ def _run_show(session: Session, args: argparse.Namespace) -> int:
         return 0
     found = session.open()
     document = show_document(found, session.target, folios=args.folios)
-    document = with_dump(document, found.kernel.prog)
+    document = with_dump(document, found.kernel.prog, found.kernel)
     print_document(document, print_show, as_json=args.format == "json")
     return 0
 
@@ -211,7 +225,7 @@ def _run_check(session: Session, args: argparse.Namespace) -> int:
     scope = check_scope(args)
     found = session.open()
     document = check_document(found, session.target, scope)
-    document = with_dump(document, found.kernel.prog)
+    document = with_dump(document, found.kernel.prog, found.kernel)
     if args.format == "ktap":
         print_ktap_plan(1)
         print_ktap_document(1, document, strict=scope.strict)

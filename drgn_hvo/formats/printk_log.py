@@ -266,16 +266,20 @@ def read_printk_log(
     read: ReadMemory,
     layout: PrintkLayout,
     byte_order: Literal["little", "big"],
+    newest: Optional[int] = None,
 ) -> PrintkLog:
     """
     Read the log.
 
+    :param newest: Read so many of the last records; all if ``None``. The others are
+        not counted as missing.
     :raises UnavailableError: if it is not known where it is.
     :raises FormatError: if it is damaged or not in the dump.
     """
     ring = _Ring(read, layout, byte_order)
-    count = min(ring.count, _MAX_RECORDS)
-    missing = ring.count - count
+    wanted = ring.count if newest is None else min(ring.count, newest)
+    count = min(wanted, _MAX_RECORDS)
+    missing = wanted - count
     records: list[PrintkRecord] = []
     # From the end: that is what a panic printed.
     size = 0

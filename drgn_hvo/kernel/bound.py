@@ -73,6 +73,8 @@ class Kernel:
     def __init__(self, prog: Program, assume: Mapping[str, str]) -> None:
         self.prog = prog
         self.assume = _parse_assumptions(assume)
+        #: The same, as it was said.
+        self.assumed = dict(assume)
         self.sources = install(prog)
         arch = architecture_name(prog)
         if arch is None:

@@ -48,10 +48,11 @@ def _layout(kernel: Kernel) -> PrintkLayout:
     return kernel.vmcoreinfo
 
 
-def kernel_log(kernel: Kernel) -> PrintkLog:
+def kernel_log(kernel: Kernel, newest: Optional[int] = None) -> PrintkLog:
     """
     What this kernel printed and still has in memory.
 
+    :param newest: Read so many of the last records; all if ``None``.
     :raises NotInDumpError: if the dump does not hold it.
     :raises UnavailableError: if neither VMCOREINFO nor types say where it is.
     """
@@ -66,7 +67,7 @@ def kernel_log(kernel: Kernel) -> PrintkLog:
     little = platform is None or platform.flags & PlatformFlags.IS_LITTLE_ENDIAN
     try:
         layout = _layout(kernel)
-        return read_printk_log(read, layout, "little" if little else "big")
+        return read_printk_log(read, layout, "little" if little else "big", newest)
     except LookupError as e:
         raise UnavailableError(f"the log cannot be read: {e}") from None
     except FormatError as e:

@@ -5,7 +5,8 @@ JSON schemas
 ------------
 
 What scripts can rely on in the JSON that commands print, as JSON Schema: one a command,
-and that of ``page`` for ``oops``, too. Keys may be added to later versions.
+and one for what ``--progress json`` prints. ``page --oops`` prints what ``oops`` does.
+Keys may be added to later versions.
 :mod:`drgn_hvo.commands.reports` says the same in types.
 """
 
@@ -22,6 +23,6 @@ def load_schema(name: str) -> Any:
     """
     A schema, parsed.
 
-    :param name: Of the command.
+    :param name: Of the command, or ``progress``.
     """
     return json.loads(Path(__file__).with_name(f"{name}.json").read_text())
