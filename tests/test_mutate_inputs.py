@@ -8,7 +8,7 @@ import pytest
 
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from tests.command_support import check_refused, run
-from tools.mutate_inputs import CLASSES, failures
+from tools.mutate_inputs import CLASSES, Inputs, failures, limits, try_case
 
 _EACH = 67
 
@@ -16,6 +16,22 @@ _EACH = 67
 @pytest.mark.parametrize("kind", CLASSES)
 def test_nothing_is_worse_than_an_error_of_one_line(kind, tmp_path):
     assert [str(f) for f in failures(tmp_path, [kind], _EACH, 1)] == []
+
+
+# Cases of longer runs that went wrong once: class, number, seed.
+_FOUND = [
+    ("page-tables", 49, 101),  # cut tables whose place page tables do not name
+    ("elf", 76, 101),  # a segment behind the end of any file
+    ("elf", 146, 104),
+    ("btf", 37, 106),  # flags that are bits of no word
+    ("btf", 122, 107),
+]
+
+
+@pytest.mark.parametrize(("kind", "number", "seed"), _FOUND)
+def test_what_went_wrong_once(kind, number, seed, tmp_path):
+    with limits():
+        assert list(try_case(Inputs(tmp_path, seed), kind, number)) == []
 
 
 def test_there_are_a_thousand():

@@ -45,7 +45,15 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import Machine, build_machine
 from tools.shapes import description
 
-__all__ = ("CLASSES", "Failure", "Inputs", "main")
+__all__ = (
+    "CLASSES",
+    "Failure",
+    "Inputs",
+    "failures",
+    "limits",
+    "main",
+    "try_case",
+)
 
 _CONTAINERS = ("elf", "kdump", "flattened")
 _SECONDS = 10
@@ -475,7 +483,8 @@ CLASSES: dict[str, _Maker] = {
 }
 
 
-def _try(inputs: Inputs, kind: str, number: int) -> Iterator[Failure]:
+def try_case(inputs: Inputs, kind: str, number: int) -> Iterator[Failure]:
+    """Try one case; what went wrong, with the least changes that make it."""
     noise = inputs.random(kind, number)
     changes, run, commands = CLASSES[kind](inputs, noise)
     argv = noise.choice(list(commands))
@@ -527,7 +536,7 @@ def failures(
     with limits():
         for i in range(cases):
             kind = kinds[i % len(kinds)]
-            yield from _try(inputs, kind, i // len(kinds))
+            yield from try_case(inputs, kind, i // len(kinds))
         left = _leftovers(directory)
         if left is not None:
             yield Failure("files", 0, (), (), left)

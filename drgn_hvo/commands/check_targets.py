@@ -83,6 +83,10 @@ def _audited(options: CheckOptions, target: str) -> _Result:
             return EXIT_USAGE, error if prog is None else with_dump(error, prog)
         if options.debug:
             raise
+        if isinstance(e, OSError):
+            # A file, disk or share that breaks while it is read.
+            why = f"cannot be read: {e.strerror or e}"
+            return EXIT_USAGE, error_document(target, why)
         return EXIT_BUG, error_document(target, bug(e))
     if _state(target) != before:
         return EXIT_USAGE, error_document(target, "changed while it was read")

@@ -20,6 +20,7 @@ from drgn_hvo.extract.cut_tables import cut_btf, cut_symbols
 from drgn_hvo.extract.recorder import Recording
 from drgn_hvo.extract.tables import Translator, pages_of
 from drgn_hvo.formats.kallsyms_writer import KallsymsImage, kallsyms_tables
+from drgn_hvo.kernel.arrays import U64Array
 from drgn_hvo.kernel.finders import CoreSources
 from drgn_hvo.kernel.frames import FrameReader
 
@@ -127,14 +128,17 @@ def small_tables(recording: Recording) -> Replaced:
         return replaced
     reader = FrameReader(recording.base, page_size)
     translator = Translator(reader, page_table, kernel.translation.linear_ranges)
+    pages, shift = _touched(cut), kernel.geometry.page_shift
+    frames = translator.pages(pages_of(pages, shift))
+    if len(frames) < len(pages_of(pages, shift)):
+        # Damaged page tables do not say where they could go.
+        return replaced
     for reason, parts in cut.items():
         replaced.reads[reason] = [(address, len(data)) for address, data in parts]
         touched: set[int] = set()
         for address, data in parts:
-            reads = np.array([(address, address + len(data) - 1)], dtype=np.uint64)
-            frames = translator.pages(pages_of(reads, kernel.geometry.page_shift))
             _place(replaced, frames, address, data, page_size)
-            touched.update(frames.values())
+            touched.update(_frames_of(frames, address, len(data), shift))
         replaced.sizes[reason] = (
             len(touched),
             sum(
@@ -144,6 +148,22 @@ def small_tables(recording: Recording) -> Replaced:
             ),
         )
     return replaced
+
+
+def _touched(cut: dict[str, list[tuple[int, bytes]]]) -> U64Array:
+    """First and last address of each table."""
+    return np.array(
+        [(at, at + len(data) - 1) for parts in cut.values() for at, data in parts],
+        dtype=np.uint64,
+    ).reshape(-1, 2)
+
+
+def _frames_of(
+    frames: dict[int, int], address: int, size: int, page_shift: int
+) -> list[int]:
+    """The frames that hold a range of addresses."""
+    first, last = address >> page_shift, address + size - 1 >> page_shift
+    return [frames[page] for page in range(first, last + 1)]
 
 
 def _place(

@@ -37,6 +37,9 @@ _PT_NOTE = 4
 # Those of a machine with thousands of processors have a few MiB.
 _MAX_NOTES = 64 << 20
 
+# Of what the kernel calls loff_t, which has a sign.
+_MAX_FILE = (1 << 63) - 1
+
 # DUMP_ELF_INCOMPLETE of makedumpfile's elf_info.h, in e_flags.
 _INCOMPLETE = 1
 
@@ -156,4 +159,10 @@ def read_elf_frame(f: BinaryIO) -> Optional[ElfFrame]:
             prefix + _PHDR, f.read(phnum * phentsize)
         )
     ]
+    for number, segment in enumerate(segments):
+        if segment.offset + segment.filesz > _MAX_FILE:
+            raise FormatError(
+                f"this ELF file is damaged: its program header {number} names bytes "
+                f"at {segment.offset:#x}, where no file has any"
+            )
     return ElfFrame(size, byteorder, kind == _ET_CORE, machine, flags, segments, end)

@@ -12,7 +12,7 @@ are, the types of the kernel say; what the table does not know is free to be any
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Optional, Union
@@ -118,6 +118,11 @@ def _members(struct: Type, base: int = 0) -> Iterator[tuple[str, int, TypeMember
             yield from _members(member.type, offset)
         else:
             yield member.name, offset, member
+
+
+def _mask_of(bits: Iterable[Optional[int]]) -> int:
+    """A word with some bits set; damaged types name bits that no word has."""
+    return sum({1 << bit for bit in bits if bit is not None and 0 <= bit < 64})
 
 
 def _size(member: TypeMember) -> int:
@@ -253,8 +258,7 @@ class PrivateTails:
             ("mapping", "free", page.mapping, 8, ALL_ONES, 0),
             ("memcg_data", "free", self._memcg_data, 8, ALL_ONES, 0),
         ]
-        bits = [kernel.constant(name) for name in NO_HEAD_FLAGS]
-        mask = sum(1 << bit for bit in bits if bit is not None)
+        mask = _mask_of(kernel.constant(name) for name in NO_HEAD_FLAGS)
         wanted.append(("flags", "always", page.flags, 8, mask, 0))
         if kernel.constant("PGTY_hugetlb") is not None:
             # The type itself has a rule.
@@ -264,9 +268,9 @@ class PrivateTails:
             wanted.append(("_mapcount", "always", page.mapcount, 4, mask, mask))
         flags = self._hpg_flags
         if flags:
-            known = sum(1 << bit for bit in flags.values())
+            known = _mask_of(flags.values())
             wanted.append(("private", "always", page.private, 8, ALL_ONES ^ known, 0))
-            used = sum(1 << flags[name] for name in USED_HPG_FLAGS if name in flags)
+            used = _mask_of(flags.get(name) for name in USED_HPG_FLAGS)
             wanted.append(("private", "free", page.private, 8, used, 0))
         return [
             TailField(name, "head", "number", when, 0, offset, size, mask, value)
@@ -297,7 +301,8 @@ class PrivateTails:
     @staticmethod
     def _as_pointer(field: TailField) -> TailField:
         """A field of which nothing is known but that it is a pointer."""
-        return replace(field, kind="pointer", when="never", mask=_ALIGNED)
+        mask = _ALIGNED & field.mask
+        return replace(field, kind="pointer", when="never", mask=mask)
 
     @property
     def _second_flags(self) -> int:
