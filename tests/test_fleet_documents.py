@@ -74,7 +74,10 @@ def test_names_of_the_machine():
     prog = open_target(str(CLEAN), (), None)
     found = kernel(prog)
     names = found.vmcoreinfo.address("init_uts_ns")
-    at = names + found.vmcoreinfo.offset("uts_namespace.name")
+    offset = found.vmcoreinfo.offset("uts_namespace.name")
+    assert names is not None
+    assert offset is not None
+    at = names + offset
     assert isinstance(found.prog, Program)
     found.prog = _Changed(prog, {at + 65: b"host\x1b[31m\0", at + 195: b"#1 SMP\0"})
     identity = identity_of(found)
