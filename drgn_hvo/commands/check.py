@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 import hashlib
-import time
 from typing import TYPE_CHECKING, Literal, Optional
 
 from drgn.helpers.common.format import print_table
@@ -112,8 +111,10 @@ class CheckScope:
 
 
 def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
-    """Audit a kernel: what ``check --format json`` prints."""
-    start = time.monotonic()
+    """
+    Audit a kernel: what ``check --format json`` prints, but for how long it took, which
+    whoever opened it knows.
+    """
     audit = confirmed_audit(hvo, deep=scope.deep, rules=scope.rules)
     for rule in scope.ignore:
         if scope.only is None or rule in scope.only:
@@ -141,7 +142,7 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
         "rules": [_rule_result(audit, rule.id) for rule in RULES],
         "findings": [_finding(finding, cause) for finding, cause in ordered],
         "signature": _signature(ordered),
-        "duration_s": round(time.monotonic() - start, 3),
+        "duration_s": None,
     }
 
 

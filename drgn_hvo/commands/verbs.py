@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 import os
+import time
 from typing import TYPE_CHECKING, Optional
 
 from drgn import Program, ProgramFlags
@@ -223,8 +224,10 @@ def _run_check(session: Session, args: argparse.Namespace) -> int:
     from drgn_hvo.commands.ktap import print_ktap_document, print_ktap_plan
 
     scope = check_scope(args)
+    start = time.monotonic()
     found = session.open()
     document = check_document(found, session.target, scope)
+    document["duration_s"] = round(time.monotonic() - start, 3)
     document = with_dump(document, found.kernel.prog, found.kernel)
     if args.format == "ktap":
         print_ktap_plan(1)
