@@ -25,6 +25,7 @@ _FOUND = [
     ("elf", 146, 104),
     ("btf", 37, 106),  # flags that are bits of no word
     ("btf", 122, 107),
+    ("btf", 25, 110),  # a member that is void
 ]
 
 

@@ -193,6 +193,8 @@ class BtfTypes:
         :raises FormatError: if it cannot be one.
         """
         member_type = self.type(member.type_id)
+        if member_type.unaliased_kind() in (TypeKind.VOID, TypeKind.FUNCTION):
+            raise FormatError(f"BTF is damaged: member {member.name} has no size")
         if member.bit_size:
             unaliased = member_type.unaliased()
             if (

@@ -200,7 +200,8 @@ class PrivateTails:
         self._place_mask = 0
         #: Bits of flags that are fixed; ``None`` if it is not known which.
         self.flags_mask: Optional[int] = None
-        if layout is not None and count is not None:
+        # Damaged types have more flags than bits.
+        if layout is not None and count is not None and 0 <= count <= 64:
             self._place_mask = layout.node_mask << layout.node_shift
             self._place_mask |= layout.zone_mask << layout.zone_shift
             self.flags_mask = self._place_mask | (1 << count) - 1
@@ -318,8 +319,7 @@ class PrivateTails:
         if self._kernel.constant("PGTY_hugetlb") is not None:
             return 0xFF
         names = ("PG_has_hwpoisoned", "PG_large_rmappable", "PG_hugetlb")
-        bits = (self._kernel.constant(name) for name in names)
-        return 0xFF | sum(1 << bit for bit in bits if bit is not None)
+        return 0xFF | _mask_of(map(self._kernel.constant, names))
 
     @cached_property
     def _private_indices(self) -> frozenset[int]:
