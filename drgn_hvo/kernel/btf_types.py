@@ -70,6 +70,14 @@ _BIT_FIELD_KINDS = (TypeKind.INT, TypeKind.BOOL, TypeKind.ENUM)
 _MAX_DEPTH = 128
 
 
+def _require_size(kind: Type, what: str) -> None:
+    """
+    :raises FormatError: if a type is none that an object can have.
+    """
+    if kind.unaliased_kind() in (TypeKind.VOID, TypeKind.FUNCTION):
+        raise FormatError(f"BTF is damaged: {what} has no size")
+
+
 class BtfTypes:
     """
     drgn types made from BTF.
@@ -164,7 +172,9 @@ class BtfTypes:
 
     def _array(self, type_id: int) -> Type:
         element, length = self.btf.array(type_id)
-        return self._prog.array_type(self.type(element), length)
+        element_type = self.type(element)
+        _require_size(element_type, f"element of array {type_id}")
+        return self._prog.array_type(element_type, length)
 
     def _typedef(self, type_id: int) -> Type:
         return self._prog.typedef_type(self.btf.name(type_id), self._target(type_id))
@@ -193,8 +203,7 @@ class BtfTypes:
         :raises FormatError: if it cannot be one.
         """
         member_type = self.type(member.type_id)
-        if member_type.unaliased_kind() in (TypeKind.VOID, TypeKind.FUNCTION):
-            raise FormatError(f"BTF is damaged: member {member.name} has no size")
+        _require_size(member_type, f"member {member.name}")
         if member.bit_size:
             unaliased = member_type.unaliased()
             if (
