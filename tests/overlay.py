@@ -11,7 +11,8 @@ frames missing, and another VMCOREINFO: damage without copying a file.
 import drgn
 
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
-from drgn_hvo.kernel.finders import core_sources, install
+from drgn_hvo.kernel.core_sources import core_sources
+from drgn_hvo.kernel.finders import install
 
 START_KERNEL_MAP = 0xFFFFFFFF80000000
 END = 1 << 46

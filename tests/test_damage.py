@@ -17,7 +17,7 @@ import pytest
 
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import HvoError
-from drgn_hvo.kernel.finders import core_sources
+from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.memmap.hvo import hvo_of
 from tests.cores import open_core, truth
 from tests.overlay import Overlay, image_to_phys, vmcoreinfo_text, without_symbols

@@ -22,7 +22,8 @@ from drgn.helpers.linux.pid import find_task
 import pytest
 
 from drgn_hvo.errors import UnavailableError
-from drgn_hvo.kernel.finders import CoreSources, has_debuginfo, install
+from drgn_hvo.kernel.core_sources import CoreSources, has_debuginfo
+from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.variables import VARIABLES
 from tests.cores import CORES, open_core, truth
 

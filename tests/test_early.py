@@ -23,7 +23,8 @@ from drgn_hvo.formats import kallsyms_lookup
 from drgn_hvo.formats.btf import BtfKind
 from drgn_hvo.formats.btf_search import find_struct
 from drgn_hvo.formats.kallsyms_lookup import KallsymsLookup
-from drgn_hvo.kernel.finders import core_sources, install
+from drgn_hvo.kernel.core_sources import core_sources
+from drgn_hvo.kernel.finders import install
 from tests.cores import core_path, open_core
 from tests.test_btf import PTR, SIGNED, STRUCT, UNION, Writer
 from tests.test_finders import UTS, kernel, kernel_with

@@ -36,6 +36,7 @@ from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.errors import HvoError, NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.formats.kdump_writer import kdump_pages, pack_page
 from drgn_hvo.kernel import finders
+from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.kernel.kept_names import NAMES, OMITTED, TYPES
 from drgn_hvo.kernel.pagetables import find_entry
 from drgn_hvo.memmap.hvo import hvo_of as bound
@@ -221,7 +222,7 @@ def test_drgn_kallsyms(real):
     index = load_vmlinux_kallsyms(copy)
     for name in ("hstates", "node_data", "__start_BTF", "__stop_BTF"):
         (symbol,) = index(copy, name, None, True)
-        assert symbol.address == finders.core_sources(copy).address(name)
+        assert symbol.address == core_sources(copy).address(name)
 
 
 def members(found, depth=3):
@@ -272,7 +273,7 @@ def test_small_says_what_it_cannot_tell(tmp_path):
     with pytest.raises(LookupError):
         copy["hugetlb_optimize_vmemmap_key"]
     # An address between kept symbols is not taken for theirs.
-    original = finders.core_sources(opened(core_path(REAL))).kallsyms()
+    original = core_sources(opened(core_path(REAL))).kallsyms()
     (other,) = original.lookup("schedule")
     assert copy.symbol(other.address).name == OMITTED
     (kept,) = original.lookup("hstates")
@@ -294,7 +295,7 @@ def test_what_is_missing_is_not_in_this_dump(real):
     hvo = bound(copy)
     full = bound(original)
     # The kernel's text, and the direct map of a page that was left out.
-    text = finders.core_sources(original).address("schedule")
+    text = core_sources(original).address("schedule")
     direct = original["page_offset_base"].value_() + (0x9000 << 12)
     for address in (text, direct):
         with pytest.raises(FaultError):

@@ -31,7 +31,8 @@ from drgn.helpers.linux.nodemask import for_each_online_node, nr_node_ids
 import pytest
 
 from drgn_hvo.errors import HvoError, UnavailableError
-from drgn_hvo.kernel.finders import FINDER_NAME, core_sources, has_debuginfo, install
+from drgn_hvo.kernel.core_sources import core_sources, has_debuginfo
+from drgn_hvo.kernel.finders import FINDER_NAME, install
 from drgn_hvo.kernel.variables import VARIABLES
 from tests.cores import CORES, open_core, truth
 from tests.test_btf import SIGNED, STRUCT, Writer

@@ -46,7 +46,8 @@ from drgn_hvo import (
 )
 from drgn_hvo.errors import HvoError
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.kernel.finders import has_debuginfo, install
+from drgn_hvo.kernel.core_sources import has_debuginfo
+from drgn_hvo.kernel.finders import install
 from tests.cores import CORES, open_core, truth
 from tests.test_dwarf import WITHOUT, vmlinux_path
 from tests.test_real_cores import DRGN_IS_WRONG, layout_of

@@ -12,7 +12,7 @@ import struct
 import pytest
 
 from drgn_hvo.commands.show import show_document
-from drgn_hvo.kernel.finders import core_sources
+from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.machine.machine import build_machine

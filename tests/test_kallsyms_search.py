@@ -15,7 +15,7 @@ from drgn_hvo.formats.btf_image import find_btf
 from drgn_hvo.formats.kallsyms import Kallsyms, KallsymsTables, KernelSymbol
 from drgn_hvo.formats.kallsyms_search import find_kallsyms
 from drgn_hvo.formats.kallsyms_writer import kallsyms_tables
-from drgn_hvo.kernel.finders import core_sources
+from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine

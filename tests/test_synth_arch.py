@@ -13,7 +13,8 @@ from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import FormatError, UsageError
 from drgn_hvo.extract.command import extract_document
-from drgn_hvo.formats.architectures import ARCHITECTURES, Architecture, LinearRange
+from drgn_hvo.formats.architectures import ARCHITECTURES
+from drgn_hvo.formats.architectures.architecture import Architecture, LinearRange
 from drgn_hvo.formats.machine_models import KernelLayout, MachineModel
 from drgn_hvo.formats.page_table_formats import (
     Bits,

@@ -20,7 +20,7 @@ from drgn_hvo import (
 from drgn_hvo.commands.map import print_map
 from drgn_hvo.commands.page import page_document, page_lines
 from drgn_hvo.commands.show import print_show, show_document
-from drgn_hvo.kernel.finders import core_sources
+from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.kernel.pagetables import find_entry
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec

@@ -133,7 +133,7 @@ def architectures_page() -> Iterator[str]:
     """The table of architectures."""
     yield "# Architectures\n"
     yield (
-        "Made from `drgn_hvo/formats/architectures.py`. "
+        "Made from `drgn_hvo/formats/architectures/`. "
         "[What works where](../support.md) says what was run.\n"
     )
     rows = []

@@ -23,7 +23,8 @@ from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.arrays import Int64Array, ranges
 from drgn_hvo.kernel.bound import Kernel
-from drgn_hvo.kernel.finders import core_sources, install
+from drgn_hvo.kernel.core_sources import core_sources
+from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.target import load_symbols
 from drgn_hvo.kernel.variables import VARIABLES
 from drgn_hvo.memmap.hvo import Hvo

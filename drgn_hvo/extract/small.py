@@ -21,7 +21,7 @@ from drgn_hvo.extract.recorder import Recording
 from drgn_hvo.extract.tables import Translator, pages_of
 from drgn_hvo.formats.kallsyms_writer import KallsymsImage, kallsyms_tables
 from drgn_hvo.kernel.arrays import U64Array
-from drgn_hvo.kernel.finders import CoreSources
+from drgn_hvo.kernel.core_sources import CoreSources
 from drgn_hvo.kernel.frames import FrameReader
 
 __all__ = ("Replaced", "small_tables")

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.formats.architectures import LinearRange
+from drgn_hvo.formats.architectures.architecture import LinearRange
 from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.kernel.arrays import Int64Array, U64Array
 from drgn_hvo.kernel.frames import FrameReader

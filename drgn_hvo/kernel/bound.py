@@ -28,12 +28,8 @@ from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.formats.tail_words import Geometry
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
-from drgn_hvo.kernel.finders import (
-    FINDER_NAME,
-    are_finders_enabled,
-    has_debuginfo,
-    install,
-)
+from drgn_hvo.kernel.core_sources import has_debuginfo
+from drgn_hvo.kernel.finders import FINDER_NAME, are_finders_enabled, install
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.struct_page import (
     StructPageLayout,

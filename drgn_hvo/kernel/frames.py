@@ -20,8 +20,8 @@ import numpy as np
 
 from drgn_hvo.formats.byteorder import type_prefix
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, joined
+from drgn_hvo.kernel.core_sources import program_byteorder
 from drgn_hvo.kernel.dump import dump_of
-from drgn_hvo.kernel.finders import program_byteorder
 
 __all__ = (
     "FrameReader",

@@ -31,8 +31,9 @@ from drgn_hvo.formats.dump_health import DumpHealth, elf_health, kdump_health
 from drgn_hvo.formats.elf_segments import ElfFrame, read_elf_frame
 from drgn_hvo.formats.kdump import read_kdump_frame
 from drgn_hvo.formats.unreadable import explain_unreadable
+from drgn_hvo.kernel.core_sources import has_debuginfo
 from drgn_hvo.kernel.dump import remember_dump
-from drgn_hvo.kernel.finders import has_debuginfo, install
+from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.kdump_program import kdump_platform, program_of_kdump
 
 __all__ = ("load_symbols", "open_target")

@@ -27,7 +27,7 @@ from drgn import Architecture, FaultError, Program, ProgramFlags
 from drgn_hvo.errors import FormatError, UnavailableError
 
 if TYPE_CHECKING:
-    from drgn_hvo.formats.architectures import (
+    from drgn_hvo.formats.architectures.architecture import (
         Architecture as ArchitectureEntry,
         LinearRange,
     )
@@ -248,7 +248,7 @@ class Translation:
 
     @property
     def _byteorder(self) -> ByteOrder:
-        from drgn_hvo.kernel.finders import program_byteorder
+        from drgn_hvo.kernel.core_sources import program_byteorder
 
         return program_byteorder(self._prog)
 
@@ -391,7 +391,7 @@ def add_memory_segments(prog: Program) -> None:
     reads_image = _says_linux(prog.read, init_uts_ns)
     if reads_image and platform is not None and _is_translated(prog, platform.arch):
         return
-    from drgn_hvo.kernel.finders import core_sources
+    from drgn_hvo.kernel.core_sources import core_sources
 
     try:
         translation = core_sources(prog).translation()

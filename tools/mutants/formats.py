@@ -231,7 +231,7 @@ FORMATS = (
     ),
     Mutant(
         "formats-page-tables-5-levels",
-        "formats/architectures.py::_x86_64",
+        "formats/architectures/x86_64.py::page_tables",
         '2 if vmcoreinfo.number("pgtable_l5_enabled") else 1',
         "1",
         "nothing would be found on a machine with five levels",
@@ -250,7 +250,7 @@ FORMATS = (
     ),
     Mutant(
         "formats-page-tables-encryption",
-        "formats/architectures.py::_x86_64",
+        "formats/architectures/x86_64.py::page_tables",
         '& ~(vmcoreinfo.number("sme_mask") or 0)',
         "",
         "with AMD memory encryption every address would have a bit too many",

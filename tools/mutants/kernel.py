@@ -152,7 +152,7 @@ KERNEL = (
     ),
     Mutant(
         "kernel-two-symbols-of-one-name",
-        "kernel/finders.py::CoreSources.address",
+        "kernel/core_sources.py::CoreSources.address",
         "if len({entry.address for entry in entries}) > 1:",
         "if len({entry.address for entry in entries}) > 2:",
         "of two static symbols of one name the first would be read",
@@ -160,7 +160,7 @@ KERNEL = (
     ),
     Mutant(
         "kernel-no-variables-in-kallsyms",
-        "kernel/finders.py::CoreSources.address",
+        "kernel/core_sources.py::CoreSources.address",
         "if not self.has_data_symbols():",
         "if False:",
         "where kallsyms lists functions only, every variable would not exist",
