@@ -17,7 +17,7 @@ import pytest
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
-from drgn_hvo.memmap.private_tails import PrivateTails
+from drgn_hvo.memmap.tail_fields import TailFields
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import ALL, describe
@@ -139,13 +139,13 @@ def test_a_folio_on_its_way_is_counted(machine):
 
 def test_a_kernel_without_mm_ids(machine, monkeypatch):
     """Without CONFIG_MM_ID, index of the first tail stays what it was."""
-    without = PrivateTails._has
+    without = TailFields._has
 
     def has(self, type_name, member):
         return member != "mm_id" and without(self, type_name, member)
 
     names = {field.name for field in opened(machine).private_tails.fields}
-    monkeypatch.setattr(PrivateTails, "_has", has)
+    monkeypatch.setattr(TailFields, "_has", has)
     if "_mm_id_mapcount" not in names:
         pytest.skip("this kernel is older")
     head = heads(machine, "free")[0]

@@ -27,7 +27,8 @@ from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.pools import FREE_LIST
-from drgn_hvo.memmap.private_tails import FolioFacts, TailField
+from drgn_hvo.memmap.private_tails import FolioFacts
+from drgn_hvo.memmap.tail_fields import TailField
 
 __all__ = ("check_private_tails",)
 

@@ -14,7 +14,7 @@ __all__ = ("MEMMAP",)
 MEMMAP = (
     Mutant(
         "memmap-subpage-indices",
-        "memmap/private_tails.py::PrivateTails._plain_fields",
+        "memmap/tail_fields.py::TailFields._plain_fields",
         "if index in self._private_indices:",
         "if False:",
         "before v6.3, a healthy huge page with a subpool would be accused",
@@ -54,7 +54,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-hpg-bits",
-        "memmap/private_tails.py::PrivateTails._head_fields",
+        "memmap/tail_fields.py::TailFields._head_fields",
         "ALL_ONES ^ known",
         "0",
         "HPG_ flags that do not exist would not be noticed",
@@ -73,7 +73,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-private-tails-mm-ids",
-        "memmap/private_tails.py::PrivateTails._applies",
+        "memmap/tail_fields.py::TailFields._applies",
         "return member.only_with is None or self._has(*member.only_with)",
         "return True",
         "a healthy kernel without CONFIG_MM_ID would be accused",
@@ -89,7 +89,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-private-tails-unions",
-        "memmap/private_tails.py::PrivateTails._first_fields",
+        "memmap/tail_fields.py::TailFields._first_fields",
         "covered = {at + i for _, at, size in mine for i in range(size)}",
         "covered = set()",
         "fields of folios would be taken for what tails hold there",
