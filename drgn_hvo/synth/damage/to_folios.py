@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Damage to folios
+----------------
+
+Words of heads and of private tails: each function makes the changes
+of one entry of :data:`~drgn_hvo.synth.damage.faults.FAULTS`, which says what they are.
+"""
+
+from __future__ import annotations
+
+from drgn_hvo.formats.tail_words import set_compound_head
+from drgn_hvo.synth.damage.targets import Change, Targets
+from drgn_hvo.synth.machine.struct_pages import flags_shifts
+from drgn_hvo.synth.machine.structures import HPG_FLAGS
+
+__all__ = (
+    "fake_heads_left",
+    "flag_only",
+    "head_flag",
+    "head_node",
+    "head_type",
+    "head_zone",
+    "hpg_unknown",
+    "mapping_only",
+    "no_PG_head",
+    "private_flag",
+    "private_mapcount",
+    "private_mapping",
+    "private_node",
+    "private_refcount",
+    "private_rest",
+    "private_tail",
+    "stray_head",
+    "wrong_nr_pages",
+    "wrong_order",
+)
+
+Changes = list[Change]
+
+
+def no_PG_head(t: Targets) -> Changes:
+    pfn = t.any_folio().first_pfn
+    bit = t.plan.structures.page_flag("head")
+    return [t.flip(t.page_field(pfn, "flags"), bit, "PG_head of a folio")]
+
+
+def head_flag(t: Targets) -> Changes:
+    bit = t.plan.structures.page_flag("lru")
+    address = t.page_field(t.any_folio().first_pfn, "flags")
+    return [t.flip(address, bit, "PG_lru of a folio")]
+
+
+def hpg_unknown(t: Targets) -> Changes:
+    address = t.page_field(t.any_folio().first_pfn, "private")
+    bit = 1 << len(HPG_FLAGS)
+    return [t.flip(address, bit, "an HPG_ flag that does not exist")]
+
+
+def head_type(t: Targets) -> Changes:
+    address = t.page_field(t.any_folio().first_pfn, "_mapcount")
+    return [t.flip(address, 1 << 4, "a low bit of the type of a folio", 4)]
+
+
+def wrong_order(t: Targets) -> Changes:
+    pfn = t.any_folio().first_pfn
+    folio = t.plan.structures.folio
+    where = folio.offset(t.plan.structures.fields.order_member)
+    address = t.machine.page_physical(pfn + 1) + where - t.size
+    if t.plan.order == ">":
+        # The order is the lowest byte of its member.
+        _, member = folio.find(t.plan.structures.fields.order_member)
+        address += member.size - 1
+    return [t.flip(address, 1, "the order in the first tail of a folio", 1)]
+
+
+def head_node(t: Targets) -> Changes:
+    node, _, _ = flags_shifts(t.plan)
+    address = t.page_field(t.any_folio().first_pfn, "flags")
+    return [t.flip(address, 1 << node, "the node of a head")]
+
+
+def head_zone(t: Targets) -> Changes:
+    _, zone, _ = flags_shifts(t.plan)
+    address = t.page_field(t.any_folio().first_pfn, "flags")
+    return [t.flip(address, 1 << zone, "the zone of a head")]
+
+
+def private_tail(t: Targets) -> Changes:
+    placed = t.any_folio()
+    g = t.plan.generation
+    pfn = placed.first_pfn + t.INDEX
+    elsewhere = t.plan.space.page_address(placed.first_pfn - (1 << placed.group.order))
+    word = set_compound_head(g.geometry, elsewhere, 3, g.has_mask)
+    return [t.word(t.page_field(pfn, "tail_word"), word, "word of a folio's own tail")]
+
+
+def _private_field(t: Targets, member: str, index: int = Targets.INDEX) -> int:
+    """A field of a struct page in the page of vmemmap of a folio's head."""
+    return t.page_field(t.any_folio().first_pfn + index, member)
+
+
+def private_mapping(t: Targets) -> Changes:
+    return [t.word(_private_field(t, "mapping"), 0, "mapping of a folio's own tail")]
+
+
+def private_mapcount(t: Targets) -> Changes:
+    address = _private_field(t, "_mapcount")
+    return [t.flip(address, 0x7, "_mapcount of a folio's own tail", 4)]
+
+
+def private_refcount(t: Targets) -> Changes:
+    """What a stray ``get_page()`` does."""
+    address = _private_field(t, "_refcount", 1)
+    return [t.word(address, 1, "_refcount of a folio's first tail", 4)]
+
+
+def private_node(t: Targets) -> Changes:
+    node, _, _ = flags_shifts(t.plan)
+    address = _private_field(t, "flags")
+    return [t.flip(address, 1 << node, "the node of a folio's own tail")]
+
+
+def private_flag(t: Targets) -> Changes:
+    bit = t.plan.structures.page_flag("dirty")
+    address = _private_field(t, "flags")
+    return [t.flip(address, bit, "PG_dirty of a folio's own tail")]
+
+
+def private_rest(t: Targets) -> Changes:
+    address = _private_field(t, "private")
+    return [t.flip(address, 1 << 20, "a bit of private of a folio's own tail")]
+
+
+def wrong_nr_pages(t: Targets) -> Changes:
+    folio = t.plan.structures.folio
+    where = folio.offset(t.plan.structures.fields.nr_pages_member)
+    head = t.machine.page_physical(t.any_folio().first_pfn)
+    return [t.flip(head + where, 1 << 3, "the number of pages of a folio", 4)]
+
+
+def _hpg_optimized(t: Targets, pfn: int) -> Changes:
+    bit = 1 << HPG_FLAGS.index("vmemmap_optimized")
+    address = t.page_field(pfn, "private")
+    return [t.flip(address, bit, "HPG_vmemmap_optimized of a folio")]
+
+
+def flag_only(t: Targets) -> Changes:
+    return _hpg_optimized(t, t.unoptimized().first_pfn)
+
+
+def mapping_only(t: Targets) -> Changes:
+    return _hpg_optimized(t, t.optimized_head())
+
+
+def fake_heads_left(t: Targets) -> Changes:
+    """What restoring left on 6.12.115: copies of the head in all frames."""
+    placed = t.restored()
+    head = t.machine.page_physical(placed.first_pfn)
+    per_slice = t.plan.generation.geometry.pages_per_slice
+    copy = t.machine.image.read(head, 3 * t.size)
+    return [
+        Change(t.machine.page_physical(pfn), copy, "first struct pages of a slice")
+        for pfn in range(
+            placed.first_pfn + per_slice,
+            placed.first_pfn + (1 << placed.group.order),
+            per_slice,
+        )
+    ]
+
+
+def stray_head(t: Targets) -> Changes:
+    """PG_head on a page that no compound page begins with."""
+    pfn = t.order_0_slice() + 1
+    bit = t.plan.structures.page_flag("head")
+    return [t.flip(t.page_field(pfn, "flags"), bit, "PG_head of an order-0 page")]
