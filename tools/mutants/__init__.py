@@ -13,6 +13,9 @@ tests; see ``docs/testing.md``.
 from __future__ import annotations
 
 from tools.mutants.audit import AUDIT
+from tools.mutants.audit_folios import AUDIT_FOLIOS
+from tools.mutants.audit_mappings import AUDIT_MAPPINGS
+from tools.mutants.audit_transitions import AUDIT_TRANSITIONS
 from tools.mutants.commands import COMMANDS
 from tools.mutants.extract import EXTRACT
 from tools.mutants.formats import FORMATS
@@ -28,6 +31,9 @@ MUTANTS: tuple[Mutant, ...] = (
     *FORMATS,
     *KERNEL,
     *MEMMAP,
+    *AUDIT_MAPPINGS,
+    *AUDIT_FOLIOS,
+    *AUDIT_TRANSITIONS,
     *AUDIT,
     *COMMANDS,
     *EXTRACT,

@@ -5,8 +5,8 @@ Damage to shared tails
 ----------------------
 
 Words of shared tail pages, and the slots of ``vmemmap_tails[]``: each function makes
-the changes of one entry of :data:`~drgn_hvo.synth.damage.faults.FAULTS`, which says what
-they are.
+the changes of one entry of :data:`~drgn_hvo.synth.damage.faults.FAULTS`, which says
+what they are.
 """
 
 from __future__ import annotations
