@@ -21,7 +21,7 @@ import jsonschema
 import pytest
 
 from drgn_hvo.audit.page_faults import VERDICTS
-from drgn_hvo.commands import reports
+from drgn_hvo.commands import catalogue_reports, log_reports, reports
 from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.extract.needs import REASONS
 from drgn_hvo.formats.oops_log import FORMS
@@ -37,15 +37,15 @@ SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
 REPORTS: dict[str, tuple[Any, ...]] = {
     "show": (reports.ShowReport,),
     "check": (reports.AuditReport, reports.ErrorReport),
-    "page": (reports.PageReport, reports.OopsReport),
-    "oops": (reports.OopsReport,),
+    "page": (reports.PageReport, log_reports.OopsReport),
+    "oops": (log_reports.OopsReport,),
     "progress": (reports.ProgressReport,),
     "heads": (reports.HeadsReport,),
     "extract": (reports.ExtractReport,),
-    "synth": (reports.SynthReport,),
-    "faults": (reports.FaultsReport,),
-    "rules": (reports.RulesReport,),
-    "defects": (reports.DefectsReport,),
+    "synth": (catalogue_reports.SynthReport,),
+    "faults": (catalogue_reports.FaultsReport,),
+    "rules": (catalogue_reports.RulesReport,),
+    "defects": (catalogue_reports.DefectsReport,),
 }
 
 #: Strings of which a table of the program has all values, and the schema, too.

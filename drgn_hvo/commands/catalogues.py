@@ -18,7 +18,11 @@ from drgn_hvo.audit.rules import RULES
 from drgn_hvo.commands.document import envelope
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import DefectEntry, DefectsReport, RulesReport
+    from drgn_hvo.commands.catalogue_reports import (
+        DefectEntry,
+        DefectsReport,
+        RulesReport,
+    )
 
 __all__ = (
     "defects_document",

@@ -43,7 +43,7 @@ from drgn_hvo.memmap.page_spec import PageSpec
 from drgn_hvo.memmap.shared_tails import SharedTail
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import (
+    from drgn_hvo.commands.log_reports import (
         FaultEntry,
         FaultTailEntry,
         LogFindings,

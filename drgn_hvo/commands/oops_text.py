@@ -16,7 +16,7 @@ from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.commands.page import page_lines, print_lines
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import (
+    from drgn_hvo.commands.log_reports import (
         FaultEntry,
         FaultSliceEntry,
         LogReportEntry,

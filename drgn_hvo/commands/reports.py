@@ -17,21 +17,13 @@ from typing import Annotated, Literal, Optional, TypedDict, Union
 from drgn_hvo.audit.rules import RuleId
 
 __all__ = (
-    "AppliedFaultEntry",
     "AuditReport",
-    "ChangeEntry",
     "CheckReport",
     "CheckedEntry",
-    "DefectEntry",
-    "DefectsReport",
     "DumpEntry",
     "EncodingEntry",
     "ErrorReport",
     "ExtractReport",
-    "FaultEntry",
-    "FaultSliceEntry",
-    "FaultTailEntry",
-    "FaultsReport",
     "FindingEntry",
     "FolioEntry",
     "HeadsReport",
@@ -41,36 +33,23 @@ __all__ = (
     "IdentityEntry",
     "KeptEntry",
     "KernelReport",
-    "KnownFaultEntry",
     "LeftOutEntry",
-    "LogFindings",
-    "LogReportEntry",
-    "LogReportStart",
     "MissingEntry",
-    "OopsReport",
     "PageEntry",
     "PageFolioEntry",
     "PageReport",
-    "PageTableEntry",
-    "PointerEntry",
     "Pools",
-    "PrintedPageEntry",
-    "PrintedTableEntry",
     "ProgressReport",
     "PropertyEntry",
     "Report",
-    "RuleEntry",
     "RuleResultEntry",
-    "RulesReport",
     "SavedByEntry",
     "SavedEntry",
     "SharedTailEntry",
     "ShowReport",
     "SliceEntry",
     "SplitEntry",
-    "StoryEntry",
     "StructPageEntry",
-    "SynthReport",
     "TailLayoutEntry",
     "TargetReport",
     "ToolEntry",
@@ -508,168 +487,6 @@ class PageReport(TargetReport):
     pages: list[PageEntry]
 
 
-# page --oops, and oops
-
-
-class PageTableEntry(TypedDict):
-    """The last page table entry that the kernel printed, and that of the dump."""
-
-    level: str
-    value: Hex
-    frame: Optional[int]
-    writable: Optional[bool]
-    in_dump: Optional[Hex]
-    same: Optional[bool]
-
-
-class PrintedTableEntry(TypedDict):
-    """A page table entry of a process that the kernel printed."""
-
-    level: str
-    value: Hex
-
-
-class FaultSliceEntry(TypedDict):
-    """The page of vmemmap at which a fault happened."""
-
-    address: Hex
-    index_in_folio: Optional[int]
-    frame: Optional[int]
-    writable: Optional[bool]
-    mapped: Optional[bool]
-
-
-class FaultTailEntry(TypedDict):
-    """The shared tail page that a faulting address is mapped to."""
-
-    pfn: int
-    order: int
-    nid: int
-    zone: Optional[str]
-
-
-class FaultEntry(TypedDict):
-    """A page fault of a log; ``page`` is an index into ``pages``."""
-
-    line: int
-    address: Hex
-    access: Optional[Literal["read", "write", "fetch"]]
-    error_code: Optional[Hex]
-    supervisor: Optional[bool]
-    protection: Optional[bool]
-    ip: Optional[str]
-    pid: Optional[int]
-    comm: Optional[str]
-    in_vmemmap: Optional[bool]
-    not_this_boot: Optional[str]
-    entry: Optional[PageTableEntry]
-    pfn: Optional[int]
-    offset: Optional[int]
-    words: list[str]
-    slice: Optional[FaultSliceEntry]
-    head_pfn: Optional[int]
-    order: Optional[int]
-    tail: Optional[FaultTailEntry]
-    verdict: str
-    signature: Optional[bool]
-    explanation: str
-    defect: Optional[str]
-    page: Optional[int]
-
-
-class PrintedPageEntry(TypedDict):
-    """A struct page as ``dump_page()`` printed it."""
-
-    kind: Optional[Literal["tail", "head", "page"]]
-    encoding: Optional[str]
-    mask_order: Optional[int]
-    head_pfn: Optional[int]
-    order: Optional[int]
-    tail_mapping: Optional[bool]
-    refcount: Optional[int]
-    mapcount: Optional[int]
-    counts: dict[str, int]
-    flags: Optional[Hex]
-    flag_names: Optional[list[str]]
-    positions: dict[str, int]
-    page_type: Optional[str]
-    words: list[Hex]
-    head_words: list[Hex]
-
-
-class PointerEntry(TypedDict):
-    """A register, or a word of the stack, that points into vmemmap."""
-
-    where: str
-    value: Hex
-    pfn: Optional[int]
-    text: str
-
-
-class LogReportStart(TypedDict):
-    """How an entry for a report of a log begins."""
-
-    form: str
-    line: int
-    title: str
-    release: Optional[str]
-    pid: Optional[int]
-    comm: Optional[str]
-    ip: Optional[str]
-    calls: list[str]
-
-
-class LogReportEntry(LogReportStart):
-    """
-    A report of a log; ``oops`` and ``page`` are indices into ``oopses`` and ``pages``.
-    """
-
-    pfn: Optional[int]
-    address: Optional[Hex]
-    reason: Optional[str]
-    check: Optional[str]
-    check_in: Optional[str]
-    entry: Optional[PrintedTableEntry]
-    dump: Optional[PrintedPageEntry]
-    not_this_boot: Optional[str]
-    against_dump: Optional[Literal["unchanged", "changed", "other-page", "not-in-dump"]]
-    changed: list[str]
-    pointers: list[PointerEntry]
-    verdict: str
-    explanation: str
-    defect: Optional[str]
-    oops: Optional[int]
-    page: Optional[int]
-
-
-class StoryEntry(TypedDict):
-    """Reports that have one cause; ``reports`` has their indices."""
-
-    count: int
-    verdict: str
-    explanation: str
-    defect: Optional[str]
-    is_certain: bool
-    forms: dict[str, int]
-    reasons: dict[str, int]
-    pfns: list[int]
-    reports: list[int]
-
-
-class LogFindings(TypedDict):
-    """What a log says."""
-
-    oopses: list[FaultEntry]
-    reports: list[LogReportEntry]
-    stories: list[StoryEntry]
-    suppressed: int
-    not_understood: list[str]
-
-
-class OopsReport(PageReport, LogFindings):
-    """``page --oops``, and ``oops``."""
-
-
 # heads, extract
 
 
@@ -717,81 +534,3 @@ class ExtractReport(TargetReport):
     pages: int
     kept: list[KeptEntry]
     left_out: list[LeftOutEntry]
-
-
-# synth, and the catalogues
-
-
-class ChangeEntry(TypedDict):
-    """Bytes that a fault changed, in hex without ``0x``."""
-
-    physical_address: Hex
-    old: str
-    new: str
-    what: str
-
-
-class _FaultAlways(TypedDict):
-    what: str
-    rule: Optional[str]
-    consequences: list[str]
-
-
-class AppliedFaultEntry(_FaultAlways):
-    """A fault that a core was made with."""
-
-    fault: str
-    changes: list[ChangeEntry]
-
-
-class SynthReport(Report):
-    """``synth --fault``; *target* is the core that was written."""
-
-    target: str
-    faults: list[AppliedFaultEntry]
-
-
-class KnownFaultEntry(_FaultAlways):
-    """A fault that a core can be made with."""
-
-    name: str
-    generations: list[str]
-
-
-class FaultsReport(Report):
-    """``faults``."""
-
-    faults: list[KnownFaultEntry]
-
-
-class RuleEntry(TypedDict):
-    """What ``check`` checks."""
-
-    id: RuleId
-    holds: str
-    source: str
-    severity: str
-    deep: bool
-
-
-class RulesReport(Report):
-    """``rules``."""
-
-    rules: list[RuleEntry]
-
-
-class DefectEntry(TypedDict):
-    """A known defect of kernels."""
-
-    name: str
-    rules: list[str]
-    state: str
-    kernels: str
-    confirm: str
-    leads_to: str
-
-
-class DefectsReport(Report):
-    """``defects``."""
-
-    defects: list[DefectEntry]

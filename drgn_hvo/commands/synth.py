@@ -21,7 +21,7 @@ from drgn_hvo.synth.described.description_file import load_description
 from drgn_hvo.synth.described.generations import GENERATIONS
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import (
+    from drgn_hvo.commands.catalogue_reports import (
         AppliedFaultEntry,
         FaultsReport,
         KnownFaultEntry,
