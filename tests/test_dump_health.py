@@ -28,7 +28,6 @@ from drgn_hvo.errors import FormatError, TargetError
 from drgn_hvo.formats.dump_health import Piece, Truncated, read_dump_health
 from drgn_hvo.formats.kdump import disk_dump_header, kdump_sub_header
 from drgn_hvo.kernel.dump import dump_of
-from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.machine.machine import build_machine
@@ -329,53 +328,3 @@ def test_pieces_of_makedumpfile_and_the_advice(tmp_path, capsys):
     subprocess.run(advised, check=True, capture_output=True)
     assert main(["check", new]) == 0
     assert ": clean" in capsys.readouterr().out.splitlines()[0]
-
-
-# What reads as zeros.
-
-
-def segments(data):
-    """Program headers of an ELF file: place and words of each."""
-    (start,), (count,) = (
-        struct.unpack_from(code, data, at) for code, at in (("<Q", 32), ("<H", 56))
-    )
-    for i in range(count):
-        yield start + 56 * i, struct.unpack_from("<IIQQQQQQ", data, start + 56 * i)
-
-
-def test_what_reads_as_zeros_is_told_from_what_is_there(cores, tmp_path):
-    """A segment whose second half the file does not hold."""
-    data = bytearray(cores["elf"].read_bytes())
-    place, words = max(segments(data), key=lambda s: s[1][5] * (s[1][0] == 1))
-    paddr, filesz, memsz = words[4:7]
-    assert filesz == memsz
-    kept = filesz // 2 // BLOCK * BLOCK - 100
-    struct.pack_into("<Q", data, place + 32, kept)
-    path = tmp_path / "core"
-    path.write_bytes(data)
-    prog = open_target(str(path))
-    reader = FrameReader(prog, BLOCK)
-    first, end = paddr // BLOCK, (paddr + memsz) // BLOCK
-    border = (paddr + kept) // BLOCK
-    pfns = np.array([end - 1, first, border, border - 1, 1 << 30], dtype=np.int64)
-    assert reader.zero_filled(pfns).tolist() == [True, False, True, False, False]
-    assert reader.read(pfns).present.tolist() == [True, True, True, True, False]
-    assert not any(prog.read((end - 1) * BLOCK, BLOCK, physical=True))
-
-
-def test_containers_without_zeros(cores):
-    for container in ("kdump", "elf"):
-        reader = FrameReader(open_target(str(cores[container])), BLOCK)
-        assert not reader.zero_filled(np.arange(1 << 16, dtype=np.int64)).any()
-
-
-def test_makedumpfile_leaves_out_pages_of_zeros_and_others():
-    """So that zeros of such a core prove nothing."""
-    prog = open_target(str(core_path("7.2-2node")))
-    reader = FrameReader(prog, BLOCK)
-    pfns = np.arange(1 << 17, dtype=np.int64)
-    zero = reader.zero_filled(pfns)
-    frames = reader.read(pfns[zero])
-    assert zero.sum() > 50_000
-    assert frames.present.all()
-    assert not frames.data.any()

@@ -62,8 +62,6 @@ class DumpHealth:
     :param split: Which piece of a split dump it is.
     :param filtered: What was filtered, as for ``makedumpfile -d``.
     :param unwritten: Pages that the headers name, but that were not written.
-    :param zero_filled: Ranges of physical addresses, ends excluded, that the file does
-        not hold and that read as zeros.
     """
 
     format: str
@@ -73,7 +71,6 @@ class DumpHealth:
     split: Optional[Piece] = None
     filtered: Optional[int] = None
     unwritten: Optional[int] = None
-    zero_filled: tuple[tuple[int, int], ...] = ()
 
     def complaints(self) -> list[str]:
         """What is wrong, one line each, with what to do."""
@@ -124,9 +121,7 @@ def read_dump_health(f: BinaryIO) -> Optional[DumpHealth]:
 def elf_health(elf: ElfFrame) -> DumpHealth:
     """What the headers of an ELF file say."""
     cut = Truncated(elf.end, elf.size) if elf.end > elf.size else None
-    return DumpHealth(
-        "elf", elf.size, elf.is_incomplete, cut, zero_filled=tuple(elf.zero_filled)
-    )
+    return DumpHealth("elf", elf.size, elf.is_incomplete, cut)
 
 
 def kdump_health(kdump: KdumpFrame) -> DumpHealth:

@@ -100,19 +100,6 @@ class ElfFrame(NamedTuple):
         return max(self.headers_end, *ends) if self.segments else self.headers_end
 
     @property
-    def zero_filled(self) -> list[tuple[int, int]]:
-        """
-        Ranges of physical addresses, ends excluded, that no part of the file holds and
-        that readers take for zeros. makedumpfile leaves out pages so: those that are
-        all zeros, and all others that it was told to exclude.
-        """
-        return sorted(
-            (load.paddr + load.filesz, load.paddr + load.memsz)
-            for load in self.loads
-            if load.filesz < load.memsz
-        )
-
-    @property
     def is_incomplete(self) -> Optional[bool]:
         """Whether makedumpfile could not write all of it; ``None`` if not known."""
         if self.machine not in _FREE_FLAGS:

@@ -33,7 +33,6 @@ _MEMCG = re.compile(r"\bmemcg:([0-9a-f]{1,16})(?![0-9a-f])")
 # print_hex_dump() with rows of 32 bytes and words of 8.
 _WORDS = re.compile(r"\b(raw|head): ((?:[0-9a-f]{16}(?: |$))+)")
 _BECAUSE = re.compile(r"page dumped because: (.*)")
-_UNFAITHFUL = "page does not match folio"
 
 # Words of a row.
 _ROW = 4
@@ -60,7 +59,6 @@ class PageDump:
     :param words: The struct page itself, in words of eight bytes; all of it unless
         the text breaks off.
     :param head_words: The head, and its first tail since v6.9.
-    :param is_faithful: Whether page and head fitted each other when the kernel looked.
     """
 
     pfn: Optional[int] = None
@@ -70,7 +68,6 @@ class PageDump:
     index: Optional[int] = None
     order: Optional[int] = None
     counts: tuple[tuple[str, int], ...] = ()
-    mapping_kind: Optional[str] = None
     memcg: Optional[int] = None
     flags: Optional[int] = None
     flag_names: Optional[tuple[str, ...]] = None
@@ -80,7 +77,6 @@ class PageDump:
     head_words: tuple[int, ...] = ()
     because: Optional[str] = None
     is_poisoned: bool = False
-    is_faithful: bool = True
 
     @property
     def struct_page_size(self) -> Optional[int]:
@@ -161,7 +157,6 @@ class PageDumpReading:
             except ValueError:
                 continue
         self._set(
-            mapping_kind=flags[1],
             flags=int(flags[2], 16),
             flag_names=tuple(names),
             positions=tuple(positions),
@@ -175,8 +170,6 @@ class PageDumpReading:
             self._set(memcg=int(memcg[1], 16))
         if because:
             self._set(because=because[1].strip())
-        if _UNFAITHFUL in text:
-            self._set(is_faithful=False)
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():

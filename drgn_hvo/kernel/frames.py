@@ -12,16 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Optional
 
 from drgn import FaultError, Program, ProgramFlags
 import numpy as np
 
 from drgn_hvo.formats.byteorder import type_prefix
-from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, joined
+from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array
 from drgn_hvo.kernel.core_sources import program_byteorder
-from drgn_hvo.kernel.dump import dump_of
 
 __all__ = (
     "FrameReader",
@@ -140,33 +138,6 @@ class FrameReader:
             return self._prog.read(address, size, physical=True)
         except (FaultError, ValueError, OverflowError):
             return None
-
-    def zero_filled(self, pfns: Int64Array) -> BoolArray:
-        """
-        Whether frames read as zeros because the dump does not hold them.
-
-        Together with :attr:`Frames.present` that makes three: in the dump; zeros that
-        may be real, as makedumpfile leaves out pages of zeros, or may stand for what
-        was excluded; and not there at all. Only ELF cores have the second kind.
-
-        :param pfns: In any order.
-        """
-        starts, ends = self._zero_filled
-        at = np.searchsorted(starts, pfns, side="right") - 1
-        inside: BoolArray = pfns < ends[np.maximum(at, 0)] if len(ends) else at >= 0
-        return inside & (at >= 0)
-
-    @cached_property
-    def _zero_filled(self) -> tuple[Int64Array, Int64Array]:
-        """First PFNs and ends of ranges of such frames, those in part included."""
-        dump = dump_of(self._prog)
-        ranges = np.array(
-            dump.health.zero_filled if dump else [], dtype=np.uint64
-        ).reshape(-1, 2)
-        size = np.uint64(self.page_size)
-        starts = (ranges[:, 0] // size).astype(np.int64)
-        ends = ((ranges[:, 1] + size - np.uint64(1)) // size).astype(np.int64)
-        return joined(starts, ends)
 
     def stream(self, pfns: Int64Array) -> Iterator[tuple[slice, Frames]]:
         """

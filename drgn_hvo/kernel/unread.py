@@ -50,7 +50,6 @@ class Need(enum.Enum):
     POOLS = "which pools there are"
     POOL_IDENTITY = "what pools say of the size of their huge pages"
     COUNTERS = "counters of the pools"
-    LOCK = "whether hugetlb_lock was held"
     LISTS = "lists of the pools"
     FOLIO_HEADS = "the first struct pages of folios"
     FOLIO_ZONES = "nodes and zones of folios"
