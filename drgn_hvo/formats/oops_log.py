@@ -173,10 +173,6 @@ def _take_fault(address: re.Pattern[str]) -> Callable[[_Reading, re.Match[str]],
     return take
 
 
-def _take_nothing(report: _Reading, begin: re.Match[str]) -> None:
-    """All that the line says is what it is."""
-
-
 def _take_protection_fault(report: _Reading, begin: re.Match[str]) -> None:
     report.address = None if begin[1] is None else int(begin[1], 16)
 
