@@ -21,15 +21,15 @@ __all__ = ("Bar", "progress", "progress_as_json")
 # Nobody wants a bar for what is done at once.
 _DELAY = 2  # seconds
 
-# How often a program is told.
+# Between two JSON lines, which programs read.
 _INTERVAL = 1  # seconds
 
 
 class Bar(Protocol):
-    """What is told how much was done."""
+    """Shows how much was done."""
 
     def update(self, n: int = 1) -> object:
-        """So many more are done."""
+        """Count *n* more units as done."""
 
 
 class _NoBar:

@@ -163,7 +163,7 @@ class FolioTails:
             return
         owner, pfns, infos = (np.concatenate(part) for part in zip(*self._wrong))
         order = np.lexsort((pfns, owner))
-        # Of a folio with a thousand wrong tails, one is told and the others counted.
+        # All wrong tails of a folio are one finding, about the first.
         _, firsts, counts = np.unique(
             owner[order], return_index=True, return_counts=True
         )

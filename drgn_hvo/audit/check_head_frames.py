@@ -116,7 +116,11 @@ class _HeadFrames:
 
     def _add_second(self, i: int, slice_: int, *, moved: bool) -> None:
         """
-        :param slice_: The slice whose entry is wrong, the second or somebody else's.
+        Add a finding about the second slice of a folio.
+
+        :param slice_: The slice whose entry is wrong: the second, or one of no huge
+            page that maps its frame.
+        :param moved: Whether the second slice maps another frame than those behind it.
         """
         page_table = self._context.kernel.page_table_format
         assert page_table is not None, "run_audit() has checked that"
@@ -174,7 +178,12 @@ class _HeadFrames:
 
     def _add_head(self, i: int, slice_: int, mapped: bool, others: int) -> None:
         """
-        :param slice_: The slice whose entry is wrong, the first or somebody else's.
+        Add a finding about the first slice of a folio.
+
+        :param slice_: The slice whose entry is wrong: the first, or one outside of the
+            folio that maps its frame.
+        :param mapped: Whether the first slice is mapped at all.
+        :param others: How many slices of others map its frame.
         """
         page_table = self._context.kernel.page_table_format
         assert page_table is not None, "run_audit() has checked that"

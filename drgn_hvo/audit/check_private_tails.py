@@ -32,10 +32,11 @@ from drgn_hvo.memmap.tail_fields import TailField
 
 __all__ = ("check_private_tails",)
 
-# So many folios are looked at together: 1 MiB of 4 KiB pages.
+# How many folios are read together: 1 MiB of 4 KiB pages.
 _AT_ONCE = 256
 
-# How many folios that break one rule are told one by one; more are counted.
+# At most this many folios that break one rule get findings of their own; the rest are
+# counted with the first.
 _MAX_TOLD = 64
 
 
@@ -75,7 +76,7 @@ class _PrivateTails:
         self._boot_tails = boot_tails
         self._folios = context.hugetlb.folios
         self._tails = context.hvo.private_tails
-        # Of each rule, the folios that are told, and the last of them.
+        # The folios that have findings of their own, by rule.
         self._told: dict[RuleId, list[subjects.TailWord]] = {}
         # Folios whose tails have the reference counts of a shared tail page.
         self._residues: list[tuple[int, list[_Wrong], BootTail]] = []
@@ -244,7 +245,7 @@ class _PrivateTails:
 
 
 def _batches(which: BoolArray) -> Iterator[Int64Array]:
-    """Indices of what is true, so many at once."""
+    """The indices of what is true, in pieces of at most ``_AT_ONCE``."""
     places = np.flatnonzero(which)
     for start in range(0, len(places), _AT_ONCE):
         yield places[start : start + _AT_ONCE]

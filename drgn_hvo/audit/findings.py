@@ -171,12 +171,12 @@ class Audit:
             self.unread(Unread(need, what, count=count))
 
     def blank(self, need: Need, what: str, count: int) -> None:
-        """As :meth:`missing()`, of what reads as zeros and cannot be that."""
+        """Note what reads as zeros and cannot be that; else as :meth:`missing()`."""
         if count:
             self.unread(Unread(need, what, READS_AS_ZEROS, count))
 
     def unread(self, unread: Unread) -> None:
-        """Note what could not be read, as :meth:`missing()` does."""
+        """Note what could not be read: rules that need it are undecided."""
         if unread.need is None:
             return
         what, why = unread.what, unread.why

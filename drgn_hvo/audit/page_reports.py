@@ -83,8 +83,10 @@ def page_report(
     report: Report, geometry: Optional[Geometry] = None, tails: Optional[str] = None
 ) -> PageReport:
     """
+    What a report of a log says about a page, as far as its text alone tells.
+
     :param geometry: Of the kernel, if it is at hand.
-    :param tails: How it lays tails out; else its release says.
+    :param tails: How the kernel lays tails out; if ``None``, its release says.
     """
     if tails is None:
         tails = _tails_of(report.crash.release)

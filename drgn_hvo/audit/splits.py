@@ -92,7 +92,7 @@ class Splits:
         return {h for h, rest in self._known.items() if rest not in (None, _NOTHING)}
 
     def _find(self, pfn: int) -> Optional[Rest]:
-        """One order is demoted to another that there is a pool of, too."""
+        """As :meth:`rest()`: only orders that have pools are demoted to each other."""
         head = self._pages.head(pfn)
         if head is None:
             return None
@@ -108,8 +108,11 @@ class Splits:
 
     def _rest(self, pfn: int, order: int, end: int) -> Optional[Rest]:
         """
+        What is left of one huge page, if it is being demoted to pieces of one order.
+
         :param order: Of the pieces.
         :param end: PFN behind the whole.
+        :return: As :meth:`rest()`.
         """
         if end > self._context.vmemmap.end_pfn:
             return _NOTHING

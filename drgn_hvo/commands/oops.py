@@ -61,7 +61,7 @@ __all__ = ("log_of_core", "oops_document")
 # Verdicts whose defect is one of several reasons.
 _SUSPICIONS = ("refcount-write-refused",)
 
-# Of a call trace, so many functions are told, without those that print it.
+# At most this many functions of a call trace are shown, without those that print it.
 _CALLS = 8
 _PRINTERS = {
     "bad_page",

@@ -30,7 +30,7 @@ __all__ = ("print_oopses",)
 
 Lines = list[tuple[str, str]]
 
-# Of the pages of a story, so many are told.
+# At most this many pages of a story are named.
 _MAX_PFNS = 12
 
 

@@ -34,7 +34,7 @@ class Replaced:
 
     :param pages: By frame and offset in it.
     :param sizes: How many pages and bytes, by the reason whose reads they replace.
-    :param reads: Address and size of what is now there to be read, likewise.
+    :param reads: Address and size of what is now there to be read, by the same reason.
     """
 
     pages: dict[int, dict[int, bytes]] = field(default_factory=dict)

@@ -68,7 +68,12 @@ def parse_header(data: bytes) -> tuple[BtfHeader, ByteOrder]:
 
 
 def _unpack(data: bytes, prefix: str) -> BtfHeader:
-    """:raises struct.error: if it is cut off."""
+    """
+    Read a header in one byte order.
+
+    :param prefix: Of the byte order, as :mod:`struct` has it.
+    :raises struct.error: if it is cut off.
+    """
     header = BtfHeader(*struct.unpack_from(prefix + _HEADER, data))
     if header.hdr_len < struct.calcsize(prefix + _HEADER + _LAYOUT):
         return header

@@ -44,7 +44,7 @@ _MAX_NAMES_SIZE = 64 << 20
 # kallsyms_markers says where each 256th name begins.
 _NAMES_PER_MARKER = 256
 
-# So many places are tried where its first entry, 0, can be.
+# At most this many places are tried where its first entry, 0, can be.
 _MAX_GUESSES = 16
 
 # KSYM_NAME_LEN, and the bytes that say how long a name is.

@@ -10,8 +10,8 @@ lie in the read-only data of the kernel image, and each has looks that nothing e
 
 - ``kallsyms_token_index``: 256 ascending 16-bit numbers, the first 0;
 - ``kallsyms_token_table``: 256 strings in front of that, which begin where it says;
-- ``kallsyms_num_syms`` and, behind it, ``kallsyms_names``: so many names, each its
-  length and codes, and of each the first character is a type as nm(1) prints it;
+- ``kallsyms_num_syms`` and, behind it, ``kallsyms_names``: that number of names, each
+  its length and codes; the first character of a name is a type as nm(1) prints it;
 - ``kallsyms_offsets`` or ``kallsyms_addresses``, in front of these up to v6.3 and
   behind them since v6.4: where the entries of all symbols that VMCOREINFO names agree
   with it.
@@ -53,13 +53,13 @@ _MAX_SYMBOLS = 4_000_000
 # Even extracts (--small) have more.
 _MIN_SYMBOLS = 32
 _MAX_NAME_SIZE = 512
-# So many names are looked at before all are.
+# How many names must make sense before all are looked at.
 _FIRST_NAMES = 24
 # What nm(1) prints for a symbol.
 _TYPES = b"aAbBcCdDgGiInNpPrRsStTuUvVwW?-"
 # Fewer symbols of VMCOREINFO than this in the table prove nothing.
 _ENOUGH = 3
-# So many places that look like a table at first are looked at closely.
+# At most this many places that look like a table at first are looked at closely.
 _MAX_PLACES = 64
 
 _Places = npt.NDArray[np.int64]

@@ -24,10 +24,10 @@ from drgn_hvo.formats.kdump import KdumpFrame, page_descriptor
 
 __all__ = ("KdumpReader",)
 
-# Of the pages that were unpacked last, so many are kept.
+# How many of the pages that were unpacked last are kept.
 _KEPT_PAGES = 1024
 
-# Pages are counted in pieces of the bitmap of so many bytes.
+# Pages are counted in pieces of the bitmap, of this many bytes.
 _PIECE = 512
 
 # How many bits are set in a byte.

@@ -62,7 +62,8 @@ class KdumpHeader:
     What the headers say.
 
     :param nodename: Of ``struct new_utsname``; names a machine, so think first.
-    :param machine: Likewise; libkdumpfile takes the architecture from it.
+    :param machine: Of ``struct new_utsname``; libkdumpfile takes the architecture from
+        it.
     :param vmcoreinfo: Must be part of *notes*, byte for byte.
     :param dump_level: What was filtered, as for ``makedumpfile -d``.
     :param max_mapnr: One more than the highest PFN.

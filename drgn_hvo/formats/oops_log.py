@@ -41,7 +41,7 @@ _MAX_LINE = 8192
 # No report has more lines: a dump, registers, a call trace or two.
 _MAX_BODY = 300
 
-# So many reports are kept. print_bad_pte() and bad_page() print 60 a minute at most.
+# At most this many reports are kept; print_bad_pte() and bad_page() print 60 a minute.
 _MAX_REPORTS = 10_000
 
 # Of the first line, for people.

@@ -196,6 +196,10 @@ def printed_page(
     dump: PageDump, pfn: Optional[int], geometry: Optional[Geometry]
 ) -> PrintedPage:
     """
+    A struct page as the kernel printed it, with what its words mean.
+
+    :param pfn: Of the page, where the report names it; else what the dump of the page
+        says.
     :param geometry: Of the kernel, if that is at hand; else pages have 4 KiB, and the
         struct page is as long as what was printed of it.
     """

@@ -45,8 +45,8 @@ class PrintkLayout(Protocol):
         """``structure.member``, in bytes."""
 
 
-#: Gives so many bytes of memory at a virtual address, ``None`` if they are not in the
-#: dump.
+#: Reads memory: takes a virtual address and a number of bytes, gives ``None`` if they
+#: are not in the dump.
 ReadMemory = Callable[[int, int], Optional[bytes]]
 
 # Of a 64-bit kernel.
@@ -271,8 +271,8 @@ def read_printk_log(
     """
     Read the log.
 
-    :param newest: Read so many of the last records; all if ``None``. The others are
-        not counted as missing.
+    :param newest: How many of the last records to read; all if ``None``. The others
+        are not counted as missing.
     :raises UnavailableError: if it is not known where it is.
     :raises FormatError: if it is damaged or not in the dump.
     """

@@ -265,7 +265,7 @@ def is_mask(geometry: Geometry, info: int, max_order: int) -> bool:
 
 def are_masks(geometry: Geometry, infos: WordArray, max_order: int) -> BoolArray:
     """
-    :func:`is_mask()` over an array.
+    Tell masks of compound heads from other words: :func:`is_mask()` over an array.
 
     :param infos: Words, ``uint64``, of any shape.
     :param max_order: ``MAX_FOLIO_ORDER``.
@@ -307,7 +307,7 @@ def are_pointers(
     geometry: Geometry, infos: WordArray, base: int, end: int
 ) -> BoolArray:
     """
-    :func:`is_pointer()` over an array.
+    Tell pointers to heads from other words: :func:`is_pointer()` over an array.
 
     :param infos: Words, ``uint64``, of any shape.
     :param base: Address of the struct page of PFN 0.
@@ -374,7 +374,7 @@ def page_fixed_fake_head(
 
 def compound_heads(pages: WordArray, infos: WordArray, has_mask: bool) -> WordArray:
     """
-    :func:`compound_head()` over arrays of one shape, of dtype uint64.
+    Find heads: :func:`compound_head()` over arrays of one shape, of dtype uint64.
 
     :return: Addresses of the heads; :data:`ALL_ONES` where the struct page was
         never initialised.
@@ -399,8 +399,8 @@ def fixed_fake_infos(
     infos: WordArray, next_infos: WordArray, PG_heads: WordArray
 ) -> WordArray:
     """
-    :func:`page_fixed_fake_head()` over arrays of one shape, of dtype uint64: the words
-    that name the heads.
+    Find the words that name heads: :func:`page_fixed_fake_head()` over arrays of one
+    shape, of dtype uint64.
 
     :param infos: The words of struct pages that are the first ones in their pages of
         vmemmap.

@@ -79,6 +79,8 @@ class Vmcoreinfo(Mapping[str, str]):
 
     def __getitem__(self, key: str) -> str:
         """
+        The value of a key, as text.
+
         :raises KeyError: if there is no such key.
         :raises FormatError: if the key is there with different values.
         """

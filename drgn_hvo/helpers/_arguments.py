@@ -21,7 +21,9 @@ __all__ = ("folio_type", "named_type", "pointer_value", "require_hugetlb")
 
 def require_hugetlb(hvo: Hvo) -> None:
     """
-    :raises UnavailableError: if the pools and folios of a kernel cannot be read.
+    Make sure that the pools and folios of a kernel can be read.
+
+    :raises UnavailableError: if they cannot: without types or page tables.
     """
     if not hvo.kernel.has_types:
         raise UnavailableError(

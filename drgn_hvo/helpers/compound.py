@@ -250,7 +250,7 @@ def snapshot_page(page: Object) -> PageSnapshot:
     faithful: the tail word in the copy is 0, as ``clear_compound_head()`` leaves it.
 
     It differs in that fake heads are resolved, that all struct pages of ``struct
-    folio`` are copied as far as the folio has so many (the kernel copies three), that
+    folio`` are copied that the folio has (the kernel copies three), that
     a page right behind its folio is not taken for a part of it, and that it does not
     look for free and idle pages (``PAGE_SNAPSHOT_PG_BUDDY`` and ``_IDLE``).
 
@@ -304,7 +304,7 @@ def _folio_of(page: StructPage, most: int) -> Optional[tuple[int, bytes]]:
     Address and bytes of the folio that a copy of a page belongs to, ``None`` if they
     do not fit.
 
-    :param most: How many struct pages to copy of a folio that has so many.
+    :param most: How many struct pages of a folio to copy at most.
     """
     size = len(page.data)
     try:

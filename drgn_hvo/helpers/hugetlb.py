@@ -85,6 +85,8 @@ def for_each_hugetlb_folio(
 
 def _pool_order(hvo: Hvo, hstate: Object) -> int:
     """
+    The order of a pool.
+
     :raises TypeError: if it is no ``struct hstate *``.
     :raises FaultError: if none of the pools is at that address.
     """
@@ -97,6 +99,8 @@ def _pool_order(hvo: Hvo, hstate: Object) -> int:
 
 def _head(folio: Object) -> StructPage:
     """
+    Read the head of the folio that a helper was given.
+
     :raises HvoError: if it is a tail, or was never initialised.
     """
     read = read_folio(folio)
@@ -193,7 +197,10 @@ def folio_vmemmap_frames(folio: Object) -> VmemmapFrames:
 
 def _require_tables(hvo: Hvo, first: int, last: int) -> None:
     """
-    :raises FaultError: if a page table for a range of slices is not there.
+    Make sure that all page tables for a range of slices were read.
+
+    :param last: The last slice (inclusive).
+    :raises FaultError: if one is not in the dump.
     """
     vmemmap = hvo.vmemmap
     start = vmemmap.base + first * vmemmap.page_size

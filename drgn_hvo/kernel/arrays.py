@@ -110,7 +110,7 @@ def without(
 
     :param starts: Of ranges that are disjoint and ascending, as :func:`joined()`
         gives them.
-    :param holes: Starts and ends of what to take out; likewise.
+    :param holes: Starts and ends of what to take out, disjoint and ascending, too.
     :return: Starts and ends of what is left.
     """
     edges = distinct(np.concatenate((starts, ends, *holes)))

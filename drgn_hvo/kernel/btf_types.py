@@ -72,7 +72,9 @@ _MAX_DEPTH = 128
 
 def _require_size(kind: Type, what: str) -> None:
     """
-    :raises FormatError: if a type is none that an object can have.
+    Make sure that a type is one that an object can have.
+
+    :raises FormatError: if it has no size.
     """
     if kind.unaliased_kind() in (TypeKind.VOID, TypeKind.FUNCTION):
         raise FormatError(f"BTF is damaged: {what} has no size")

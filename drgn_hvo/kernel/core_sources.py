@@ -85,7 +85,11 @@ class _Lazy(Generic[_T]):
         return self._value is not None or self._reason is not None
 
     def __call__(self) -> _T:
-        """:raises UnavailableError: with the same reason each time."""
+        """
+        The source, read at the first call.
+
+        :raises UnavailableError: if it cannot be read, with the same reason each time.
+        """
         if self._reason is not None:
             raise UnavailableError(self._reason)
         if self._value is None:

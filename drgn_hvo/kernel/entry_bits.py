@@ -20,7 +20,7 @@ from drgn_hvo.kernel.arrays import U64Array
 
 __all__ = ("EntryBits", "OddEntries")
 
-# So many entries with the same odd bits are remembered.
+# At most this many entries with the same odd bits are remembered.
 _KEPT = 16
 
 

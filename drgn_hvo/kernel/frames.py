@@ -29,14 +29,17 @@ __all__ = (
 # drgn copies what it reads once; larger chunks only cost page faults.
 _CHUNK_SIZE = 1 << 20
 
-# Of a pass over all of memory, so many frames are looked at together: 1 MiB. Fewer
-# neighbours than that are not worth a piece of their own.
+# How many frames a pass over all of memory looks at together: 1 MiB of 4 KiB pages.
 _STREAMED = 256
+
+# Fewer neighbours than that are not worth a piece of their own.
 _ALONE = 32
 
-# What is read in small pieces is looked at again by other rules: so many frames
-# are kept (8 MiB), of reads of at most so many.
+# What is read in small pieces is looked at again by other rules. How many frames are
+# kept: 8 MiB of 4 KiB pages.
 _KEPT_FRAMES = 2048
+
+# Frames of larger reads than that are not kept.
 _SMALL_READ = 512
 
 _NO_PFN = np.iinfo(np.int64).max

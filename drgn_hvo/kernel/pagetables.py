@@ -36,7 +36,7 @@ __all__ = (
     "walk",
 )
 
-# So many tables are decoded at once: 2 MiB of them at 4 KiB each.
+# How many tables are decoded at once: 2 MiB of them at 4 KiB each.
 _TABLES_PER_BATCH = 512
 
 

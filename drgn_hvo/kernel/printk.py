@@ -52,7 +52,7 @@ def kernel_log(kernel: Kernel, newest: Optional[int] = None) -> PrintkLog:
     """
     What this kernel printed and still has in memory.
 
-    :param newest: Read so many of the last records; all if ``None``.
+    :param newest: How many of the last records to read; all if ``None``.
     :raises NotInDumpError: if the dump does not hold it.
     :raises UnavailableError: if neither VMCOREINFO nor types say where it is.
     """

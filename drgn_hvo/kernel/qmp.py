@@ -168,6 +168,8 @@ def _description(message: dict[str, Any]) -> str:
 @contextmanager
 def _explained() -> Iterator[None]:
     """
+    Turn errors of a socket into ours.
+
     :raises TimeoutError: for what Python 3.9 calls :exc:`socket.timeout`.
     :raises TargetError: for any other error of a socket.
     """

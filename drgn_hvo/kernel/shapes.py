@@ -118,7 +118,10 @@ _ONLY_SOME = frozenset({"demote_order"})
 
 
 def has_member(owner: Type, name: str) -> bool:
-    """:meth:`drgn.Type.has_member()`; false if what may have it is no structure."""
+    """
+    Whether a structure has a member, as :meth:`drgn.Type.has_member()`; false if it is
+    no structure.
+    """
     try:
         return owner.has_member(name)
     except (AttributeError, HvoError, RecursionError, TypeError):

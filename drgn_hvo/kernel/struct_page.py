@@ -137,7 +137,11 @@ def struct_page_from_types(prog: Program, source: str) -> StructPageLayout:
 
 
 def _place(page: Type, member: str, shape: Shape) -> int:
-    """:raises DetectionError: if it is of a shape that no known kernel has."""
+    """
+    The offset of a member of ``struct page``, in bytes.
+
+    :raises DetectionError: if it is of a shape that no known kernel has.
+    """
     fault = fault_of(page, member, shape)
     if fault is not None:
         raise DetectionError(fault)

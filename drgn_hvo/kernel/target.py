@@ -188,6 +188,8 @@ def _has_unmappable_holes(f: BinaryIO) -> bool:
 
 def _look_at(target: str) -> _Core:
     """
+    Look at the headers of a file, before drgn opens it.
+
     :raises FormatError: if it is no core that can be opened; the text says what it is.
     """
     mode = os.stat(target).st_mode

@@ -69,7 +69,7 @@ _RECORD = np.dtype(
 )
 
 
-# Behind so many struct pages all are compared with their neighbours.
+# Behind this many struct pages each is compared with the one in front of it.
 _COMPARED = 6
 
 

@@ -22,7 +22,7 @@ from drgn_hvo.memmap.vmemmap import Vmemmap
 
 __all__ = ("Links", "Passed")
 
-# So many heads around one that is not known are read at once. No such block is read
+# How many heads around one that is not known are read at once. No such block is read
 # twice: a list in no order at all costs no more than all heads that there can be.
 _BLOCK = 32
 

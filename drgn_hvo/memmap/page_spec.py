@@ -81,6 +81,8 @@ def parse_page_spec(text: str) -> PageSpec:
 
 def _parse_pfn(text: str, number: str, *, is_named: bool) -> PageSpec:
     """
+    Understand a PFN, in the base that its prefix names.
+
     :param number: What stands behind ``pfn:``, or all of it.
     :param is_named: Whether there is a ``pfn:``.
     """

@@ -30,7 +30,7 @@ from drgn_hvo.memmap.vmemmap import Vmemmap
 
 __all__ = ("FlagsLayout", "Mmzone", "Zone")
 
-# So many pages of each zone are asked where flags have node and zone.
+# How many pages of each zone must confirm where flags have node and zone.
 _PAGES_OF_A_ZONE = 8
 
 # No zone has a longer name than "Movable" or "Highmem".

@@ -35,7 +35,7 @@ __all__ = (
     "write_vmcore",
 )
 
-#: ``progress(frames)``: so many more frames were written.
+#: ``progress(frames)`` counts frames that were written.
 Progress = Callable[[int], None]
 
 #: 16 MiB at once.

@@ -30,7 +30,7 @@ Range = tuple[int, int]
 #: row of bytes each.
 Maker = Callable[[int, int], Bytes]
 
-# So many frames of an image are kept once they were made: 64 MiB.
+# At most this many frames of an image are kept once they were made: 64 MiB.
 _MAX_MADE_FRAMES = 1 << 14
 
 
@@ -74,7 +74,7 @@ class FrameAllocator:
         raise UsageError(f"there is no room for {what} at {start:#x} to {end:#x}")
 
     def place(self, nid: int, within: Range, count: int, align: int) -> int:
-        """The lowest free and aligned place for so many frames, -1 if none is."""
+        """The PFN of the lowest free, aligned *count* frames, -1 if there are none."""
         for start, end in self._free[nid]:
             first = -(-max(start, within[0]) // align) * align
             if first + count <= min(end, within[1]):
@@ -84,7 +84,7 @@ class FrameAllocator:
 
     def take(self, nid: int, count: int, what: str, align: int = 1) -> int:
         """
-        The highest free place for so many frames, as memblock chooses it; on
+        The PFN of the highest free *count* frames, as memblock chooses them; on
         another node if this one has none.
 
         :raises UsageError: if no node has room.

@@ -167,6 +167,8 @@ class _Builder:
         self, level: int, indices: U64, values: U64, address: Optional[int]
     ) -> _Level:
         """
+        Make the tables of a level, as many as the entries need.
+
         :param indices: Of all entries, counted over all tables of the level.
         :param address: Of the tables; ``None`` if they are to be given one.
         """

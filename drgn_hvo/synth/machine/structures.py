@@ -95,7 +95,7 @@ class Fields:
         v6.12 there was a destructor in the first tail.
     :param order_member: The member of ``struct folio`` that holds its order.
     :param nr_pages_member: The member that holds the number of its pages.
-    :param metadata_pages: So many tails hold fields of the folio, so that their
+    :param metadata_pages: How many tails hold fields of the folio, so that their
         ``mapping`` is not TAIL_MAPPING.
     :param last_cpupid_bits: Width of that part of ``page->flags``, below the zone.
     """
