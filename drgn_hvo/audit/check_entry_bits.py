@@ -22,9 +22,22 @@ def check_entry_bits(context: Context) -> None:
     """Decide ``vmemmap-entry-bits``."""
     for odd in context.vmemmap.odd_entries:
         for i, address in enumerate(odd.addresses):
+            if not _is_within(context, odd, address):
+                continue
             is_last = i == len(odd.addresses) - 1
             folded = odd.count - len(odd.addresses) if is_last else 0
             _add(context, odd, address, folded)
+
+
+def _is_within(context: Context, odd: OddEntries, address: int) -> bool:
+    """Whether an entry maps any of the slices that are looked at."""
+    page_table = context.kernel.page_table_format
+    if context.within is None or page_table is None:
+        return True
+    first = (address - context.vmemmap.base) // context.page_size
+    inside = context.within >= first
+    inside &= context.within < first + page_table.pages(odd.level)
+    return bool(inside.any())
 
 
 def _add(context: Context, odd: OddEntries, address: int, folded: int) -> None:

@@ -32,7 +32,7 @@ from drgn_hvo.memmap.pools import (
     HugePageList,
 )
 
-__all__ = ("check_pools",)
+__all__ = ("check_links", "check_pools")
 
 
 def check_pools(
@@ -45,7 +45,7 @@ def check_pools(
     :param boot_tails: Shared tail pages whose reference counts free folios can have.
     """
     for a_list in context.hugetlb.lists:
-        _check_links(context, a_list)
+        check_links(context, a_list)
         for i, wrong in _wrong_members(context, readable, a_list):
             _add_member(context, a_list, i, wrong, boot_tails)
     _check_doubles(context)
@@ -57,7 +57,8 @@ def _subject(a_list: HugePageList) -> subjects.PoolList:
     return subjects.PoolList(a_list.order, a_list.kind, a_list.nid)
 
 
-def _check_links(context: Context, a_list: HugePageList) -> None:
+def check_links(context: Context, a_list: HugePageList) -> None:
+    """The part of ``hstate-lists`` that is about one list."""
     broken = a_list.broken
     if broken is None or a_list.is_unread:
         return

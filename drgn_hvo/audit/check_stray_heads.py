@@ -82,8 +82,14 @@ class StrayHeads:
         mine = self._context.hugetlb.optimized_mapping[shared.folio]
         taken = start[shared.folio[mine]] + shared.first[mine]
         known = start[self._are_known()]
+        pieces = joined(firsts[split], ends[split])
+        within = self._context.within
+        if within is not None and len(split):
+            runs, mapped = self._vmemmap.slices_to_runs(within)
+            within = within[mapped & split[runs]]
+            pieces = joined(within, within + 1)
         first, end = without(
-            *joined(firsts[split], ends[split]),
+            *pieces,
             joined(
                 np.concatenate((taken, known)),
                 np.concatenate((taken + shared.count[mine], known + 1)),

@@ -72,6 +72,8 @@ class _Strays:
             slices.count[rightful],
         )
         strays = np.setdiff1d(self._context.vmemmap.slices_on(pfn), known)
+        if self._context.within is not None:
+            strays = np.intersect1d(strays, self._context.within)
         if tail.boot is not False and self._context.is_booting is not False:
             # Huge pages of memblock memory share before they have a head.
             self._audit.undecide("stray-shared-tail", BOOTING, len(strays))

@@ -41,14 +41,22 @@ class Context:
     :param audit: Collects what they find.
     :param scope: The pools, folios and shared tail pages that they look at; all of the
         kernel by default.
+    :param within: The slices, ascending, that rules on single slices look at; all if
+        ``None``.
     """
 
     def __init__(
-        self, hvo: Hvo, audit: Audit, *, scope: Optional[Scope] = None
+        self,
+        hvo: Hvo,
+        audit: Audit,
+        *,
+        scope: Optional[Scope] = None,
+        within: Optional[Int64Array] = None,
     ) -> None:
         self.hvo = hvo
         self.audit = audit
         self._scope: Scope = hvo if scope is None else scope
+        self.within = within
         self.kernel = hvo.kernel
         self.vmemmap = hvo.vmemmap
         self.layout = hvo.layout

@@ -39,7 +39,13 @@ from drgn_hvo.kernel.arrays import BoolArray
 from drgn_hvo.kernel.unread import Need, Unread
 from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("NOT_ASKED", "confirmed_audit", "run_audit", "run_checks")
+__all__ = (
+    "NOT_ASKED",
+    "applicable_checks",
+    "confirmed_audit",
+    "run_audit",
+    "run_checks",
+)
 
 #: Why a rule was skipped that is not among those to check.
 NOT_ASKED = "not asked for"
@@ -117,6 +123,18 @@ def run_checks(context: Context, checks: Collection[Check]) -> None:
     for scanned in scans:
         scanned.report()
     context.audit.transitional |= context.transitions.found
+
+
+def applicable_checks(hvo: Hvo) -> set[Check]:
+    """The checks that mean something for a kernel and can be run, but not deep ones."""
+    return {
+        check
+        for rule in RULES
+        if not rule.deep
+        and rule.applies(hvo.layout) is None
+        and _is_possible(hvo, rule)
+        for check in rule.decide
+    }
 
 
 # What cannot be decided without page tables.

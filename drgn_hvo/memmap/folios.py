@@ -39,7 +39,7 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
-__all__ = ("Folios", "Hugetlb", "Slices", "read_hugetlb")
+__all__ = ("Folios", "Hugetlb", "Slices", "SomeFolios", "read_hugetlb")
 
 
 @dataclass(frozen=True)
@@ -451,6 +451,51 @@ def read_hugetlb(
         ),
         pools.wrong,
     )
+
+
+class SomeFolios:
+    """Reads single folios, whose heads are known, of a kernel with types."""
+
+    def __init__(
+        self,
+        vmemmap: Vmemmap,
+        tails: Sequence[SharedTail],
+        private_tails: PrivateTails,
+        private_slices: int = 1,
+    ) -> None:
+        self._vmemmap = vmemmap
+        self._fields = folio_fields(vmemmap.kernel)
+        self._finder = _Finder(
+            vmemmap, tails, self._fields, private_tails, private_slices
+        )
+
+    @property
+    def heads(self) -> FolioHeads:
+        """Reads heads, each once."""
+        return self._finder.heads
+
+    @property
+    def shared_frames(self) -> Int64Array:
+        """Frames that slices share, or could share, ascending."""
+        return self._finder.shared_frames
+
+    def are_typed(self, heads: HeadRecords) -> BoolArray:
+        """Which heads are of hugetlb folios, or of frozen ones to become some."""
+        return _are_hugetlb(heads, self._fields)
+
+    def read(self, pfns: Int64Array, orders: Int64Array, kinds: Int64Array) -> Folios:
+        """
+        Read folios.
+
+        :param pfns: Of their heads, ascending.
+        :param kinds: Of the lists that they are on.
+        """
+        found = _Found(pfns, orders, kinds)
+        return _folios(self._finder, self._vmemmap, self._fields, found)
+
+    def unread(self, pfns: Int64Array) -> Iterator[Unread]:
+        """What could not be read of the heads of folios."""
+        return _unread_heads(self._finder, pfns)
 
 
 def _are_hugetlb(heads: HeadRecords, fields: FolioFields) -> BoolArray:

@@ -20,6 +20,7 @@ import numpy as np
 from drgn_hvo.kernel.arrays import Int64Array
 from drgn_hvo.kernel.bound import Kernel, kernel
 from drgn_hvo.kernel.unread import Need, Unread
+from drgn_hvo.memmap.covering import CoveringFolios
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
@@ -102,6 +103,11 @@ class Hvo:
             self.private_tails,
             self.layout.tails.private_slices,
         )
+
+    @cached_property
+    def covering(self) -> CoveringFolios:
+        """Finds the hugetlb folio of a single page, and reads that alone."""
+        return CoveringFolios(self)
 
     @cached_property
     def private_tails(self) -> PrivateTails:
