@@ -4,8 +4,8 @@
 Pages of damaged words
 ----------------------
 
-Which pages to ask about when a word of a synthetic machine was changed: by the machine's
-own plan, not by what the commands find.
+Which pages to ask about when a word of a synthetic machine was changed: by the
+machine's own plan, not by what the commands find.
 """
 
 from drgn_hvo.synth.damage.targets import Targets

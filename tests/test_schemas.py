@@ -60,6 +60,8 @@ TABLES = {
     "show.folios[].list": {name for name in LIST_NAMES if name},
     "check.findings[].severity": {"error", "warning"},
     "page.pages[].folio.list": {name for name in LIST_NAMES if name},
+    "page.pages[].covering_folio.list": {name for name in LIST_NAMES if name},
+    "page.pages[].findings[].severity": {"error", "warning"},
     "page.oopses[].entry.level": {"PGD", "P4D", "PUD", "PMD", "PTE"},
     "page.oopses[].verdict": {verdict.name for verdict in VERDICTS},
     # The others begin with a dump of a page or a line of hugetlb.
@@ -81,7 +83,12 @@ TABLES |= {
 }
 
 #: Names of which later versions have more: scripts must not count on these.
-OPEN = {"check.rules[].id", "check.findings[].rule", "rules.rules[].id"}
+OPEN = {
+    "check.rules[].id",
+    "check.findings[].rule",
+    "page.pages[].findings[].rule",
+    "rules.rules[].id",
+}
 
 #: Keys that are added where a result is printed, if its target could be opened.
 PRINTED = {"dump", "identity"}

@@ -49,8 +49,9 @@ __all__ = (
 UNKNOWN_VERDICTS = ("read-only", "unknown", "table-not-in-dump")
 UNKNOWN_KINDS = ("not in this dump", "all zeros: uninitialised, or left out")
 
-#: Texts that follow from another value, and lists of what is not known.
-_FOLLOW = ("explanation", "unread")
+#: Texts that follow from other values, how something was found out, and lists of what
+#: is not known.
+_FOLLOW = ("explanation", "conclusions", "list_by", "unread", "undecided")
 
 # A write that was refused, and a read of nothing, as the kernel reports them.
 _FAULT = """\

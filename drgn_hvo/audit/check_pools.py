@@ -246,7 +246,9 @@ def _check_counters(context: Context, hstate: HState) -> None:
             if free is not None and free != len(a_list.heads):
                 what = f"free huge pages of node {a_list.nid}"
                 _add_counter(context, hstate, counter, len(a_list.heads), free, what)
-    if hstate.total is None or not all(a_list.is_whole for a_list in lists):
+    if hstate.total is None or not lists:
+        return
+    if not all(a_list.is_whole for a_list in lists):
         return
     on_lists = len(distinct(np.concatenate([a_list.heads for a_list in lists])))
     if hstate.total < on_lists:
@@ -273,7 +275,7 @@ class _Total:
 def _totals(context: Context, hstate: HState) -> Iterator[_Total]:
     lists = context.hugetlb.lists_of(hstate.order)
     on_lists = free = None
-    if all(a_list.is_whole for a_list in lists):
+    if lists and all(a_list.is_whole for a_list in lists):
         free = {a.nid: len(a.heads) for a in lists if a.nid is not None}
         on_lists = _on_lists(context, hstate)
     yield _Total(

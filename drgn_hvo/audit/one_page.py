@@ -6,14 +6,14 @@ What an audit says of one page
 
 The rules, on what one page has to do with: the huge page that covers it, those that it
 shares frames of vmemmap with by mistake, their pool, the shared tail pages that they
-map, and what the page is the frame of. Nothing else is read, so that a page of a machine
-with half a million huge pages costs no more than one of a small machine.
+map, and what the page is the frame of. Nothing else is read, so that a page of a
+machine with half a million huge pages costs no more than one of a small machine.
 """
 
 from __future__ import annotations
 
 from array import array
-from copy import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Optional
@@ -24,6 +24,7 @@ from drgn_hvo.audit.check_pools import check_links
 from drgn_hvo.audit.confirm import confirmed
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.rules import RULE_BY_ID
 from drgn_hvo.audit.run import applicable_checks, run_checks
 from drgn_hvo.kernel.arrays import Int64Array, distinct
 from drgn_hvo.memmap.covering import Covering
@@ -38,6 +39,16 @@ __all__ = ("PageAudit", "audit_page")
 _MOST_OTHERS = 4
 
 _NOT_FOLLOWED = BrokenLink(0, None, "was not followed")
+
+
+@dataclass(frozen=True)
+class PageScope:
+    """What is looked at of one page: see :class:`~drgn_hvo.audit.scope.Scope`."""
+
+    hugetlb: Hugetlb
+    folio_nids: Int64Array
+    folio_zones: Int64Array
+    shared_tails: Sequence[SharedTail]
 
 
 @dataclass
@@ -80,22 +91,28 @@ class _Surroundings:
     def audit(self) -> PageAudit:
         """Apply the rules."""
         audit = PageAudit(pfn=self._pfn, covering=self._covering)
-        view = self._view()
-        context = Context(view, audit, self._within)
+        context = Context(self._hvo, audit, scope=self._scope, within=self._within)
         for a_list in self._broken_lists():
             check_links(context, a_list)
-        run_checks(context, applicable_checks(view))
+        run_checks(context, applicable_checks(self._hvo))
+        for unread in self._hvo.covering.pools.unread:
+            audit.unread(unread)
         audit.findings = [f for f in audit.findings if self._is_about(f)]
         return audit
 
     @cached_property
     def _within(self) -> Int64Array:
-        """The slices of the page and of the huge page that covers it."""
+        """The slices of the page and of the huge page that covers it, or did once."""
         slices = [np.array([self._slice], dtype=np.int64)]
+        head, end = self._pfn, self._pfn + 1
         if self._covering is not None:
-            first = self._slice_of(self._covering.head_pfn)
-            end = self._slice_of(self._covering.end_pfn - 1) + 1
-            slices.append(np.arange(first, end, dtype=np.int64))
+            head, end = self._covering.head_pfn, self._covering.end_pfn
+        elif self._hvo.covering.pools.hstates:
+            order = min(h.order for h in self._hvo.covering.pools.hstates)
+            head = self._pfn >> order << order
+            end = head + (1 << order)
+        first, last = self._slice_of(head), self._slice_of(end - 1)
+        slices.append(np.arange(first, last + 1, dtype=np.int64))
         return distinct(np.concatenate(slices))
 
     @cached_property
@@ -133,18 +150,16 @@ class _Surroundings:
             known[self._covering.head_pfn] = self._covering
         return [known[head] for head in sorted(known)]
 
-    def _view(self) -> Hvo:
-        """The same kernel, with nothing but these."""
+    @cached_property
+    def _scope(self) -> PageScope:
+        """Nothing but these."""
         hvo, covering = self._hvo, self._hvo.covering
         orders = {one.order for one in self._folios}
-        view = copy(hvo)
-        for name in ("hugetlb", "_folio_places"):
-            vars(view).pop(name, None)
-        pools = covering.pools
-        vars(view)["hugetlb"] = Hugetlb(
-            hstates=tuple(h for h in pools.hstates if h.order in orders),
+        pools, folios = covering.pools, covering.folios(self._folios)
+        hugetlb = Hugetlb(
+            hstates=tuple(h for h in pools.hstates if h.order in orders or not orders),
             lists=tuple(self._lists()),
-            folios=covering.folios(self._folios),
+            folios=folios,
             hpg_flags=hpg_flags(hvo.kernel),
             may_be_writable=hvo.kernel.tails_are_writable,
             unread=pools.unread,
@@ -154,12 +169,13 @@ class _Surroundings:
                 if word.order in orders or (word.order is None and orders)
             ),
         )
-        vars(view)["shared_tails"] = [
+        nids, zones = hvo.places_of(folios)
+        tails = [
             replace(tail, mapped_by=self._uses(tail))
             for tail in hvo.shared_tails
-            if self._concerns(view, tail)
+            if self._concerns(tail, nids, zones)
         ]
-        return view
+        return PageScope(hugetlb, nids, zones, tails)
 
     def _uses(self, tail: SharedTail) -> int:
         """How many of the slices that are looked at map a shared tail page."""
@@ -170,14 +186,16 @@ class _Surroundings:
         frames, _ = self._vmemmap.frames(distinct(np.concatenate(slices)))
         return int((frames == tail.pfn).sum())
 
-    def _concerns(self, view: Hvo, tail: SharedTail) -> bool:
+    def _concerns(
+        self, tail: SharedTail, nids: Int64Array, zones: Int64Array
+    ) -> bool:
         """Whether a shared tail page is, or should be, mapped here, or is this page."""
         if tail.pfn is not None and tail.pfn in {*self._frames, self._pfn}:
             return True
         if self._covering is None:
             return False
         i = self._folios.index(self._covering)
-        nid, zone = int(view.folio_nids[i]), int(view.folio_zones[i])
+        nid, zone = int(nids[i]), int(zones[i])
         places = {(nid, zone), (nid, None)}
         return (tail.nid, tail.zone_index) in places and (
             tail.order == self._covering.order
@@ -226,7 +244,24 @@ class _Surroundings:
         """Whether a finding is about this page or what it has to do with directly."""
         place, one = finding.place, self._covering
         others = self._others.keys() - ({one.head_pfn} if one is not None else set())
-        if place.head_pfn not in others:
+        if place.head_pfn in others:
+            # Who maps the frame of another: that is told at both.
+            return finding.rule == "vmemmap-head-frame"
+        if one is not None:
             return True
-        # Who maps the frame of another: that is told at both.
-        return finding.rule == "vmemmap-head-frame"
+        if finding.rule == "stray-head":
+            return self._looks_like_head
+        if RULE_BY_ID[finding.rule].subject == "hstate":
+            return False  # nobody's pool
+        if RULE_BY_ID[finding.rule].subject != "slice" or place.address is None:
+            return True
+        offset = place.address - self._vmemmap.base
+        return offset // self._vmemmap.page_size == self._slice
+
+    @property
+    def _looks_like_head(self) -> bool:
+        """Whether this page has ``PG_head`` and is no tail."""
+        pages = self._vmemmap.read_pages(np.array([self._pfn], dtype=np.int64))
+        flags = int(self._vmemmap.flags(pages)[0])
+        is_tail = bool(int(self._vmemmap.tail_words(pages)[0]) & 1)
+        return bool(flags & self._hvo.kernel.PG_head_mask) and not is_tail

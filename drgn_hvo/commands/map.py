@@ -11,21 +11,28 @@ compound page, with its real frames and permissions.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
 from drgn_hvo.commands.document import human_size, printable
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
+from drgn_hvo.kernel.arrays import distinct
 from drgn_hvo.memmap.heads import Head, read_head
 from drgn_hvo.memmap.hvo import Hvo
-from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
+from drgn_hvo.memmap.page_spec import PageSpec
+
+if TYPE_CHECKING:
+    from drgn_hvo.commands.reports import PageEntry
 
 __all__ = ("print_map",)
 
 # Who else maps a frame: so many folios are named, the others counted.
 _MAX_NAMED = 8
+
+# So many of the pages that map a frame are asked which folio they belong to.
+_MAX_ASKED = 64
 
 
 # A 2 MiB folio is drawn as the kernel's documentation does: page by page.
@@ -47,6 +54,12 @@ class _Row:
     last_pfn: Optional[int]
     writable: bool
     is_known: bool
+
+    def maps(self, frame: int) -> bool:
+        """Whether one of them maps a frame."""
+        if self.pfn is None or self.last_pfn is None:
+            return False
+        return self.pfn <= frame <= self.last_pfn
 
 
 def _rows(hvo: Hvo, first: int, count: int) -> list[_Row]:
@@ -73,13 +86,51 @@ def _rows(hvo: Hvo, first: int, count: int) -> list[_Row]:
     ]
 
 
-def _find_head(hvo: Hvo, spec: PageSpec) -> Head:
+@dataclass(frozen=True)
+class _Drawn:
+    """
+    What is drawn: a compound page, or one that was restored with copies of its head.
+
+    :param page: What is known of the page that was asked about.
+    """
+
+    head_pfn: int
+    order: int
+    kind: str
+    head: Optional[Head]
+    page: PageEntry
+
+    def marks(self, hvo: Hvo, address: int, row: _Row) -> str:
+        """What is wrong with the slices of a row, for people."""
+        page_size = hvo.vmemmap.page_size
+        end = address + (row.last - row.first + 1) * page_size
+        rules = []
+        for finding in self.page["findings"]:
+            at, physical = finding["address"], finding["physical_address"]
+            is_entry = at is not None and address <= int(at, 0) < end
+            frame = None if physical is None else int(physical, 0) // page_size
+            if is_entry or (frame is not None and row.maps(frame)):
+                rules.append(finding["rule"])
+        return f"  <- WRONG: {', '.join(dict.fromkeys(rules))}" if rules else ""
+
+
+def _find(hvo: Hvo, spec: PageSpec) -> _Drawn:
     page = page_document(hvo, "", [spec])["pages"][0]
+    one, copy = page["covering_folio"], page["copy_of"]
+    if one is not None:
+        head = read_head(hvo, one["head_pfn"])
+        return _Drawn(one["head_pfn"], one["order"], "hugetlb folio", head, page)
+    if copy is not None:
+        head = read_head(hvo, copy["head_pfn"])
+        kind = "former hugetlb folio, restored with copies of its head,"
+        return _Drawn(copy["head_pfn"], copy["order"], kind, head, page)
     if page["head_pfn"] is None:
         raise NotInDumpError(
-            f"{spec.text}: PFN {resolve_page(hvo.vmemmap, spec)} has no head to map: "
-            f"{page['kind']}"
+            f"{spec.text}: PFN {page['pfn']} has no head to map: {page['kind']}"
         )
+    if any(wrong["source"] == "word" for wrong in page["disagreements"]):
+        text = " ".join(page["conclusions"])
+        raise UsageError(f"{spec.text}: PFN {page['pfn']} is in no huge page. {text}")
     head = read_head(hvo, page["head_pfn"])
     if head is None or head.order is None:
         raise NotInDumpError(
@@ -87,7 +138,8 @@ def _find_head(hvo: Hvo, spec: PageSpec) -> Head:
         )
     if not head.order:
         raise UsageError(f"{spec.text}: PFN {head.pfn} is no compound page")
-    return head
+    kind = "hugetlb folio" if head.hugetlb else "compound page"
+    return _Drawn(head.pfn, head.order, kind, head, page)
 
 
 def print_map(hvo: Hvo, spec: PageSpec) -> None:
@@ -99,40 +151,39 @@ def print_map(hvo: Hvo, spec: PageSpec) -> None:
     """
     if not hvo.vmemmap.has_mappings:
         raise UnavailableError("the page tables of this architecture cannot be walked")
-    head = _find_head(hvo, spec)
-    assert head.order is not None, "checked by _find_head()"
+    drawn = _find(hvo, spec)
     geometry = hvo.kernel.geometry
-    if head.order > geometry.largest_order:
-        raise UsageError(f"{spec.text}: PFN {head.pfn} has order {head.order}: damaged")
-    count = geometry.slices(head.order)
-    first = head.pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
-    print(_title(hvo, head))
+    if drawn.order > geometry.largest_order:
+        pfn, order = drawn.head_pfn, drawn.order
+        raise UsageError(f"{spec.text}: PFN {pfn} has order {order}: damaged")
+    count = geometry.slices(drawn.order)
+    first = drawn.head_pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
+    print(_title(hvo, drawn))
+    page = drawn.page
+    if page["disagreements"] or page["findings"]:
+        print(*map(printable, page["conclusions"]), sep="\n")
     print()
     rows = _rows(hvo, first, count)
-    _print_picture(hvo, head, count, first, rows)
+    _print_picture(hvo, drawn, count, first, rows)
     print()
-    for line in _sharing(hvo, head, rows):
+    for line in _sharing(hvo, drawn, rows):
         print(line)
 
 
-def _title(hvo: Hvo, head: Head) -> str:
-    assert head.order is not None, "checked by _find_head()"
-    size = human_size(hvo.kernel.geometry.page_size << head.order)
-    last = head.pfn + (1 << head.order) - 1
-    kind = {True: "hugetlb folio", False: "compound page", None: "compound page"}
-    place = (
-        ""
-        if head.nid is None
-        else f", node {head.nid}, zone {printable(head.zone or 'unknown')}"
-    )
+def _title(hvo: Hvo, drawn: _Drawn) -> str:
+    size = human_size(hvo.kernel.geometry.page_size << drawn.order)
+    last = drawn.head_pfn + (1 << drawn.order) - 1
+    head, place = drawn.head, ""
+    if head is not None and head.nid is not None:
+        place = f", node {head.nid}, zone {printable(head.zone or 'unknown')}"
     return (
-        f"{kind[head.hugetlb]} of order {head.order} ({size}), PFN {head.pfn} to "
+        f"{drawn.kind} of order {drawn.order} ({size}), PFN {drawn.head_pfn} to "
         f"{last}{place}"
     )
 
 
 def _print_picture(
-    hvo: Hvo, head: Head, count: int, first: int, rows: list[_Row]
+    hvo: Hvo, drawn: _Drawn, count: int, first: int, rows: list[_Row]
 ) -> None:
     labels = [
         str(row.first) if row.first == row.last else f"{row.first} - {row.last}"
@@ -149,7 +200,7 @@ def _print_picture(
     right = max(len(text) for text in frames)
     box = f"+{'-' * (width + 2)}+"
     frame_box = f"+{'-' * (right + 2)}+"
-    folio = f"PFN {head.pfn}"
+    folio = f"PFN {drawn.head_pfn}"
     side = len(folio)
     struct_pages = f"struct pages ({count} page{'s' if count != 1 else ''})"
     print(f"   {'folio':<{side + 21}}{struct_pages:<{width + 18}}page frames")
@@ -162,7 +213,8 @@ def _print_picture(
         if row.pfn is not None:
             access = "RW" if row.writable else "RO"
         print(f"{body}| {text:<{width}} | --{access:-<5}---> | {frame:<{right}} |"
-              f"{_owner(hvo, i, row, rows)}")  # fmt: skip
+              f"{_owner(hvo, i, row, rows)}{_copy(hvo, first, row)}"
+              f"{drawn.marks(hvo, int(addresses[i], 0), row)}")  # fmt: skip
     print(f" +{'-' * (side + 2)}+{' ' * 20}{box}{' ' * 14}{frame_box}")
 
 
@@ -187,7 +239,22 @@ def _owner(hvo: Hvo, i: int, row: _Row, rows: list[_Row]) -> str:
     return " the head" if not i else ""
 
 
-def _sharing(hvo: Hvo, head: Head, rows: list[_Row]) -> list[str]:
+def _copy(hvo: Hvo, first: int, row: _Row) -> str:
+    """Whether frames behind the first begin with copies of heads, left there."""
+    vmemmap = hvo.vmemmap
+    if not row.first or row.pfn is None:
+        return ""
+    slices = np.arange(first + row.first, first + row.last + 1, dtype=np.int64)
+    pfns = slices * vmemmap.page_size // vmemmap.size
+    pages = vmemmap.read_pages(pfns)
+    heads = (vmemmap.flags(pages) & np.uint64(hvo.kernel.PG_head_mask)) != 0
+    heads &= pages.present & ((vmemmap.tail_words(pages) & np.uint64(1)) == 0)
+    if not heads.any() or vmemmap.mapped_by(row.pfn) > 1:
+        return ""
+    return "  <- WRONG: begins with a copy of a head"
+
+
+def _sharing(hvo: Hvo, drawn: _Drawn, rows: list[_Row]) -> list[str]:
     """Who else maps the frames that are mapped read-only or more than once."""
     lines = []
     for pfn in dict.fromkeys(row.pfn for row in rows if row.pfn is not None):
@@ -199,10 +266,10 @@ def _sharing(hvo: Hvo, head: Head, rows: list[_Row]) -> list[str]:
         )
         if users <= own:
             continue
-        heads = _folios_on(hvo, pfn, head.pfn)
-        named = ", ".join(map(str, heads[:_MAX_NAMED]))
-        if len(heads) > _MAX_NAMED:
-            named += f" and {len(heads) - _MAX_NAMED} more"
+        heads, count = _folios_on(hvo, pfn, drawn)
+        named = ", ".join(map(str, heads))
+        if count > len(heads) == _MAX_NAMED:
+            named += f" and {count - len(heads)} more"
         least = "" if hvo.vmemmap.has_all_mappings else "at least "
         lines.append(
             f"PFN {pfn} is mapped by {least}{users} pages of vmemmap, {users - own} of "
@@ -215,12 +282,24 @@ def _sharing(hvo: Hvo, head: Head, rows: list[_Row]) -> list[str]:
     return lines or ["No other folio maps any of these frames."]
 
 
-def _folios_on(hvo: Hvo, pfn: int, but: int) -> list[int]:
-    """Heads of the other hugetlb folios that map a frame."""
+def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], int]:
+    """
+    Other hugetlb folios that map a frame: some of their heads, and how many there are.
+    """
+    vmemmap = hvo.vmemmap
     if not hvo.has_hugetlb:
-        return []
-    folios = hvo.hugetlb.folios
-    slices = folios.tail_slices
-    end = slices.pfn + np.where(slices.step == 0, 1, slices.count)
-    which = np.unique(slices.folio[(slices.pfn <= pfn) & (pfn < end)])
-    return [head for head in folios.head_pfn[which].tolist() if head != but]
+        return [], 0
+    first = -(-vmemmap.slices_on(pfn) * vmemmap.page_size // vmemmap.size)
+    # Who shares a tail is of the order that the tail is for.
+    is_tail = any(tail.pfn == pfn for tail in hvo.shared_tails)
+    order = drawn.order if is_tail else 0
+    pages = distinct(first >> order << order)
+    pages = pages[(pages < drawn.head_pfn) | (pages >= drawn.head_pfn + (1 << order))]
+    heads: dict[int, None] = {}
+    for page in pages[:_MAX_ASKED].tolist():
+        one = hvo.covering.of(page)
+        if one is not None and one.head_pfn != drawn.head_pfn:
+            heads[one.head_pfn] = None
+        if len(heads) == _MAX_NAMED:
+            break
+    return list(heads), len(pages) if is_tail else len(heads)

@@ -13,7 +13,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from drgn_hvo.audit.defects import DEFECTS
-from drgn_hvo.commands.page import page_lines, print_lines
+from drgn_hvo.commands.page_text import page_lines, print_lines
 
 if TYPE_CHECKING:
     from drgn_hvo.commands.log_reports import (

@@ -4,24 +4,36 @@
 ``page``
 --------
 
-One struct page explained: its raw word, what it is, its head, and the page of
-vmemmap that holds it.
+One struct page explained: its raw word, what it is, its head, the huge page that covers
+it by all that knows it, and the page of vmemmap that holds it. The text is made in
+:mod:`drgn_hvo.commands.page_text`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Literal, Optional
 
 import numpy as np
 
-from drgn_hvo.commands.document import document, human_size, hwpoison_text
+from drgn_hvo.audit.difference import difference_of
+from drgn_hvo.audit.one_page import PageAudit, audit_page
+from drgn_hvo.audit.page_sources import (
+    Answer,
+    Word,
+    answers,
+    disagreements,
+    former_head,
+)
+from drgn_hvo.commands.document import document
+from drgn_hvo.commands.page_conclusions import page_conclusions
 from drgn_hvo.formats.tail_words import (
     ALL_ONES,
     is_poisoned,
     is_tail,
     mask_order,
 )
+from drgn_hvo.memmap.frame_use import frame_use
 from drgn_hvo.memmap.heads import Head, read_head
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.hwpoison import (
@@ -30,22 +42,23 @@ from drgn_hvo.memmap.hwpoison import (
     raw_hwp_pages,
 )
 from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
-from drgn_hvo.memmap.pools import LIST_NAMES
+from drgn_hvo.memmap.pools import LIST_NAMES, hpg_flags
 
 if TYPE_CHECKING:
+    from drgn_hvo.audit.findings import Finding
     from drgn_hvo.commands.reports import (
+        CoveringFolioEntry,
+        FrameOfEntry,
         PageEntry,
+        PageFindingEntry,
         PageFolioEntry,
         PageReport,
         SliceEntry,
+        SourceEntry,
     )
+    from drgn_hvo.memmap.covering import Covering
 
-__all__ = (
-    "page_document",
-    "page_lines",
-    "print_lines",
-    "print_pages",
-)
+__all__ = ("page_document",)
 
 
 def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> PageReport:
@@ -104,6 +117,7 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
         "spec": spec.text,
         "read_as": spec.read_as,
         "pfn": pfn,
+        "conclusions": [],
         "page": f"{vmemmap.page_address(pfn):#x}",
         "kind": "not in this dump",
         "word": None,
@@ -121,18 +135,42 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
         "hwpoison": None,
         "slice": _slice(hvo, pfn),
         "folio": None,
+        "covering_folio": None,
+        "resolved_by": {"word": None, "page_tables": None, "lists": None},
+        "disagreements": [],
+        "findings": [],
+        "undecided": [],
+        "frame_of": _frame_of(hvo, pfn),
+        "copy_of": None,
         "unread": [],
     }
+    word = _add_word(hvo, page)
+    if hvo.has_hugetlb:
+        _add_covering(hvo, page, word)
+    elif word is not None:
+        said = answers(hvo, pfn, word, None)["word"]
+        page["resolved_by"]["word"] = _source(said)
+    page["conclusions"] = page_conclusions(page, hvo.kernel.geometry.page_size)
+    return page
+
+
+def _add_word(hvo: Hvo, page: PageEntry) -> Optional[Word]:
+    """
+    What the words of the struct page say.
+
+    :return: ``None`` if there is none, or it was never initialised.
+    """
+    vmemmap, pfn = hvo.vmemmap, page["pfn"]
     unread_table = vmemmap.unread_table(pfn * vmemmap.size // vmemmap.page_size)
     if unread_table is not None:
         page["unread"].append(unread_table)
     if vmemmap.has_mappings and page["slice"]["frame"] is None:
         if unread_table is None:
             page["kind"] = "no struct page: vmemmap is not mapped here"
-        return page
+        return None
     words = _read_words(hvo, pfn)
     if words is None:
-        return page
+        return None
     # What stands behind a head and is not in the dump does not make it a fake one.
     head = hvo.heads.one(pfn, words.info, words.flags, lambda: words.next_info or 0)
     page["kind"] = _kind(hvo, pfn, words, head)
@@ -143,16 +181,18 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
     if hvo.layout.encoding.has_mask:
         page["mask_order"] = mask_order(hvo.kernel.geometry, words.info)
     if page["kind"].startswith(("uninit", "all zeros")):
-        return page
+        return None
     page["head"] = f"{head:#x}"
     head_pfn = vmemmap.page_pfn(head) if head != ALL_ONES else None
     _add_names(hvo, page, head_pfn)
+    found = None
     if head_pfn is not None:
         page["head_pfn"] = head_pfn
-        _add_head(hvo, page, read_head(hvo, head_pfn))
+        found = read_head(hvo, head_pfn)
+        _add_head(hvo, page, found)
         if page["order"] is None:
             page["unread"].append(f"the struct pages of PFN {head_pfn}")
-    return page
+    return Word(words.info, head_pfn, page["mask_order"], found)
 
 
 def _add_names(hvo: Hvo, page: PageEntry, head_pfn: Optional[int]) -> None:
@@ -187,54 +227,212 @@ def _add_head(hvo: Hvo, page: PageEntry, head: Optional[Head]) -> None:
         return
     page["order"], page["hugetlb"] = head.order, head.hugetlb
     page["nid"], page["zone"] = head.nid, head.zone
-    size, page_size = hvo.vmemmap.size, hvo.vmemmap.page_size
-    page["slice"]["index_in_folio"] = (
-        page["pfn"] * size // page_size - head.pfn * size // page_size
-    )
+    # A word that is wrong leads to a head that does not reach here.
+    reaches = head.pfn <= page["pfn"]
+    if head.order is not None:
+        reaches &= page["pfn"] < head.pfn + (1 << min(head.order, 63))
+    if reaches:
+        _set_index(hvo, page, head.pfn)
     if page["pfn"] != head.pfn and not head.PG_head:
         page["kind"] += ", but its head has no PG_head"
     if not head.hugetlb:
         return
     _add_hwpoison(hvo, page, head)
-    page["unread"] += hvo.unread_lists
-    if hvo.has_hugetlb:
-        page["folio"] = _folio(hvo, head.pfn)
-    if page["folio"] is None and head.order is not None:
-        first, count = head.pfn * size // page_size, (size << head.order) // page_size
-        unread_table = hvo.vmemmap.unread_table(first, max(count, 1))
-        if unread_table is not None and unread_table not in page["unread"]:
-            page["unread"].append(unread_table)
+    if not hvo.has_hugetlb:
+        page["unread"] += hvo.unread_lists
 
 
-def _folio(hvo: Hvo, pfn: int) -> Optional[PageFolioEntry]:
-    """What the pools and page tables say of a hugetlb folio."""
-    found = hvo.hugetlb
-    index = int(np.searchsorted(found.folios.head_pfn, pfn))
-    if index == len(found.folios) or found.folios.head_pfn[index] != pfn:
+def _set_index(hvo: Hvo, page: PageEntry, head_pfn: int) -> None:
+    size, page_size = hvo.vmemmap.size, hvo.vmemmap.page_size
+    page["slice"]["index_in_folio"] = (
+        page["pfn"] * size // page_size - head_pfn * size // page_size
+    )
+
+
+def _add_covering(hvo: Hvo, page: PageEntry, word: Optional[Word]) -> None:
+    """What all sources say of the page, and what an audit does."""
+    pfn = page["pfn"]
+    audit = audit_page(hvo, pfn)
+    one = audit.covering
+    found = answers(hvo, pfn, word, one)
+    page["resolved_by"] = {
+        "word": _source(found["word"]),
+        "page_tables": _source(found["page_tables"]),
+        "lists": _source(found["lists"]),
+    }
+    page["disagreements"] = [
+        {
+            "source": wrong.source,
+            "says": wrong.says,
+            "believed": list(wrong.believed),
+            "why": wrong.why,
+        }
+        for wrong in disagreements(hvo, audit, word, found)
+    ]
+    page["findings"] = _findings(hvo, audit)
+    page["undecided"] = [
+        {"rule": rule, "why": why, "count": count}
+        for rule, reasons in audit.undecided.items()
+        for why, count in reasons.items()
+    ]
+    if one is not None:
+        _believe(hvo, page, one)
+        return
+    former = None if word is None else former_head(hvo, pfn, word)
+    if former is not None and word is not None and word.head is not None:
+        page["kind"] = f"copy of the head of PFN {former}, not aligned to its order"
+        page["copy_of"] = {"head_pfn": former, "order": word.head.order or 0}
+        page["head"] = page["head_pfn"] = None
+        page["slice"]["index_in_folio"] = None
+    if page["hugetlb"] and former is None:
+        _add_unread(page, hvo.covering.unread(pfn))
+
+
+def _add_unread(page: PageEntry, reasons: list[str]) -> None:
+    page["unread"] += [one for one in reasons if one not in page["unread"]]
+
+
+def _believe(hvo: Hvo, page: PageEntry, one: Covering) -> None:
+    """Take the huge page that covers the page for its own, whatever its word says."""
+    page["covering_folio"] = _covering(hvo, one)
+    _set_index(hvo, page, one.head_pfn)
+    if page["kind"] == "not in this dump" and page["unread"]:
+        return
+    page["folio"] = _folio(hvo, one)
+    page["hugetlb"] = True
+    page["head_pfn"], page["order"] = one.head_pfn, one.order
+    page["head"] = f"{hvo.vmemmap.page_address(one.head_pfn):#x}"
+    head = read_head(hvo, one.head_pfn)
+    if head is not None:
+        page["nid"], page["zone"] = head.nid, head.zone
+        if page["hwpoison"] is None:
+            _add_hwpoison(hvo, page, head)
+    if one.place.kind is None:
+        _add_unread(page, hvo.covering.unread(page["pfn"]))
+
+
+def _source(answer: Optional[Answer]) -> Optional[SourceEntry]:
+    if answer is None:
         return None
-    optimized = found.has_hpg_flag("vmemmap_optimized")
-    private = int(found.folios.private[index])
-    order = int(found.folios.order[index])
-    present = bool(found.folios.present[index])
-    optimized_mapping: Optional[bool] = bool(found.optimized_mapping[index])
-    slices = int(found.folios.slices[index])
-    first = pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
-    if not optimized_mapping and hvo.vmemmap.unread_table(first, slices) is not None:
-        optimized_mapping = None
+    return {"head_pfn": answer.head_pfn, "order": answer.order, "says": answer.says}
+
+
+def _hex(value: Optional[int]) -> Optional[str]:
+    return None if value is None else f"{value & (1 << 64) - 1:#x}"
+
+
+def _findings(hvo: Hvo, audit: PageAudit) -> list[PageFindingEntry]:
+    entries: list[PageFindingEntry] = []
+    for finding, cause in audit.ordered():
+        difference = difference_of(hvo, finding)
+        entries.append(
+            {
+                "rule": finding.rule,
+                "severity": finding.severity,
+                "message": finding.message,
+                "defect": finding.defect,
+                "here": _is_here(hvo, audit.pfn, finding),
+                "caused_by": cause,
+                "difference": None if difference is None else difference.text,
+                "suspect": None if difference is None else difference.suspect,
+                "address": _hex(finding.place.address),
+                "physical_address": _hex(finding.place.physical_address),
+                "expected": _hex(finding.expected),
+                "actual": _hex(finding.actual),
+            }
+        )
+    return entries
+
+
+def _is_here(hvo: Hvo, pfn: int, finding: Finding) -> bool:
+    """Whether a wrong word is in a struct page, or maps its page of vmemmap."""
+    vmemmap, physical = hvo.vmemmap, finding.place.physical_address
+    if finding.rule == "stray-head" and finding.place.head_pfn is None:
+        return True  # told of heads only, and of all of them together
+    start = pfn * vmemmap.size
+    slice_, offset = divmod(start, vmemmap.page_size)
+    if finding.place.address == vmemmap.base + slice_ * vmemmap.page_size:
+        return True
+    mapping = vmemmap.mapping(slice_) if vmemmap.has_mappings else None
+    if physical is None or mapping is None:
+        return finding.place.pfn == pfn
+    frame, at = divmod(physical, vmemmap.page_size)
+    if frame != mapping.pfn:
+        return False
+    if 0 <= at - offset < vmemmap.size:
+        return True
+    # Of equal ones in a page, the first is told.
+    return bool(finding.folded) and _has(hvo, pfn, at % vmemmap.size, finding.actual)
+
+
+def _has(hvo: Hvo, pfn: int, offset: int, value: Optional[int]) -> bool:
+    """Whether a struct page holds a word at an offset."""
+    page = hvo.vmemmap.read_pages(np.array([pfn], dtype=np.int64)).data[0]
+    word = page[offset : offset + 8].view(hvo.kernel.reader.u64)
+    return value is not None and len(word) == 1 and int(word[0]) == value
+
+
+def _covering(hvo: Hvo, one: Covering) -> CoveringFolioEntry:
+    place, geometry = one.place, hvo.kernel.geometry
+    list_by: Literal["followed", "links", "unknown"] = "unknown"
+    if place.kind is not None:
+        list_by = "links" if place.by_links else "followed"
     return {
-        "head_pfn": pfn,
-        "page_bytes": hvo.kernel.geometry.page_size << order,
-        "list": LIST_NAMES[found.folios.on_list[index]],
-        "refcount": int(found.folios.refcount[index]) if present else None,
+        "head_pfn": one.head_pfn,
+        "order": one.order,
+        "page_bytes": geometry.page_size << one.order,
+        "slices": max(geometry.slices(one.order), 1),
+        "sharing": one.sharing,
+        "could_share": one.could_share,
+        "list": None if place.kind is None else LIST_NAMES[place.kind],
+        "list_nid": place.nid,
+        "list_by": list_by,
+        "head_says": one.head_says,
+    }
+
+
+def _folio(hvo: Hvo, one: Covering) -> PageFolioEntry:
+    """What the pools and page tables say of a hugetlb folio."""
+    folios = hvo.covering.folios([one])
+    flags = hpg_flags(hvo.kernel)
+    private, present = int(folios.private[0]), bool(folios.present[0])
+    bit = flags.get("vmemmap_optimized")
+    sharing: Optional[bool] = bool(folios.shared_ptes[0])
+    first = one.head_pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
+    count = int(folios.slices[0])
+    if not sharing and hvo.vmemmap.unread_table(first, count) is not None:
+        sharing = None
+    kind = one.place.kind
+    return {
+        "head_pfn": one.head_pfn,
+        "page_bytes": hvo.kernel.geometry.page_size << one.order,
+        "list": None if kind is None else LIST_NAMES[kind],
+        "refcount": int(folios.refcount[0]) if present else None,
         "flags": (
-            [n for n, bit in found.hpg_flags.items() if private >> bit & 1]
-            if present and found.hpg_flags
+            [n for n, bit in flags.items() if private >> bit & 1]
+            if present and flags
             else None
         ),
         "optimized_flag": (
-            None if optimized is None or not present else bool(optimized[index])
+            None if bit is None or not present else bool(private >> bit & 1)
         ),
-        "optimized_mapping": optimized_mapping,
+        "optimized_mapping": sharing,
+    }
+
+
+def _frame_of(hvo: Hvo, pfn: int) -> Optional[FrameOfEntry]:
+    use = frame_use(hvo, pfn)
+    if use is None:
+        return None
+    return {
+        "kind": use.kind,
+        "first_pfn": use.first_pfn,
+        "last_pfn": use.last_pfn,
+        "nid": use.nid,
+        "zone": use.zone,
+        "order": use.order,
+        "mapped_by": use.mapped_by,
+        "huge_pages": use.huge_pages,
     }
 
 
@@ -264,113 +462,3 @@ def _slice(hvo: Hvo, pfn: int) -> SliceEntry:
         result["shared"] = True if users > 1 else (False if are_all else None)
         result["mapped_by"] = users if are_all else None
     return result
-
-
-def print_pages(doc: PageReport) -> None:
-    """Print a document of :func:`page_document()` for people."""
-    for i, page in enumerate(doc["pages"]):
-        if i:
-            print()
-        print_lines(page_lines(page))
-
-
-def print_lines(lines: list[tuple[str, str]]) -> None:
-    """Print names and values."""
-    for name, value in lines:
-        print(f"{name:<12} {value}")
-
-
-def page_lines(page: PageEntry) -> list[tuple[str, str]]:
-    """What is printed of one page: names and values."""
-    lines: list[tuple[str, object]] = [
-        ("PFN", f"{page['pfn']} ({page['pfn']:#x}){_read_as(page)}"),
-        ("struct page", f"{page['page']}, {page['kind']}"),
-    ]
-    if page["word"] is not None:
-        mask = page["mask_order"]
-        meaning = "" if mask is None else f" (mask of order {mask})"
-        lines.append(("Word", page["word"] + meaning))
-        names = page["flags"]
-        by_name = "" if names is None else f"{' '.join(names) or 'none'} "
-        lines.append(("Flags", f"{by_name}({page['flags_word']})"))
-    if page["head"] is not None:
-        pfn = page["head_pfn"]
-        where = "outside vmemmap" if pfn is None else f"PFN {pfn}"
-        lines.append(("Head", f"{page['head']}, {where}"))
-        lines.append(("Order", "unknown" if page["order"] is None else page["order"]))
-        zone = page["zone"] or "unknown"
-        nid = "unknown" if page["nid"] is None else page["nid"]
-        lines.append(("Node, zone", f"{nid}, {zone}"))
-    lines += _use_lines(page)
-    if page["folio"] is not None:
-        lines += _folio_lines(page["folio"], are_lists_known=not page["unread"])
-    elif page["hugetlb"] and page["unread"]:
-        lines.append(("Huge page", "hugetlb; its list and mapping were not read"))
-    elif page["hugetlb"]:
-        lines.append(("Huge page", "hugetlb, but on no list and not optimized"))
-    elif page["head"] is not None and page["hugetlb"] is None:
-        lines.append(("Huge page", "not known"))
-    lines += _slice_lines(page["slice"], is_known=not page["unread"])
-    lines += [("Not read", reason) for reason in page["unread"]]
-    return [(name, str(value)) for name, value in lines]
-
-
-def _use_lines(page: PageEntry) -> list[tuple[str, object]]:
-    lines: list[tuple[str, object]] = []
-    kind, use, poison = page["page_type"], page["use"], page["hwpoison"]
-    if kind not in (None, "hugetlb"):
-        lines.append(("Type", kind))
-    if use is not None:
-        lines.append(("Used as", use))
-    if poison is not None and poison["poisoned"]:
-        lines.append(
-            ("Poisoned", hwpoison_text(poison["raw_pages"], poison["unknown"]))
-        )
-    return lines
-
-
-def _read_as(page: PageEntry) -> str:
-    if page["read_as"] is None:
-        return ""
-    return f": {page['spec']} was read as {page['read_as']}"
-
-
-def _folio_lines(
-    folio: PageFolioEntry, *, are_lists_known: bool
-) -> list[tuple[str, str]]:
-    size = human_size(folio["page_bytes"])
-    on_list = "on no list" if are_lists_known else "on no list that could be read"
-    if folio["list"] is not None:
-        on_list = f"on the {folio['list']} list"
-    refcount = "not known" if folio["refcount"] is None else str(folio["refcount"])
-    flags = folio["flags"]
-    flag = {True: "yes", False: "no", None: "unknown"}
-    return [
-        ("Huge page", f"{size}, {on_list}, reference count {refcount}"),
-        ("HPG flags", "not known" if flags is None else " ".join(flags) or "none"),
-        (
-            "Optimized",
-            f"by flag {flag[folio['optimized_flag']]}, by page tables "
-            f"{flag[folio['optimized_mapping']]}",
-        ),
-    ]
-
-
-def _slice_lines(slice_: SliceEntry, *, is_known: bool) -> list[tuple[str, str]]:
-    if slice_["frame"] is None or slice_["page_bytes"] is None:
-        how = "not mapped" if is_known else "mapping not known"
-        return [("Slice", f"{slice_['address']}, {how}")]
-    index = slice_["index_in_folio"]
-    number = "" if index is None else f"{index} of its folio, "
-    size = f"a page of {human_size(slice_['page_bytes'])}"
-    access = "writable" if slice_["writable"] else "read-only"
-    users = slice_["mapped_by"]
-    sharing = {True: "shared", False: "private", None: "shared or not: not known"}[
-        slice_["shared"]
-    ]
-    if slice_["shared"] and users is not None:
-        sharing += f" by {users} slices"
-    return [
-        ("Slice", f"{number}{slice_['address']}, mapped as {size}"),
-        ("Frame", f"PFN {slice_['frame']}, {access}, {sharing}"),
-    ]

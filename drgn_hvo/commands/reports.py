@@ -20,12 +20,16 @@ __all__ = (
     "AuditReport",
     "CheckReport",
     "CheckedEntry",
+    "CopyOfEntry",
+    "CoveringFolioEntry",
+    "DisagreementEntry",
     "DumpEntry",
     "EncodingEntry",
     "ErrorReport",
     "ExtractReport",
     "FindingEntry",
     "FolioEntry",
+    "FrameOfEntry",
     "HeadsReport",
     "Hex",
     "HstateEntry",
@@ -36,18 +40,21 @@ __all__ = (
     "LeftOutEntry",
     "MissingEntry",
     "PageEntry",
+    "PageFindingEntry",
     "PageFolioEntry",
     "PageReport",
     "Pools",
     "ProgressReport",
     "PropertyEntry",
     "Report",
+    "ResolvedByEntry",
     "RuleResultEntry",
     "SavedByEntry",
     "SavedEntry",
     "SharedTailEntry",
     "ShowReport",
     "SliceEntry",
+    "SourceEntry",
     "SplitEntry",
     "StructPageEntry",
     "TailLayoutEntry",
@@ -453,10 +460,108 @@ class HwpoisonEntry(TypedDict):
     unknown: Optional[str]
 
 
+class CoveringFolioEntry(TypedDict):
+    """
+    The huge page that covers a page, found without the page's own word: by page tables
+    of vmemmap (how many of its slices share a frame, of those that can), by lists
+    (followed, or by links of its neighbours) and by its head.
+    """
+
+    head_pfn: int
+    order: int
+    page_bytes: int
+    slices: int
+    sharing: Optional[int]
+    could_share: int
+    list: Optional[str]
+    list_nid: Optional[int]
+    list_by: Literal["followed", "links", "unknown"]
+    head_says: Optional[bool]
+
+
+class SourceEntry(TypedDict):
+    """What one source says of the huge page that a page belongs to."""
+
+    head_pfn: Optional[int]
+    order: Optional[int]
+    says: str
+
+
+class ResolvedByEntry(TypedDict):
+    """What each source says; ``None`` if it says nothing, or was not read."""
+
+    word: Optional[SourceEntry]
+    page_tables: Optional[SourceEntry]
+    lists: Optional[SourceEntry]
+
+
+class DisagreementEntry(TypedDict):
+    """A source that is not believed, which ones are, and why."""
+
+    source: Literal["word", "entry", "head"]
+    says: str
+    believed: _Strings
+    why: str
+
+
+class PageFindingEntry(TypedDict):
+    """
+    What ``check`` finds about a page, its huge page or what these map: ``here`` if the
+    wrong word is the page's own, or its page table entry's.
+    """
+
+    rule: RuleId
+    severity: str
+    message: str
+    defect: Optional[str]
+    here: bool
+    caused_by: Optional[int]
+    difference: Optional[str]
+    suspect: Optional[str]
+    address: Optional[Hex]
+    physical_address: Optional[Hex]
+    expected: Optional[Hex]
+    actual: Optional[Hex]
+
+
+class FrameOfEntry(TypedDict):
+    """
+    What a page is that itself holds struct pages: ``shared-tail`` (of a node, zone and
+    order), ``head`` (with that of a huge page) or ``struct-pages``.
+    """
+
+    kind: Literal["shared-tail", "head", "struct-pages"]
+    first_pfn: Optional[int]
+    last_pfn: Optional[int]
+    nid: Optional[int]
+    zone: Optional[str]
+    order: Optional[int]
+    mapped_by: Optional[int]
+    huge_pages: Optional[int]
+
+
+class CopyOfEntry(TypedDict):
+    """The head that a struct page is a left copy of, and the order that it says."""
+
+    head_pfn: int
+    order: int
+
+
 class PageEntry(TypedDict):
     """
     A struct page, explained; ``unread`` is what could not be read and would tell more.
+    ``head_pfn`` and ``order`` are those of the source that is believed;
+    ``conclusions`` says it in words.
     """
+
+    conclusions: _Strings
+    covering_folio: Optional[CoveringFolioEntry]
+    resolved_by: ResolvedByEntry
+    disagreements: list[DisagreementEntry]
+    findings: list[PageFindingEntry]
+    undecided: list[UndecidedEntry]
+    frame_of: Optional[FrameOfEntry]
+    copy_of: Optional[CopyOfEntry]
 
     spec: str
     read_as: Optional[str]

@@ -262,7 +262,8 @@ def _run_page(session: Session, args: argparse.Namespace) -> int:
     if args.oops is not None:
         return _run_oops(session, args)
     from drgn_hvo.commands.drgn_code import page_code
-    from drgn_hvo.commands.page import page_document, print_pages
+    from drgn_hvo.commands.page import page_document
+    from drgn_hvo.commands.page_text import print_pages
     from drgn_hvo.memmap.page_spec import parse_page_spec
 
     specs = [parse_page_spec(text) for text in args.pages]

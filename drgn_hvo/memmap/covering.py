@@ -4,9 +4,9 @@
 The huge page that covers a page
 --------------------------------
 
-A word of a struct page may be wrong, so the huge page that a page belongs to is asked of
-all that knows it without that word: the page tables of vmemmap, the lists of the pools,
-and the head that would be there. Only what belongs to that huge page is read.
+A word of a struct page may be wrong, so the huge page that a page belongs to is asked
+of all that knows it without that word: the page tables of vmemmap, the lists of the
+pools, and the head that would be there. Only what belongs to that huge page is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from drgn_hvo.kernel.arrays import Int64Array, is_in
 from drgn_hvo.memmap.folios import Folios, SomeFolios
 from drgn_hvo.memmap.list_links import Links
 from drgn_hvo.memmap.list_place import ListPlace, ListPlaces
-from drgn_hvo.memmap.pools import FREE_LIST, NO_LIST, HState, Pools, read_pools
+from drgn_hvo.memmap.pools import ACTIVE_LIST, NO_LIST, HState, Pools, read_pools
 
 if TYPE_CHECKING:
     from drgn_hvo.memmap.hvo import Hvo
@@ -62,11 +62,12 @@ class Covering:
 
     @property
     def kind(self) -> int:
-        """Of the list; a guess, which rules on lists must not rest on, if unknown."""
-        return FREE_LIST if self.place.kind is None else self.place.kind
+        """Of the list; if it is not known, the one that promises least."""
+        return ACTIVE_LIST if self.place.kind is None else self.place.kind
 
     @property
-    def _rank(self) -> tuple[bool, int, bool]:
+    def rank(self) -> tuple[bool, int, bool]:
+        """How much shows it: of several that overlap, the highest is taken."""
         return self.place.is_on_list, self.sharing or 0, bool(self.head_says)
 
 
@@ -118,7 +119,7 @@ class CoveringFolios:
                 for one in [self._candidate(pfn >> order << order, order, hstate)]
                 if one is not None
             ]
-            self._found[pfn] = max(found, key=lambda one: one._rank, default=None)
+            self._found[pfn] = max(found, key=lambda one: one.rank, default=None)
         return self._found[pfn]
 
     def unread(self, pfn: int) -> list[str]:
@@ -162,8 +163,10 @@ class CoveringFolios:
         place = ListPlace(NO_LIST) if hstate is None else self.places.of(hstate, head)
         sharing = self._sharing(head, order)
         says, is_typed = self._head(head, order)
+        first, slices = self._slices(head, order)
         count = None if sharing is None else len(sharing)
-        _, slices = self._slices(head, order)
+        if not count and self._vmemmap.unread_table(first, slices) is not None:
+            count = None
         found = Covering(
             head, order, count, max(slices - self._private, 0), place, says
         )

@@ -22,7 +22,7 @@ from drgn_hvo.kernel.bound import Kernel, kernel
 from drgn_hvo.kernel.unread import Need, Unread
 from drgn_hvo.memmap.covering import CoveringFolios
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
-from drgn_hvo.memmap.folios import Hugetlb, read_hugetlb
+from drgn_hvo.memmap.folios import Folios, Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
 from drgn_hvo.memmap.page_words import PageWordsReader
@@ -162,7 +162,11 @@ class Hvo:
 
     @cached_property
     def _folio_places(self) -> tuple[Int64Array, Int64Array]:
-        folios, layout = self.hugetlb.folios, self.mmzone.flags_layout
+        return self.places_of(self.hugetlb.folios)
+
+    def places_of(self, folios: Folios) -> tuple[Int64Array, Int64Array]:
+        """As :attr:`folio_nids` and :attr:`folio_zones`, of some folios."""
+        layout = self.mmzone.flags_layout
         if layout is None:
             unknown = np.full(len(folios), -1, dtype=np.int64)
             return unknown, unknown

@@ -120,10 +120,13 @@ class ListPlaces:
             following, previous = self._links.find(own, hstate.order)
         except FaultError as e:
             return ListPlace(None, unread=f"the links of PFN {pfn} are {why(e)}")
-        onward, backward = (
-            self._find(following, hstate.order),
-            self._find(previous, hstate.order),
-        )
+        onward = self._find(following, hstate.order)
+        backward = self._find(previous, hstate.order)
+        for link, address in ((onward, following), (backward, previous)):
+            if link is None and self._may_be_entry(hstate, address):
+                return ListPlace(
+                    None, unread=f"the list entry at {address:#x} could not be read"
+                )
         leads_back = onward is not None and onward[1] == own
         leads_here = backward is not None and backward[0] == own
         if own in (following, previous) or not (leads_back or leads_here):
@@ -142,6 +145,17 @@ class ListPlaces:
             return self._links.find(address, order)
         except (FaultError, OverflowError):
             return None
+
+    def _may_be_entry(self, hstate: HState, address: int) -> bool:
+        """Whether there is a struct page, or the head of a list, at an address."""
+        pfn = self._vmemmap.page_pfn(address - self._lru)
+        if pfn is None:
+            return address in self._list_heads(hstate)
+        slice_ = pfn * self._vmemmap.size // self._vmemmap.page_size
+        if not self._vmemmap.has_mappings:
+            return pfn < self._vmemmap.end_pfn
+        is_mapped = self._vmemmap.mapping(slice_) is not None
+        return is_mapped or self._vmemmap.unread_table(slice_) is not None
 
     def _which(self, hstate: HState, own: int) -> tuple[int, Optional[int]]:
         """Kind and node of the list that an entry is on."""
