@@ -78,7 +78,8 @@ def test_a_damaged_word(fault, name, capsys):
     found = hvo_of(program(machine))
     first = check_document(found, "core", CheckScope())["findings"][0]
     for pfn in pages_of(machine, applied.changes):
-        (page,) = pages(found, pfn)
+        doc = page_document(found, "core", [spec(pfn)])
+        (page,) = doc["pages"]
         cited = page["findings"][0]
         assert cited["rule"] == fault.rule
         assert cited["physical_address"] == first["physical_address"]
@@ -87,11 +88,12 @@ def test_a_damaged_word(fault, name, capsys):
         assert rules <= {fault.rule, *fault.consequences}
         one, expected = page["covering_folio"], folio_at(machine, pfn)
         assert (None if one is None else (one["head_pfn"], one["order"])) == expected
-        if expected is not None:
+        if one is not None:
             index = page["slice"]["index_in_folio"]
+            assert index is not None
             assert 0 <= index < one["slices"]
             assert (page["head_pfn"], page["order"]) == expected
-        print_pages({"pages": [page]})
+        print_pages(doc)
         text = capsys.readouterr().out
         assert f"(rule {fault.rule})" in text
         assert "Nothing" not in text

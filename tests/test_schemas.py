@@ -86,6 +86,7 @@ TABLES |= {
 OPEN = {
     "check.rules[].id",
     "check.findings[].rule",
+    "oops.pages[].findings[].rule",
     "page.pages[].findings[].rule",
     "rules.rules[].id",
 }

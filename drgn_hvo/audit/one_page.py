@@ -186,9 +186,7 @@ class _Surroundings:
         frames, _ = self._vmemmap.frames(distinct(np.concatenate(slices)))
         return int((frames == tail.pfn).sum())
 
-    def _concerns(
-        self, tail: SharedTail, nids: Int64Array, zones: Int64Array
-    ) -> bool:
+    def _concerns(self, tail: SharedTail, nids: Int64Array, zones: Int64Array) -> bool:
         """Whether a shared tail page is, or should be, mapped here, or is this page."""
         if tail.pfn is not None and tail.pfn in {*self._frames, self._pfn}:
             return True
