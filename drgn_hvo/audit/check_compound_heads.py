@@ -47,7 +47,8 @@ class CompoundHeads:
         self.slices = ranges(firsts[single], (ends - firsts)[single])
         self._blank = BlankSlices(context)
         self._seen = self._unseen = self._unseen_heads = 0
-        # How many pages the last heads cover, whose tails may go on: by PFN.
+        # The heads of the batch before, by PFN, and how many pages each covers: their
+        # tails may go on in the next batch.
         self._last = np.zeros(0, dtype=np.int64)
         self._last_covers = np.zeros(0, dtype=np.int64)
 

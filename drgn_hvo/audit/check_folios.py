@@ -121,12 +121,12 @@ class FolioTails:
         own = folios.slices * (context.geometry.power_of_2 and folios.shared_ptes == 0)
         private = np.minimum(context.layout.tails.private_slices, folios.slices)
         counts = np.where(readable, np.maximum(own, private), 0)
-        # What was read with the head is known.
+        # Tails in the head's own page of vmemmap were compared when the head was read.
         known = folios.uniform & (folios.tail_info == self._words) & (counts > 0)
         known &= 1 << folios.order >= per_slice
         slices = ranges(first + known, counts - known)
         owner = np.repeat(np.arange(len(folios), dtype=np.int64), counts - known)
-        # Those of folios that overlap are not in order.
+        # Damaged folios may overlap; then their slices are not in order.
         order = np.argsort(slices, kind="stable")
         self.slices = slices[order]
         self._owner = owner[order]
@@ -140,7 +140,7 @@ class FolioTails:
         owner, infos = self._owner[mine], pages.infos[rows]
         unseen = ~pages.present[rows] | pages.zeros[rows]
         self._unseen += int(unseen.sum())
-        # Struct pages of the folio, from the head on, that are in each row.
+        # Which entries of each row are tails of the folio, from *first* to *end*.
         start = pages.first_pfns[rows] - self._folios.head_pfn[owner]
         first = np.maximum(2 - start, 0)
         end = np.minimum((1 << self._folios.order[owner]) - start, infos.shape[1])

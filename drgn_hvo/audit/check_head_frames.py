@@ -66,10 +66,10 @@ class _HeadFrames:
             if others[i] and writable[i] and self._is_owner(i):
                 same = self._folios.head_frame == self._folios.head_frame[i]
                 if same.sum() > 1:
-                    continue  # another folio has it wrongly
+                    continue  # the finding is about the folio that maps it wrongly
                 stray = self._stray_slice(i)
                 if stray is None:
-                    continue  # a slice of its own: vmemmap-tail-frame
+                    continue  # one of its own slices does: vmemmap-tail-frame
                 place = stray
             self._add_head(i, place, bool(mapped[i]), int(others[i]))
 

@@ -79,7 +79,7 @@ def _check_reserve(context: Context, hstate: HState) -> None:
     reserved, free = hstate.reserved, hstate.free
     if reserved is None or free is None or 0 <= reserved <= max(free, 0):
         return
-    # Nobody makes it negative, whoever holds the lock.
+    # No holder of the lock leaves it negative.
     may_be_excused = reserved >= 0 or context.lock.state == "unknown"
     if may_be_excused and context.is_excused_by_lock("hstate-reserve"):
         return

@@ -100,7 +100,7 @@ def check_folio_nodes(context: Context, readable: BoolArray) -> None:
                 place=context.place(i).at(
                     context.word_spot(head_pfn, offset), pfn=head_pfn
                 ),
-                # Of several zones that hold it, none is the right one.
+                # Where several zones hold the page, no single value is expected.
                 expected=None if expected[i] == folios.flags[i] else int(expected[i]),
                 actual=actual,
             )

@@ -319,7 +319,8 @@ def _surplus(context: Context, hstate: HState) -> Optional[dict[int, int]]:
     if hstate.total - hstate.surplus != persistent:
         return None
     excess = sum(counts.values()) - hstate.surplus
-    # Too much is where there is that much; too little, rather where there is some.
+    # An excess can only be in a node that counts that many; what is missing is taken to
+    # be missing where most are.
     nid = max(counts, key=lambda nid: counts[nid], default=None)
     if nid is None or counts[nid] < excess:
         return None
@@ -385,7 +386,8 @@ def _add_counter(
         context.audit.undecide("hstate-counters", reason)
         return
     held = context.lock.state == "held"
-    # What nobody is seen to move stays a warning.
+    # The lock excuses one huge page that is seen on its way; any other difference stays
+    # a warning.
     may_be_excused = not held or (
         abs((expected or 0) - (actual or 0)) == 1 and _is_moving(context, hstate)
     )

@@ -85,14 +85,15 @@ class _PrivateTails:
         folios, context = self._folios, self._context
         is_free = folios.on_list == FREE_LIST
         suspects = self._readable & ~np.where(is_free, folios.idle, folios.regular)
-        # Larger folios first have a page to themselves.
+        # A folio that fills more than one page of vmemmap is looked at in its first
+        # one.
         per_slice = context.geometry.pages_per_slice
         counts = np.minimum(1 << folios.order, per_slice)
         for batch in _batches(suspects):
             for count in sorted(set(counts[batch].tolist())):
                 self._look(batch[counts[batch] == count], is_free, count)
         if context.layout.tails.private_slices > 1:
-            # All slices behind the second ones show what is in these.
+            # From v5.14 to v5.17, all further slices repeat the second one.
             for batch in _batches(self._readable & context.hugetlb.optimized_mapping):
                 self._look(batch, is_free, per_slice, per_slice)
         if self._residues:

@@ -32,7 +32,8 @@ __all__ = ("BootTail", "TailFaults", "check_alignment", "check_tails")
 
 _ALL_BITS = (1 << 64) - 1
 
-# What _mapcount of a shared tail can be where that is not settled.
+# The values that _mapcount of a shared tail can have, where TailArray does not tell
+# which one it has.
 _MAPCOUNTS = (0xFFFFFFFF, 0)
 
 
@@ -332,7 +333,8 @@ def _expectations(
     refcount = page.require("refcount")
     yield _Expectation("shared-tail-refcount", refcount, 4, 0xFFFFFFFF, 0, "_refcount")
     known = {page.flags, page.offset, mapping, mapcount & ~7, refcount & ~7}
-    # Where nothing tells, the rule is not decided for that word.
+    # In pages allocated at boot, lru.prev may be anything; so it may where it is not
+    # known whether a page was.
     if tail.boot is not False:
         known.add(page.require("lru") + 8)
     for offset in sorted(set(range(0, context.size, 8)) - known):

@@ -63,7 +63,8 @@ class StrayHeads:
         self._context = context
         self._boot_tails = boot_tails
         self._vmemmap = context.vmemmap
-        # Of no folio: PFN, and whether it has the type hugetlb.
+        # Struct pages with PG_head that belong to no folio, by PFN, and whether they
+        # have the type hugetlb.
         self._loose: dict[int, bool] = {}
         self._unseen = 0
         self._blank = BlankSlices(context)
@@ -176,7 +177,7 @@ class StrayHeads:
         if restored and not self._context.hvo.unread_lists:
             self._add_restored(restored, len(former))
             return
-        # They may be on the lists that could not be read, and no former folios.
+        # They may be folios on lists that could not be read, and no former ones.
         for pfn in restored:
             self._add(pfn, pfn >> order << order)
 

@@ -133,7 +133,8 @@ class _TailFrames:
     def _add_wrong_frame(self, pair: int) -> None:
         slices = self._folios.tail_slices
         i = int(slices.folio[pair])
-        # Of a folio in transition, slices may have a frame of their own, and no other.
+        # A folio in transition may have slices with frames of their own; no other wrong
+        # frame is excused.
         if self._mappings.are_own[pair] and self._mappings.is_excused(i):
             return
         head_pfn = int(self._folios.head_pfn[i])
@@ -181,7 +182,8 @@ class _TailFrames:
         by_design = self._context.hugetlb.tails_are_writable
         is_writable = bool(slices.writable[pair]) and not by_design
         how = "writable" if is_writable else "mapped by a large page"
-        # The range that is protected was computed in bytes of struct pages.
+        # The defect: the length of the range to protect was pages_per_huge_page()
+        # bytes, so that only its first slices became read-only.
         to_the_end = first > 1 and first + count == int(self._folios.slices[i])
         gigantic = self._folios.order[i] > 10
         self._audit.add(

@@ -85,10 +85,10 @@ Check = Literal[
 SubjectKind = Literal["vmemmap", "slot", "folio", "hstate", "slice", "struct page"]
 
 
-# Who speaks of all folios has to know which there are.
+# What rules about all folios need: it tells which folios there are.
 _FOLIOS = (Need.PAGE_TABLES, Need.NODES, Need.POOLS, Need.LISTS)
 
-# Struct pages behind a head are in the page that the head is in.
+# Private tails are read together with the head, in the same page of vmemmap.
 _PRIVATE_TAILS = (*_FOLIOS, Need.FOLIO_HEADS)
 
 
@@ -158,7 +158,7 @@ class Rule:
     in_transition: str = ""
 
 
-# What is said of more than one rule.
+# Texts of several rules.
 _HALF_REMAPPED = (
     "of a huge page that nobody holds, on no list and frozen (in 6.1 with one "
     "reference), the slices with frames of their own, if they are the first ones or "
@@ -463,7 +463,7 @@ RULES = (
             "a difference of one while a huge page is seen on its way between lists: "
             "enqueue_hugetlb_folio() and remove_hugetlb_folio() store the total and "
             "that of the node behind the links",
-            # Free ones in total and of a node, and all huge pages.
+            # The free and all huge pages, each in total and of a node.
             most=4,
         ),
     ),

@@ -82,10 +82,11 @@ class FolioScope:
             ),
             folios=folios,
             hpg_flags=whole.hpg_flags,
-            # What most folios have is the design.
+            # Whether tails are writable by design is a property of all folios together.
             may_be_writable=whole.tails_are_writable,
         )
-        # As if it alone used them: that others do is not its fault.
+        # As if the folio alone used them, so that strays of others are not held against
+        # it.
         tails = [
             replace(tail, mapped_by=int(slices.count[slices.pfn == tail.pfn].sum()))
             for tail in hvo.shared_tails

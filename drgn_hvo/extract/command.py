@@ -57,7 +57,7 @@ def extract_document(
         raise UsageError(f"{path}: is the target itself")
     check_replaceable(path, force=force)
     recording = record(base, symbols, assume or {})
-    # What was cut away once cannot come back.
+    # An extract of a small extract is small: what that left out is not there.
     small = small or recording.hvo.kernel.sources.extract_kind == "small"
     replaced = small_tables(recording) if small else Replaced()
     needs = find_needs(

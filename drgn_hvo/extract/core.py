@@ -36,13 +36,13 @@ __all__ = ("Extract", "Kept", "collect", "write_extract")
 
 _FRAMES_PER_CHUNK = 256
 
-# An extract is made to be sent.
+# As small as zlib makes it, because an extract is made to be sent.
 _ZLIB_LEVEL = 9
 
-# All that makedumpfile can leave out, is.
+# The dump level that says that all was left out that makedumpfile can leave out.
 _DUMP_LEVEL = 31
 
-# As a kernel calls a domain without a name.
+# What a kernel has as domainname until one is set.
 _NO_NAME = "(none)"
 
 
@@ -181,7 +181,8 @@ def write_extract(
         dump_level=_DUMP_LEVEL,
         max_mapnr=max_mapnr,
         byteorder=hvo.kernel.sources.byteorder,
-        # Whoever gets it would not know from what is missing.
+        # An extract lacks most pages anyway, so that its reader could not tell that the
+        # core was incomplete.
         is_incomplete=is_incomplete,
     )
     writer = KdumpWriter(

@@ -192,7 +192,8 @@ class _Finder:
         if objects:
             allowed |= found == Owner.OBJECTS
         if self._hvo.kernel.sources.extract_kind is not None:
-            # An extract lacks most struct pages, and was asked when it was made.
+            # An extract lacks most struct pages that tell owners; what it has was
+            # allowed when it was made.
             allowed |= found == Owner.UNKNOWN
         for owner, what in _NOT_KEPT.items():
             count = int((~allowed & (found == owner)).sum())
@@ -218,7 +219,8 @@ class _Finder:
                         words.setdefault(frames[page], []).append(piece)
                     if page in frames and first_page <= page < end_page:
                         struct_pages.add(frames[page])
-        # Only variables can lie among objects, such as a struct pglist_data.
+        # What is no struct page may lie in pages of kernel objects, as a struct
+        # pglist_data does.
         strict = np.array(sorted(struct_pages), dtype=np.int64)
         others = np.array(sorted(set(words) - struct_pages), dtype=np.int64)
         kept = [*self._only(strict).tolist(), *self._only(others, True).tolist()]

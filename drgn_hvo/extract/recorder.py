@@ -57,7 +57,8 @@ class Recorder:
         self.prog.add_memory_segment(0, _MAX_PHYSICAL, self._read_physical, True)
         is_live = bool(base.flags & ProgramFlags.IS_LIVE)
         self.prog.set_linux_kernel_custom(_note(base), is_live)
-        # In front of drgn's own translation, which the base does as well.
+        # In front of drgn's own translation: the base program translates, and is
+        # recorded.
         self.prog.add_memory_segment(0, _MAX_VIRTUAL, self._read_virtual, False)
 
     def _read_physical(
@@ -133,8 +134,8 @@ def _read_sources(recorder: Recorder) -> None:
             try:
                 source()
             except UnavailableError:
-                # The commands say why, on the extract as here. What was searched for
-                # it is nobody's business.
+                # The commands say why, on the extract as here. What was read in a
+                # search that failed is not kept.
                 recorder.virtual.pop(reason, None)
 
 

@@ -142,7 +142,8 @@ def small_tables(recording: Recording) -> Replaced:
         replaced.sizes[reason] = (
             len(touched),
             sum(
-                # Zeros are only there to be read.
+                # Zeros at the end are there so that they can be read, and need not be
+                # counted.
                 len(data.rstrip(b"\0"))
                 for _, data in parts
             ),

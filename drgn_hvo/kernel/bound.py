@@ -43,7 +43,7 @@ __all__ = ("ASSUMPTIONS", "Kernel", "kernel")
 
 _CACHE_KEY = "drgn_hvo.kernel.bound"
 
-# What VMCOREINFO may say of struct page, too.
+# What VMCOREINFO may say of struct page besides the types.
 _NOTED = (
     *("size", "offset", "flags", "refcount", "mapcount", "mapping", "private", "lru"),
 )
@@ -69,7 +69,7 @@ class Kernel:
     def __init__(self, prog: Program, assume: Mapping[str, str]) -> None:
         self.prog = prog
         self.assume = _parse_assumptions(assume)
-        #: The same, as it was said.
+        #: The same assumptions, as they were given.
         self.assumed = dict(assume)
         self.sources = install(prog)
         arch = architecture_name(prog)

@@ -91,7 +91,7 @@ class BtfTypes:
         self._prog = prog
         self.btf = btf
         self._types: dict[int, Type] = {}
-        # drgn asks anew each time that a helper names a type.
+        # What was found by name: drgn asks anew each time that a helper names a type.
         self._found: dict[tuple[TypeKindSet, str], Optional[Type]] = {}
         self._depth = 0
         self._builders: dict[int, Callable[[int], Type]] = {

@@ -58,7 +58,7 @@ class EntryBits:
 
     def __init__(self, page_table: PageTableFormat) -> None:
         self._page_table = page_table
-        # By level, whether they are mappings, and bits.
+        # Entries that are alike, by level, whether they are mappings, and their bits.
         self._groups: dict[tuple[int, bool, int], _Group] = {}
 
     def look(self, level: int, values: U64Array, addresses: U64Array) -> None:
@@ -82,7 +82,7 @@ class EntryBits:
     ) -> None:
         mask = np.uint64(self._page_table.shared_bits(level, is_mapping=is_mapping))
         every = np.bitwise_and.reduce(values) & mask
-        # Nearly always all are the same.
+        # The usual case, and cheap to find out: all entries have the same bits.
         if np.bitwise_or.reduce(values) & mask == every:
             self._count(level, is_mapping, int(every), len(values), addresses)
             return

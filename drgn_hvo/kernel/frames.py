@@ -91,7 +91,7 @@ class _KeptFrames:
     def _sort(self) -> None:
         known = np.fromiter(self._places, np.int64, len(self._places))
         order = np.argsort(known)
-        # One behind the end, so that every search leads to something.
+        # With a sentinel, so that searches behind the last one find an element, too.
         self._sorted = np.append(known[order], _NO_PFN)
         self._order = np.append(order, 0)
 

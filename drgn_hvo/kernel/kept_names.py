@@ -27,7 +27,7 @@ OMITTED = "drgn_hvo_symbols_omitted"
 SYMBOLS = frozenset(VARIABLES) | {
     "__start_BTF",
     "__stop_BTF",
-    # The switch before v5.18, then the static key of fake heads before v5.19.
+    # The switch of HVO before v5.18, and behind it the static key of fake heads in v5.18.
     "hugetlb_free_vmemmap_enabled",
     "hugetlb_free_vmemmap_enabled_key",
     "mem_section",
@@ -36,7 +36,7 @@ SYMBOLS = frozenset(VARIABLES) | {
 }
 
 
-# An enumerator brings its enumeration.
+# Enumerators, each of which is kept with its enumeration.
 CONSTANTS = frozenset(
     {
         "HUGETLB_PAGE_DTOR",

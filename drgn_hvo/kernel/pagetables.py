@@ -74,7 +74,7 @@ class Runs:
                 none.astype(np.bool_), none.astype(np.uint8),
             )  # fmt: skip
         order = np.argsort(np.concatenate([part.va for part in parts]), kind="stable")
-        # Of a large machine's many runs, one array after the other.
+        # One column at a time, because a large machine has many runs.
         columns = (
             np.concatenate([getattr(part, field.name) for part in parts]).take(order)
             for field in fields(cls)
@@ -246,7 +246,7 @@ def _read_entries(
     value = entries[index]
     index += low
     table = index >> form.index_bits
-    # Tables that hold anything need no second look.
+    # Only tables without any entry can be blank.
     edges = table.searchsorted(np.arange(len(tables.va) + 1))
     if (edges[1:] == edges[:-1]).any():
         # Where one table stands for all that are not in use, it holds nothing.

@@ -32,7 +32,8 @@ class _TypedLayout:
 
     def offset(self, name: str) -> Optional[int]:
         type_name, _, member = name.partition(".")
-        # The only one that is no structure by its tag.
+        # atomic_long_t is the only one with a typedef; the others are structures with
+        # tags.
         prefix = "" if type_name.endswith("_t") else "struct "
         return offsetof(self._prog.type(prefix + type_name), member)
 

@@ -70,7 +70,7 @@ class _Generation(Generic[T]):
     reason: str
 
 
-# What the members are that are asked for below.
+# The shapes of the members that are asked for below, by name.
 _NUMBERS = {
     "_folio_order": BYTE,
     "_flags_1": WORD,
@@ -105,7 +105,7 @@ def _order_in_flags_1(kernel: Kernel) -> Optional[_Field]:
     if offset is None:
         return None
     if _offset(kernel, "struct folio", "_folio_dtor") is not None:
-        # The same commit took both.
+        # Both were removed by one commit, so that this is no known kernel.
         raise DetectionError("struct folio has _folio_dtor, expected _folio_order, too")
     # The least significant byte of a word.
     return _Field(offset if kernel.sources.byteorder == "little" else offset + 7, 1)

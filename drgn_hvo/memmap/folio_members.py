@@ -26,7 +26,8 @@ __all__ = (
     "When",
 )
 
-#: What a field is the matter of: of a tail, the last part of the name of a rule.
+#: Which rule decides a field: folio-head, or the rule whose name ends so behind
+#: folio-tail-.
 Verdict = Literal["head", "mapping", "mapcount", "flags", "refcount", "rest"]
 
 #: When a field is fixed: always, only in a folio on a free list, which nobody uses,

@@ -335,7 +335,7 @@ class _Finder:
         owners = owners[np.argsort(runs.pfn[owners], kind="stable")]
         starts = runs.pfn[owners]
         place = np.searchsorted(starts, frames, side="right") - 1
-        # Of several, a slice behind that of the head is writable by mistake.
+        # If several slices map a frame writable, the first is that of the head.
         place = np.searchsorted(starts, starts[np.maximum(place, 0)], side="left")
         owner = owners[place]
         offset = frames - runs.pfn[owner]

@@ -124,7 +124,7 @@ class HeadResolver:
             word leads out of vmemmap.
         """
         size, page_size = self._vmemmap.size, self._vmemmap.page_size
-        # Whole slices that are whole struct pages, too.
+        # The number of slices that hold a whole number of struct pages.
         period = size // gcd(size, page_size)
         chunk = _SLICES_PER_CHUNK // period * period
         slice_ = start * size // page_size // chunk * chunk

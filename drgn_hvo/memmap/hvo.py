@@ -49,7 +49,7 @@ class Hvo:
 
     def __init__(self, kernel: Kernel, like: Optional[Hvo] = None) -> None:
         self.kernel = kernel
-        # The first of them: those in between need not stay.
+        # The first reading of all; those in between need not stay in memory.
         self.like: Optional[Hvo] = (like.like or like) if like else None
         self.vmemmap = Vmemmap(kernel)
 

@@ -45,7 +45,7 @@ class Links:
         self.pfns = pfns[present]
         self._next = records["next"][present]
         self._prev = records["prev"][present]
-        # One is looked up after the other: faster than in an array.
+        # A memoryview gives single elements faster than an array does.
         self._successors: memoryview = self._clean_successors().data
         self._others: dict[int, tuple[int, int]] = {}
         self._blocks: set[tuple[int, int]] = set()

@@ -171,7 +171,7 @@ class VmemmapMapping:
 
     def users_of(self, pfns: Int64Array) -> Int64Array:
         """As :meth:`mapped_by()`, over an array."""
-        # Searching for what is in order finds it in the processor's cache.
+        # Sorted, so that the search goes through the processor's cache once.
         order = np.argsort(pfns, kind="stable")
         counts = np.empty(len(pfns), dtype=np.int64)
         counts[order] = self._users_of_sorted(pfns[order])
@@ -224,7 +224,7 @@ class VmemmapMapping:
             heads >>= np.uint64(self.size.bit_length() - 1)
         else:
             heads //= np.uint64(self.size)
-        # So that "no head here" is outside, too.
+        # ALL_ONES, which says that there is no head, is above the limit, too.
         limit = min(self.kernel.max_pfn_limit, (ALL_ONES - self.base) // self.size)
         if len(heads) and heads.max() >= limit:
             heads[heads >= np.uint64(limit)] = np.uint64(ALL_ONES)

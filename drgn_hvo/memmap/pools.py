@@ -183,7 +183,7 @@ class _Counters:
 
     def _doubt(self) -> None:
         """Forget zeros of pages of zeros that contradict other counters."""
-        # Since persistent_huge_pages() has to be that, it is kept twice.
+        # max_huge_pages has the number of persistent huge pages a second time.
         most = self._number(self._hstate.max_huge_pages)
         if not self._are_wrong(most):
             self.total = self._forget("nr_huge_pages", self.total, self.total_node)

@@ -232,7 +232,7 @@ class Mmzone:
                 require_shapes(self._kernel.prog.type(name), name)
             return self._read_nodes()
         except (DetectionError, LookupError) as e:
-            # Whoever needs none of it goes on.
+            # What needs neither nodes nor zones still works.
             unknown = Unread(Need.NODES, "nodes and zones", str(e))
             return _Nodes((), False, frozenset(), {}, {}, (unknown,))
 
