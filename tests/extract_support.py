@@ -14,7 +14,7 @@ import drgn
 import numpy as np
 
 from drgn_hvo.commands.check import CheckScope, check_document
-from drgn_hvo.commands.map import print_map
+from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.extract.command import extract_document
@@ -67,7 +67,7 @@ def _folio_pfns(hvo):
 def _picture(hvo, pfn):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        print_map(hvo, parse_page_spec(str(pfn)))
+        print_map(map_document(hvo, "core", parse_page_spec(str(pfn))))
     return out.getvalue()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from drgn_hvo.cli import main
 from drgn_hvo.commands.check import CheckScope, check_document
-from drgn_hvo.commands.map import print_map
+from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.helpers.compound import compound_heads
@@ -159,7 +159,9 @@ def test_shared_tail_pages_are_not_saved(name):
 def test_the_picture_says_what_is_behind_the_head(name, words, capsys):
     machine, targets = made(name)
     head = targets.optimized_head()
-    print_map(hvo_of(opened(machine)), parse_page_spec(f"pfn:0d{head}"))
+    print_map(
+        map_document(hvo_of(opened(machine)), "core", parse_page_spec(f"pfn:0d{head}"))
+    )
     assert words in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ answer, with the finding that ``check`` has.
 import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
-from drgn_hvo.commands.map import print_map
+from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.page_text import print_pages
 from drgn_hvo.errors import UsageError
@@ -157,7 +157,7 @@ def test_a_word_of_another_order(capsys):
     (wrong,) = page["disagreements"]
     assert wrong["source"] == "word"
     assert wrong["believed"] == ["page_tables", "lists"]
-    print_map(found, spec(pfn))
+    print_map(map_document(found, "core", spec(pfn)))
     drawn = capsys.readouterr().out
     assert f"order {order} (" in drawn
     assert f"PFN {head} to {head + (1 << order) - 1}" in drawn
@@ -178,7 +178,7 @@ def test_a_broken_entry_is_marked(fault, rule, name, capsys):
     machine, (applied,) = make_machine(describe(name), [fault])
     found = hvo_of(program(machine))
     (pfn,) = pages_of(machine, applied.changes)
-    print_map(found, spec(pfn))
+    print_map(map_document(found, "core", spec(pfn)))
     drawn = capsys.readouterr().out.splitlines()
     marked = [line for line in drawn if f"<- WRONG: {rule}" in line]
     assert len(marked) == 1

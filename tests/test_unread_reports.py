@@ -17,7 +17,7 @@ from drgn_hvo import (
     validate_shared_tail,
     vmemmap_saved,
 )
-from drgn_hvo.commands.map import print_map
+from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.page_text import page_lines
 from drgn_hvo.commands.show import print_show, show_document
@@ -128,7 +128,7 @@ def test_a_page_table_left_out(name, hole, capsys):
     page, lines = report(prog, other)
     assert page["slice"]["mapped_by"] is None
     assert "private" not in text(lines)
-    print_map(hvo_of(prog), parse_page_spec(str(other)))
+    print_map(map_document(hvo_of(prog), "core", parse_page_spec(str(other))))
     assert "others may map them" in capsys.readouterr().out
     doc = show_document(hvo_of(prog), "", folios=True)
     assert doc["saved"] is not None

@@ -29,7 +29,7 @@ from drgn import Program
 
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.failures import failure
-from drgn_hvo.commands.map import print_map
+from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.extract.command import extract_document
@@ -272,7 +272,7 @@ class Kernel:
     def _map(self, prog: Program) -> str:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            print_map(hvo_of(prog), self._specs[0])
+            print_map(map_document(hvo_of(prog), "core", self._specs[0]))
         return out.getvalue()
 
     def _heads(self, prog: Program) -> list[list[int]]:

@@ -10,12 +10,13 @@ compound page, with its real frames and permissions.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 
-from drgn_hvo.commands.document import human_size, printable
+from drgn_hvo.commands.document import document, human_size, printable
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.kernel.arrays import distinct
@@ -24,16 +25,21 @@ from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import PageEntry
+    from drgn_hvo.commands.reports import (
+        MapReport,
+        MapRowEntry,
+        MapTailEntry,
+        PageEntry,
+        SharedFrameEntry,
+    )
 
-__all__ = ("print_map",)
+__all__ = ("map_document", "print_map")
 
-# Who else maps a frame: so many folios are named, the others counted.
+# At most this many of the other folios that map a frame are named.
 _MAX_NAMED = 8
 
-# So many of the pages that map a frame are asked which folio they belong to.
+# At most this many of the pages that map a frame are asked which folio they belong to.
 _MAX_ASKED = 64
-
 
 # A 2 MiB folio is drawn as the kernel's documentation does: page by page.
 _MAX_SINGLE = 8
@@ -100,8 +106,8 @@ class _Drawn:
     head: Optional[Head]
     page: PageEntry
 
-    def marks(self, hvo: Hvo, address: int, row: _Row) -> str:
-        """What is wrong with the slices of a row, for people."""
+    def broken(self, hvo: Hvo, address: int, row: _Row) -> list[str]:
+        """The rules that the slices of a row break, by what is known of the page."""
         page_size = hvo.vmemmap.page_size
         end = address + (row.last - row.first + 1) * page_size
         rules = []
@@ -111,7 +117,7 @@ class _Drawn:
             frame = None if physical is None else int(physical, 0) // page_size
             if is_entry or (frame is not None and row.maps(frame)):
                 rules.append(finding["rule"])
-        return f"  <- WRONG: {', '.join(dict.fromkeys(rules))}" if rules else ""
+        return list(dict.fromkeys(rules))
 
 
 def _find(hvo: Hvo, spec: PageSpec) -> _Drawn:
@@ -142,12 +148,13 @@ def _find(hvo: Hvo, spec: PageSpec) -> _Drawn:
     return _Drawn(head.pfn, head.order, kind, head, page)
 
 
-def print_map(hvo: Hvo, spec: PageSpec) -> None:
+def map_document(hvo: Hvo, target: str, spec: PageSpec) -> MapReport:
     """
-    Print the picture of the compound page that a page belongs to.
+    How the struct pages of the compound page that a page belongs to are mapped.
 
     :raises UsageError: if the page belongs to none.
     :raises NotInDumpError: if its struct pages are not in the dump.
+    :raises UnavailableError: if the page tables of this architecture cannot be walked.
     """
     if not hvo.vmemmap.has_mappings:
         raise UnavailableError("the page tables of this architecture cannot be walked")
@@ -158,105 +165,79 @@ def print_map(hvo: Hvo, spec: PageSpec) -> None:
         raise UsageError(f"{spec.text}: PFN {pfn} has order {order}: damaged")
     count = geometry.slices(drawn.order)
     first = drawn.head_pfn * hvo.vmemmap.size // hvo.vmemmap.page_size
-    print(_title(hvo, drawn))
-    page = drawn.page
-    if page["disagreements"] or page["findings"]:
-        print(*map(printable, page["conclusions"]), sep="\n")
-    print()
     rows = _rows(hvo, first, count)
-    _print_picture(hvo, drawn, count, first, rows)
-    print()
-    for line in _sharing(hvo, drawn, rows):
-        print(line)
+    page, head = drawn.page, drawn.head
+    is_doubtful = bool(page["disagreements"] or page["findings"])
+    return {
+        **document(target, hvo.kernel.release),
+        "spec": spec.text,
+        "kind": drawn.kind,
+        "head_pfn": drawn.head_pfn,
+        "order": drawn.order,
+        "bytes": geometry.page_size << drawn.order,
+        "nid": None if head is None else head.nid,
+        "zone": None if head is None else head.zone,
+        "slices": count,
+        "conclusions": page["conclusions"] if is_doubtful else [],
+        "rows": [_row(hvo, drawn, first, i, rows) for i in range(len(rows))],
+        "shared_frames": list(_shared_frames(hvo, drawn, rows)),
+        "all_tables_read": hvo.vmemmap.has_all_mappings,
+    }
 
 
-def _title(hvo: Hvo, drawn: _Drawn) -> str:
-    size = human_size(hvo.kernel.geometry.page_size << drawn.order)
-    last = drawn.head_pfn + (1 << drawn.order) - 1
-    head, place = drawn.head, ""
-    if head is not None and head.nid is not None:
-        place = f", node {head.nid}, zone {printable(head.zone or 'unknown')}"
-    return (
-        f"{drawn.kind} of order {drawn.order} ({size}), PFN {drawn.head_pfn} to "
-        f"{last}{place}"
-    )
+def _row(hvo: Hvo, drawn: _Drawn, first: int, i: int, rows: list[_Row]) -> MapRowEntry:
+    row = rows[i]
+    address = hvo.vmemmap.base + (first + row.first) * hvo.vmemmap.page_size
+    is_repeated = i > 0 and row.pfn is not None and row.pfn == rows[0].pfn
+    tail = None if is_repeated else _tail(hvo, row)
+    return {
+        "first": row.first,
+        "last": row.last,
+        "address": hex(address),
+        "mapped": True if row.pfn is not None else (False if row.is_known else None),
+        "frame": row.pfn,
+        "last_frame": row.last_pfn,
+        "writable": None if row.pfn is None else row.writable,
+        "repeats_head": is_repeated,
+        "tail": tail,
+        "begins_with_copy": _has_copies(hvo, first, row),
+        "findings": drawn.broken(hvo, address, row),
+    }
 
 
-def _print_picture(
-    hvo: Hvo, drawn: _Drawn, count: int, first: int, rows: list[_Row]
-) -> None:
-    labels = [
-        str(row.first) if row.first == row.last else f"{row.first} - {row.last}"
-        for row in rows
-    ]
-    addresses = [
-        f"{hvo.vmemmap.base + (first + row.first) * hvo.vmemmap.page_size:#x}"
-        for row in rows
-    ]
-    frames = [_frame(row) for row in rows]
-    left = max(len(label) for label in labels)
-    inner = [f"{a:>{left}}  {b}" for a, b in zip(labels, addresses)]
-    width = max(len(text) for text in inner)
-    right = max(len(text) for text in frames)
-    box = f"+{'-' * (width + 2)}+"
-    frame_box = f"+{'-' * (right + 2)}+"
-    folio = f"PFN {drawn.head_pfn}"
-    side = len(folio)
-    struct_pages = f"struct pages ({count} page{'s' if count != 1 else ''})"
-    print(f"   {'folio':<{side + 21}}{struct_pages:<{width + 18}}page frames")
-    for i, (text, frame, row) in enumerate(zip(inner, frames, rows)):
-        edge = f" +{'-' * (side + 2)}+ ---pfn_to_page---> " if not i else ""
-        edge = edge or f" |{' ' * (side + 2)}|{' ' * 20}"
-        print(f"{edge}{box}{'  mapping to  ' if not i else ' ' * 14}{frame_box}")
-        body = f" | {folio if not i else ' ' * side} |{' ' * 20}"
-        access = "none" if row.is_known else "?"
-        if row.pfn is not None:
-            access = "RW" if row.writable else "RO"
-        print(f"{body}| {text:<{width}} | --{access:-<5}---> | {frame:<{right}} |"
-              f"{_owner(hvo, i, row, rows)}{_copy(hvo, first, row)}"
-              f"{drawn.marks(hvo, int(addresses[i], 0), row)}")  # fmt: skip
-    print(f" +{'-' * (side + 2)}+{' ' * 20}{box}{' ' * 14}{frame_box}")
-
-
-def _frame(row: _Row) -> str:
-    if row.pfn is None:
-        return "not mapped" if row.is_known else "not read"
-    if row.last_pfn == row.pfn:
-        return f"PFN {row.pfn}"
-    return f"PFN {row.pfn} - {row.last_pfn}"
-
-
-def _owner(hvo: Hvo, i: int, row: _Row, rows: list[_Row]) -> str:
-    if i and row.pfn is not None and row.pfn == rows[0].pfn:
-        return " the head's own frame again: fake heads"
+def _tail(hvo: Hvo, row: _Row) -> Optional[MapTailEntry]:
+    """The shared tail page that slices map."""
     for tail in hvo.shared_tails if hvo.has_hugetlb else ():
         if tail.pfn is not None and tail.pfn == row.pfn:
-            zone = ""
+            zone = None
             if tail.zone_index is not None:
-                name = hvo.mmzone.zone_name(tail.nid, tail.zone_index)
-                zone = f" zone {printable(name or 'unknown')}"
-            return f" shared tail page of node {tail.nid}{zone} order {tail.order}"
-    return " the head" if not i else ""
+                zone = hvo.mmzone.zone_name(tail.nid, tail.zone_index)
+            return {
+                "nid": tail.nid,
+                "zone_index": tail.zone_index,
+                "zone": zone,
+                "order": tail.order,
+            }
+    return None
 
 
-def _copy(hvo: Hvo, first: int, row: _Row) -> str:
+def _has_copies(hvo: Hvo, first: int, row: _Row) -> bool:
     """Whether frames behind the first begin with copies of heads, left there."""
     vmemmap = hvo.vmemmap
     if not row.first or row.pfn is None:
-        return ""
+        return False
     slices = np.arange(first + row.first, first + row.last + 1, dtype=np.int64)
     pfns = slices * vmemmap.page_size // vmemmap.size
     pages = vmemmap.read_pages(pfns)
     heads = (vmemmap.flags(pages) & np.uint64(hvo.kernel.PG_head_mask)) != 0
     heads &= pages.present & ((vmemmap.tail_words(pages) & np.uint64(1)) == 0)
-    if not heads.any() or vmemmap.mapped_by(row.pfn) > 1:
-        return ""
-    return "  <- WRONG: begins with a copy of a head"
+    return bool(heads.any()) and vmemmap.mapped_by(row.pfn) <= 1
 
 
-def _sharing(hvo: Hvo, drawn: _Drawn, rows: list[_Row]) -> list[str]:
-    """Who else maps the frames that are mapped read-only or more than once."""
-    lines = []
+def _shared_frames(
+    hvo: Hvo, drawn: _Drawn, rows: list[_Row]
+) -> Iterator[SharedFrameEntry]:
+    """The frames that pages of vmemmap of others map, too."""
     for pfn in dict.fromkeys(row.pfn for row in rows if row.pfn is not None):
         users = hvo.vmemmap.mapped_by(pfn)
         own = sum(
@@ -267,19 +248,13 @@ def _sharing(hvo: Hvo, drawn: _Drawn, rows: list[_Row]) -> list[str]:
         if users <= own:
             continue
         heads, count = _folios_on(hvo, pfn, drawn)
-        named = ", ".join(map(str, heads))
-        if count > len(heads) == _MAX_NAMED:
-            named += f" and {count - len(heads)} more"
-        least = "" if hvo.vmemmap.has_all_mappings else "at least "
-        lines.append(
-            f"PFN {pfn} is mapped by {least}{users} pages of vmemmap, {users - own} of "
-            "them elsewhere" + (f", in the folios of PFN {named}" if heads else "")
-        )
-    if not hvo.vmemmap.has_all_mappings:
-        lines.append(
-            "Not all page tables of vmemmap could be read: others may map them."
-        )
-    return lines or ["No other folio maps any of these frames."]
+        yield {
+            "frame": pfn,
+            "mapped_by": users,
+            "elsewhere": users - own,
+            "heads": heads,
+            "folios": max(count, len(heads)),
+        }
 
 
 def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], int]:
@@ -303,3 +278,111 @@ def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], int]:
         if len(heads) == _MAX_NAMED:
             break
     return list(heads), len(pages) if is_tail else len(heads)
+
+
+def print_map(doc: MapReport) -> None:
+    """Print the picture of a compound page."""
+    print(_title(doc))
+    if doc["conclusions"]:
+        print(*map(printable, doc["conclusions"]), sep="\n")
+    print()
+    _print_picture(doc)
+    print()
+    for line in _sharing(doc):
+        print(line)
+
+
+def _title(doc: MapReport) -> str:
+    last = doc["head_pfn"] + (1 << doc["order"]) - 1
+    place = ""
+    if doc["nid"] is not None:
+        place = f", node {doc['nid']}, zone {printable(doc['zone'] or 'unknown')}"
+    return (
+        f"{doc['kind']} of order {doc['order']} ({human_size(doc['bytes'])}), PFN "
+        f"{doc['head_pfn']} to {last}{place}"
+    )
+
+
+def _print_picture(doc: MapReport) -> None:
+    rows, count = doc["rows"], doc["slices"]
+    labels = [
+        str(row["first"])
+        if row["first"] == row["last"]
+        else f"{row['first']} - {row['last']}"
+        for row in rows
+    ]
+    frames = [_frame(row) for row in rows]
+    left = max(len(label) for label in labels)
+    inner = [f"{a:>{left}}  {row['address']}" for a, row in zip(labels, rows)]
+    width = max(len(text) for text in inner)
+    right = max(len(text) for text in frames)
+    box = f"+{'-' * (width + 2)}+"
+    frame_box = f"+{'-' * (right + 2)}+"
+    folio = f"PFN {doc['head_pfn']}"
+    side = len(folio)
+    struct_pages = f"struct pages ({count} page{'s' if count != 1 else ''})"
+    print(f"   {'folio':<{side + 21}}{struct_pages:<{width + 18}}page frames")
+    for i, (text, frame, row) in enumerate(zip(inner, frames, rows)):
+        edge = f" +{'-' * (side + 2)}+ ---pfn_to_page---> " if not i else ""
+        edge = edge or f" |{' ' * (side + 2)}|{' ' * 20}"
+        print(f"{edge}{box}{'  mapping to  ' if not i else ' ' * 14}{frame_box}")
+        body = f" | {folio if not i else ' ' * side} |{' ' * 20}"
+        print(f"{body}| {text:<{width}} | --{_access(row):-<5}---> | "
+              f"{frame:<{right}} |{_owner(row)}{_marks(row)}")  # fmt: skip
+    print(f" +{'-' * (side + 2)}+{' ' * 20}{box}{' ' * 14}{frame_box}")
+
+
+def _access(row: MapRowEntry) -> str:
+    if row["writable"] is not None:
+        return "RW" if row["writable"] else "RO"
+    return "?" if row["mapped"] is None else "none"
+
+
+def _frame(row: MapRowEntry) -> str:
+    if row["frame"] is None:
+        return "not read" if row["mapped"] is None else "not mapped"
+    if row["last_frame"] == row["frame"]:
+        return f"PFN {row['frame']}"
+    return f"PFN {row['frame']} - {row['last_frame']}"
+
+
+def _owner(row: MapRowEntry) -> str:
+    tail = row["tail"]
+    if row["repeats_head"]:
+        return " the head's own frame again: fake heads"
+    if tail is not None:
+        zone = ""
+        if tail["zone_index"] is not None:
+            zone = f" zone {printable(tail['zone'] or 'unknown')}"
+        return f" shared tail page of node {tail['nid']}{zone} order {tail['order']}"
+    return " the head" if not row["first"] else ""
+
+
+def _marks(row: MapRowEntry) -> str:
+    """What is wrong with slices."""
+    marks = []
+    if row["begins_with_copy"]:
+        marks.append("begins with a copy of a head")
+    if row["findings"]:
+        marks.append(", ".join(row["findings"]))
+    return "".join(f"  <- WRONG: {mark}" for mark in marks)
+
+
+def _sharing(doc: MapReport) -> list[str]:
+    """Who else maps the frames that are mapped read-only or more than once."""
+    lines = []
+    least = "" if doc["all_tables_read"] else "at least "
+    for one in doc["shared_frames"]:
+        named = ", ".join(map(str, one["heads"]))
+        if one["folios"] > len(one["heads"]) == _MAX_NAMED:
+            named += f" and {one['folios'] - len(one['heads'])} more"
+        lines.append(
+            f"PFN {one['frame']} is mapped by {least}{one['mapped_by']} pages of "
+            f"vmemmap, {one['elsewhere']} of them elsewhere"
+            + (f", in the folios of PFN {named}" if one["heads"] else "")
+        )
+    if not doc["all_tables_read"]:
+        lines.append(
+            "Not all page tables of vmemmap could be read: others may map them."
+        )
+    return lines or ["No other folio maps any of these frames."]

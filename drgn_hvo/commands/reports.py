@@ -38,6 +38,9 @@ __all__ = (
     "KeptEntry",
     "KernelReport",
     "LeftOutEntry",
+    "MapReport",
+    "MapRowEntry",
+    "MapTailEntry",
     "MissingEntry",
     "PageEntry",
     "PageFindingEntry",
@@ -51,6 +54,7 @@ __all__ = (
     "RuleResultEntry",
     "SavedByEntry",
     "SavedEntry",
+    "SharedFrameEntry",
     "SharedTailEntry",
     "ShowReport",
     "SliceEntry",
@@ -590,6 +594,70 @@ class PageReport(TargetReport):
     """``page``."""
 
     pages: list[PageEntry]
+
+
+# map
+
+
+class MapTailEntry(TypedDict):
+    """
+    A shared tail page: whose it is, and for folios of which order; ``zone_index`` is
+    ``None`` if it is the node's.
+    """
+
+    nid: int
+    zone_index: Optional[int]
+    zone: Optional[str]
+    order: int
+
+
+class MapRowEntry(TypedDict):
+    """
+    Neighbouring pages of vmemmap that are mapped alike, *first* to *last* of those of
+    the compound page; ``mapped`` is ``None`` if the page table was not read.
+    """
+
+    first: int
+    last: int
+    address: Hex
+    mapped: Optional[bool]
+    frame: Optional[int]
+    last_frame: Optional[int]
+    writable: Optional[bool]
+    repeats_head: bool
+    tail: Optional[MapTailEntry]
+    begins_with_copy: bool
+    findings: _Strings
+
+
+class SharedFrameEntry(TypedDict):
+    """
+    A frame that pages of vmemmap outside of the compound page map, too; ``heads`` are
+    PFNs of heads of some of the ``folios`` that they belong to.
+    """
+
+    frame: int
+    mapped_by: int
+    elsewhere: int
+    heads: list[int]
+    folios: int
+
+
+class MapReport(TargetReport):
+    """``map``."""
+
+    spec: str
+    kind: str
+    head_pfn: int
+    order: int
+    bytes: int
+    nid: Optional[int]
+    zone: Optional[str]
+    slices: int
+    conclusions: _Strings
+    rows: list[MapRowEntry]
+    shared_frames: list[SharedFrameEntry]
+    all_tables_read: bool
 
 
 # heads, extract

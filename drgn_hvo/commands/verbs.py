@@ -298,14 +298,16 @@ def _run_oops(session: Session, args: argparse.Namespace) -> int:
 
 def _add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("page", metavar="PAGE", help=_PAGE_HELP)
+    add_format_options(parser.add_mutually_exclusive_group())
 
 
 def _run_map(session: Session, args: argparse.Namespace) -> int:
-    from drgn_hvo.commands.map import print_map
+    from drgn_hvo.commands.map import map_document, print_map
     from drgn_hvo.memmap.page_spec import parse_page_spec
 
     spec = parse_page_spec(args.page)
-    print_map(session.open(), spec)
+    document = map_document(session.open(), session.target, spec)
+    print_document(document, print_map, as_json=args.format == "json")
     return 0
 
 

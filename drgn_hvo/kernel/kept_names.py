@@ -27,7 +27,7 @@ OMITTED = "drgn_hvo_symbols_omitted"
 SYMBOLS = frozenset(VARIABLES) | {
     "__start_BTF",
     "__stop_BTF",
-    # The switch of HVO before v5.18, and behind it the static key of fake heads in v5.18.
+    # The switch of HVO before v5.18, and the static key of fake heads in v5.18.
     "hugetlb_free_vmemmap_enabled",
     "hugetlb_free_vmemmap_enabled_key",
     "mem_section",

@@ -201,7 +201,7 @@ COMMANDS = (
     Mutant(
         "commands-map-first-frame",
         "commands/map.py::_owner",
-        "if i and row.pfn is not None and row.pfn == rows[0].pfn:",
+        'if row["repeats_head"]:',
         "if False:",
         "fake heads would not be named in the picture",
         ("test_command_words.py::test_the_picture_says_what_is_behind_the_head",),
