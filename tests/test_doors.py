@@ -117,9 +117,8 @@ def test_two_spellings_of_json(arguments):
 @pytest.mark.parametrize("command", ALL[:-1])
 def test_every_command_has_both_spellings(command):
     text = run(command, "--help").stdout
-    if command != "map":
-        assert "--json" in text
-        assert "--format" in text
+    assert "--json" in text
+    assert "--format" in text
 
 
 @pytest.mark.parametrize("arguments", [(), ("help",), ("--help",)])

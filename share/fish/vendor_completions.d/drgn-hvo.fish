@@ -51,7 +51,7 @@ function _shtab_drgn_hvo_using
 end
 
 set -g _shtab_drgn_hvo_commands help show check page map heads extract synth oops demo rules faults defects
-set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --ignore --memory --oops --output --pfns --resume --rules --symbols --targets-from --timeout --vmcoreinfo -j -o -s
+set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --ignore --memory --oops --output --pfns --progress --resume --rules --symbols --targets-from --timeout --vmcoreinfo -j -o -s
 
 complete -c drgn-hvo -e
 complete -c drgn-hvo -f
@@ -65,6 +65,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -s h -l help -d 'show this 
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l folios -d 'list every folio, too'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l format -xka "text json" -d 'how to print the result'
@@ -76,6 +77,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -s h -l help -d 'show this
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l targets-from -xka "(__fish_complete_path (commandline -ct))" -d 'more targets, one a line ('"'"'-'"'"': stdin)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l resume -xka "(__fish_complete_path (commandline -ct))" -d 'leave out what FILE, the JSON lines of an earlier run, has already'
@@ -94,6 +96,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -s h -l help -d 'show this 
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l oops -xka "(__fish_complete_path (commandline -ct))" -d 'instead of PAGE: explain the reports about pages in this log ('"'"'-'"'"': stdin, '"'"'@core'"'"': the log that the target holds)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l format -xka "text json" -d 'how to print the result'
@@ -105,13 +108,17 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -s h -l help -d 'show this h
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l debug -d 'show tracebacks'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l format -xka "text json" -d 'how to print the result'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l json -d 'the same as --format json'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a heads -d 'resolve the heads of all pages into a file'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s h -l help -d 'show this help message and exit'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -l pfns -x -d 'only these PFNs, both included (default: all)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'uint64 head PFNs, one a PFN; all ones where no struct page was initialised'
@@ -124,6 +131,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -s h -l help -d 'show th
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -s o -l output -xka "(__fish_complete_path (commandline -ct))" -d 'the core to write'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using extract' -l small -d 'cut symbols and types down to those that the commands need'
@@ -140,6 +148,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using synth' -l fault -x -d 'damage to 
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using synth' -l force -d 'replace FILE if it exists'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using synth' -l format -xka "text json" -d 'how to print the result'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using synth' -l json -d 'the same as --format json'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using synth' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using synth' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using synth; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'TOML file that says what to make up'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a oops -d 'explain the reports about pages in a log, without a core'
