@@ -77,7 +77,7 @@ class _HeadFrames:
         """How many slices map each folio's head frame, if any does, besides its own."""
         vmemmap, frames = self._context.vmemmap, self._folios.head_frame
         users = np.ones(len(frames), dtype=np.int64)
-        several = is_in(frames, vmemmap.repeated_frames)
+        several = is_in(frames, vmemmap.shared_among(frames))
         users[several] = vmemmap.users_of(frames[several])
         slices = self._folios.tail_slices
         own = np.ones(len(self._folios), dtype=np.int64)

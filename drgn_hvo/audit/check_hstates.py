@@ -16,6 +16,7 @@ import numpy as np
 from drgn_hvo.audit import subjects
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding, Place
+from drgn_hvo.kernel.arrays import is_in
 from drgn_hvo.memmap.pools import HState
 
 __all__ = ("check_identities", "check_reserves")
@@ -53,7 +54,9 @@ def _check_orders(context: Context) -> None:
         return
     folios = context.hugetlb.folios
     known = [hstate.order for hstate in context.hugetlb.hstates]
-    strange = folios.present & ~np.isin(folios.order, known)
+    strange = folios.present & ~is_in(
+        folios.order, np.array(sorted(known), dtype=np.int64)
+    )
     for order in sorted(set(folios.order[strange].tolist())):
         which = np.flatnonzero(strange & (folios.order == order))
         first, count = int(which[0]), len(which)

@@ -23,7 +23,14 @@ from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.findings import Finding, Place, Spot
 from drgn_hvo.audit.rules import RuleId, rules_on
 from drgn_hvo.formats.tail_words import set_compound_head, tail_mapping
-from drgn_hvo.kernel.arrays import BoolArray, ByteArray, U64Array, column
+from drgn_hvo.kernel.arrays import (
+    BoolArray,
+    ByteArray,
+    U64Array,
+    column,
+    distinct,
+    distinct_index,
+)
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.shared_tails import SharedTail, Slot
 from drgn_hvo.memmap.tail_arrays import TailArray
@@ -198,10 +205,10 @@ def _voted_frame(context: Context, tail: SharedTail) -> Optional[int]:
     frames, counts = slices.pfn[shared], slices.count[shared]
     if not len(frames) or (frames == tail.pfn).any():
         return None
-    named, index = np.unique(frames, return_inverse=True)
-    votes = np.bincount(index.reshape(-1), weights=counts)
+    named, index = distinct_index(frames)
+    votes = np.bincount(index, weights=counts)
     voted = int(named[int(np.argmax(votes))])
-    voters = len(np.unique(slices.folio[shared][frames == voted]))
+    voters = len(distinct(slices.folio[shared][frames == voted]))
     is_theirs_right = _own_content(context, replace(tail, pfn=voted))
     if _own_content(context, tail):
         return voted if voters > 1 and is_theirs_right else None

@@ -83,9 +83,10 @@ class StrayHeads:
         mine = self._context.hugetlb.optimized_mapping[shared.folio]
         taken = start[shared.folio[mine]] + shared.first[mine]
         known = start[self._are_known()]
-        pieces = joined(firsts[split], ends[split])
         within = self._context.within
-        if within is not None and len(split):
+        if within is None or not len(split):
+            pieces = joined(firsts[split], ends[split])
+        else:
             runs, mapped = self._vmemmap.slices_to_runs(within)
             within = within[mapped & split[runs]]
             pieces = joined(within, within + 1)

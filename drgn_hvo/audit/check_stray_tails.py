@@ -18,7 +18,7 @@ from drgn_hvo.audit import subjects
 from drgn_hvo.audit.booting import BOOTING
 from drgn_hvo.audit.findings import Finding, Place
 from drgn_hvo.audit.folio_mappings import FolioMappings
-from drgn_hvo.kernel.arrays import BoolArray, Int64Array, ranges
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
 from drgn_hvo.memmap.shared_tails import SharedTail, Slot
 
 __all__ = ("check_strays",)
@@ -71,9 +71,10 @@ class _Strays:
             self._mappings.first_slice[slices.folio[rightful]] + slices.first[rightful],
             slices.count[rightful],
         )
-        strays = np.setdiff1d(self._context.vmemmap.slices_on(pfn), known)
+        strays = self._context.vmemmap.slices_on(pfn)
+        strays = strays[~is_in(strays, np.sort(known))]
         if self._context.within is not None:
-            strays = np.intersect1d(strays, self._context.within)
+            strays = strays[is_in(strays, self._context.within)]
         if tail.boot is not False and self._context.is_booting is not False:
             # Huge pages of memblock memory share before they have a head.
             self._audit.undecide("stray-shared-tail", BOOTING, len(strays))

@@ -26,7 +26,7 @@ from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.rules import RULE_BY_ID
 from drgn_hvo.audit.run import applicable_checks, run_checks
-from drgn_hvo.kernel.arrays import Int64Array, distinct
+from drgn_hvo.kernel.arrays import Int64Array, distinct, is_in
 from drgn_hvo.memmap.covering import Covering
 from drgn_hvo.memmap.folios import Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
@@ -136,7 +136,8 @@ class _Surroundings:
         suspect = set(frames[mapped].tolist()) - named
         found: dict[int, Covering] = {}
         for frame in [*suspect, *({self._pfn} - named)]:
-            others = np.setdiff1d(self._vmemmap.slices_on(frame), self._within)
+            slices = self._vmemmap.slices_on(frame)
+            others = slices[~is_in(slices, self._within)]
             for slice_ in others[:_MOST_OTHERS].tolist():
                 other = self._hvo.covering.of(self._pfn_of(slice_))
                 if other is not None:

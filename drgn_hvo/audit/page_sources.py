@@ -18,6 +18,7 @@ import numpy as np
 
 from drgn_hvo.audit.one_page import PageAudit
 from drgn_hvo.formats.tail_words import is_tail
+from drgn_hvo.kernel.arrays import distinct_index
 from drgn_hvo.memmap.covering import Covering
 from drgn_hvo.memmap.heads import Head
 from drgn_hvo.memmap.hvo import Hvo
@@ -226,7 +227,8 @@ def _entry(hvo: Hvo, one: Covering, pfn: int) -> list[Disagreement]:
     index = pfn * size // page_size - first
     if index < hvo.layout.tails.private_slices or not len(behind):
         return []
-    values, counts = np.unique(behind, return_counts=True)
+    values, which = distinct_index(behind)
+    counts = np.bincount(which)
     usual = int(values[int(np.argmax(counts))])
     if frames[index] == usual or (len(behind) < 3 and len(values) > 1):
         return []

@@ -19,7 +19,6 @@ import numpy as np
 from drgn_hvo.commands.document import document, human_size, printable
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
-from drgn_hvo.kernel.arrays import distinct
 from drgn_hvo.memmap.heads import Head, read_head
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec
@@ -264,17 +263,19 @@ def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], int]:
     vmemmap = hvo.vmemmap
     if not hvo.has_hugetlb:
         return [], 0
-    first = -(-vmemmap.slices_on(pfn) * vmemmap.page_size // vmemmap.size)
     # Who shares a tail is of the order that the tail is for.
     is_tail = any(tail.pfn == pfn for tail in hvo.shared_tails)
     order = drawn.order if is_tail else 0
-    pages = distinct(first >> order << order)
+    pages = vmemmap.pages_on(pfn, order)
     pages = pages[(pages < drawn.head_pfn) | (pages >= drawn.head_pfn + (1 << order))]
     heads: dict[int, None] = {}
     for page in pages[:_MAX_ASKED].tolist():
-        one = hvo.covering.of(page)
-        if one is not None and one.head_pfn != drawn.head_pfn:
-            heads[one.head_pfn] = None
+        if is_tail and hvo.covering.is_head(page, order):
+            heads[page] = None
+        elif not is_tail:
+            one = hvo.covering.of(page)
+            if one is not None and one.head_pfn != drawn.head_pfn:
+                heads[one.head_pfn] = None
         if len(heads) == _MAX_NAMED:
             break
     return list(heads), len(pages) if is_tail else len(heads)

@@ -161,51 +161,53 @@ class CoveringFolios:
     ) -> Optional[Covering]:
         """The folio of an order that begins with a page, if anything shows one."""
         place = ListPlace(NO_LIST) if hstate is None else self.places.of(hstate, head)
-        sharing = self._sharing(head, order)
         says, is_typed = self._head(head, order)
+        # Without a head there, something maps a shared frame that has no business to.
+        if not place.is_on_list and is_typed is False:
+            return None
+        named = {tail.pfn for tail in self._hvo.shared_tails if tail.order == order}
+        others = {tail.pfn for tail in self._hvo.shared_tails if tail.order != order}
+        if not place.is_on_list and says is False and not named - others:
+            return None  # of several orders that name a frame, the head has to tell
         first, slices = self._slices(head, order)
+        sharing = self._sharing(head, order, others - named)
         count = None if sharing is None else len(sharing)
         if not count and self._vmemmap.unread_table(first, slices) is not None:
             count = None
         found = Covering(
             head, order, count, max(slices - self._private, 0), place, says
         )
-        if place.is_on_list or says:
+        if place.is_on_list or says or (named - others).intersection(sharing or ()):
             return found
-        # Without a head there, something maps a shared frame that has no business to.
-        if not count or is_typed is False:
-            return None
-        # Of several orders that name a frame, the head has to tell.
-        others = {tail.pfn for tail in self._hvo.shared_tails if tail.order != order}
-        is_sure = says is None or not others.intersection(sharing or ())
-        return found if is_sure and self._is_named(sharing, order) else None
+        # Whatever the head is, one that was not read: if nothing names a frame, too.
+        is_unnamed = not named and self._hvo.layout.tails.kind == "shared"
+        return found if count and says is None and is_unnamed else None
 
-    def _is_named(self, frames: Optional[list[int]], order: int) -> bool:
-        """Whether frames are those of slots of an order, if there are slots."""
-        if self._hvo.layout.tails.kind != "shared":
-            return False
-        named = {tail.pfn for tail in self._hvo.shared_tails if tail.order == order}
-        return not named or bool(named.intersection(frames or ()))
-
-    def _sharing(self, head: int, order: int) -> Optional[list[int]]:
+    def _sharing(
+        self, head: int, order: int, others: set[Optional[int]]
+    ) -> Optional[list[int]]:
         """
         The frames behind the slices behind the private ones, those that are shared in
         that order, as often as they are mapped.
+
+        :param others: Frames that are shared in other orders.
         """
-        vmemmap, tails = self._vmemmap, self._hvo.shared_tails
+        vmemmap = self._vmemmap
         if not vmemmap.has_mappings:
             return None
         first, count = self._slices(head, order)
         slices = np.arange(first + self._private, first + count, dtype=np.int64)
         frames, _ = vmemmap.frames(slices)
-        own = {tail.pfn for tail in tails if tail.order == order}
-        others = {tail.pfn for tail in tails} - own
-        sharing = is_in(frames, self._some.shared_frames)
+        sharing = is_in(frames, self._some.shared_frames(head, order))
         if others:
             named = np.array([p for p in others if p is not None], dtype=np.int64)
-            sharing &= ~np.isin(frames, named)
+            sharing &= ~is_in(frames, np.sort(named))
         shared: list[int] = frames[sharing].tolist()
         return shared
+
+    def is_head(self, pfn: int, order: int) -> bool:
+        """Whether a struct page is that of the head of a hugetlb folio of an order."""
+        return bool(self._head(pfn, order)[0])
 
     def _head(self, head: int, order: int) -> tuple[Optional[bool], Optional[bool]]:
         """

@@ -185,12 +185,10 @@ class Hugetlb:
         return folios.present & (folios.on_list == NO_LIST) & (folios.refcount == 0)
 
 
-def _shared_frames(vmemmap: Vmemmap, tails: Sequence[SharedTail]) -> Int64Array:
+def _shared_frames(repeated: Int64Array, tails: Sequence[SharedTail]) -> Int64Array:
     """Frames that slices share, or could share, ascending."""
     named = [tail.pfn for tail in tails if tail.pfn is not None]
-    return distinct(
-        np.concatenate((vmemmap.repeated_frames, np.array(named, dtype=np.int64)))
-    )
+    return distinct(np.concatenate((repeated, np.array(named, dtype=np.int64))))
 
 
 def _expand(firsts: Int64Array, lasts: Int64Array) -> tuple[Int64Array, Int64Array]:
@@ -248,7 +246,20 @@ class _Finder:
         self._private_slices = private_slices
         self._fields = fields
         self.heads = FolioHeads(vmemmap, fields, private_tails)
-        self.shared_frames = _shared_frames(vmemmap, tails)
+
+    @cached_property
+    def shared_frames(self) -> Int64Array:
+        """Frames that slices share, or could share, ascending."""
+        return _shared_frames(self._vmemmap.repeated_frames, self._tails)
+
+    def shared_frames_of(self, pfns: Int64Array, orders: Int64Array) -> Int64Array:
+        """As :attr:`shared_frames`, with those of some folios alone."""
+        size, page_size = self._vmemmap.size, self._vmemmap.page_size
+        counts = np.maximum((size << orders) // page_size, 1)
+        frames, _ = self._vmemmap.frames(ranges(pfns * size // page_size, counts))
+        # What is named need not be counted.
+        frames = frames[~is_in(frames, _shared_frames(frames[:0], self._tails))]
+        return _shared_frames(self._vmemmap.shared_among(frames), self._tails)
 
     def mapped(self) -> _Found:
         """Every folio that maps a shared frame."""
@@ -343,10 +354,12 @@ class _Finder:
         good = (offset >= 0) & (offset < length)
         return np.concatenate(((firsts[owner] + offset)[good], begins))
 
-    def slices_of(self, head_pfns: Int64Array, orders: Int64Array) -> _FolioSlices:
+    def slices_of(
+        self, head_pfns: Int64Array, orders: Int64Array, shared_frames: Int64Array
+    ) -> _FolioSlices:
         """How the vmemmap of each folio is mapped."""
         return _FolioSlices(
-            self._vmemmap, self.shared_frames, head_pfns, orders, self._private_slices
+            self._vmemmap, shared_frames, head_pfns, orders, self._private_slices
         )
 
 
@@ -436,7 +449,8 @@ def read_hugetlb(
     )
     unlisted = mapped.take(~is_in(mapped.pfn, listed.pfn))
     unlisted = unlisted.take(~_are_strays(finder, vmemmap, fields, unlisted.pfn))
-    folios = _folios(finder, vmemmap, fields, _Found.merge([unlisted, listed]))
+    found = _Found.merge([unlisted, listed])
+    folios = _folios(finder, vmemmap, fields, found, finder.shared_frames)
     return Hugetlb(
         pools.hstates,
         tuple(lists),
@@ -474,10 +488,9 @@ class SomeFolios:
         """Reads heads, each once."""
         return self._finder.heads
 
-    @property
-    def shared_frames(self) -> Int64Array:
-        """Frames that slices share, or could share, ascending."""
-        return self._finder.shared_frames
+    def shared_frames(self, pfn: int, order: int) -> Int64Array:
+        """Frames that slices of a folio share, or could share, ascending."""
+        return self._finder.shared_frames_of(np.array([pfn]), np.array([order]))
 
     def are_typed(self, heads: HeadRecords) -> BoolArray:
         """Which heads are of hugetlb folios, or of frozen ones to become some."""
@@ -491,7 +504,8 @@ class SomeFolios:
         :param kinds: Of the lists that they are on.
         """
         found = _Found(pfns, orders, kinds)
-        return _folios(self._finder, self._vmemmap, self._fields, found)
+        shared = self._finder.shared_frames_of(pfns, orders)
+        return _folios(self._finder, self._vmemmap, self._fields, found, shared)
 
     def unread(self, pfns: Int64Array) -> Iterator[Unread]:
         """What could not be read of the heads of folios."""
@@ -550,10 +564,14 @@ def _are_strays(
 
 
 def _folios(
-    finder: _Finder, vmemmap: Vmemmap, fields: FolioFields, found: _Found
+    finder: _Finder,
+    vmemmap: Vmemmap,
+    fields: FolioFields,
+    found: _Found,
+    shared_frames: Int64Array,
 ) -> Folios:
     heads = finder.heads.of(found.pfn)
-    slices = finder.slices_of(found.pfn, found.order)
+    slices = finder.slices_of(found.pfn, found.order, shared_frames)
     flags = heads["flags"].copy()
     return Folios(
         head_pfn=found.pfn,

@@ -19,13 +19,24 @@ import numpy as np
 
 from drgn_hvo.errors import FormatError, TargetError
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, distinct, ranges
+from drgn_hvo.kernel.arrays import (
+    BoolArray,
+    Int64Array,
+    U64Array,
+    distinct,
+    is_in,
+    ranges,
+)
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.entry_bits import EntryBits, OddEntries
 from drgn_hvo.kernel.pagetables import MissingTable, Runs, Walk, walk
 from drgn_hvo.kernel.unread import READS_AS_ZEROS
 
 __all__ = ("SliceMapping", "VmemmapMapping")
+
+
+# The users of so few frames are counted one by one.
+_FEW_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class VmemmapMapping:
         self.size = kernel.geometry.struct_page_size
         self.page_size = kernel.geometry.page_size
         self._odd_entries: list[OddEntries] = []
+        # How many slices map a frame, of those that were asked for one by one.
+        self._users: dict[int, int] = {}
 
     @property
     def odd_entries(self) -> list[OddEntries]:
@@ -162,15 +175,36 @@ class VmemmapMapping:
         """Whether all page tables of vmemmap could be read."""
         return not isinstance(self._walk, str) and not self._walk.missing
 
+    @cached_property
+    def _frame_ends(self) -> Int64Array:
+        """One more than the last frame of each run."""
+        return self.runs.pfn + np.where(self.runs.step == 0, 1, self.runs.count)
+
+    def _stretches_on(self, pfn: int) -> tuple[Int64Array, Int64Array]:
+        """First slices and lengths of the stretches of slices that map a frame."""
+        runs, (firsts, _) = self.runs, self.run_slices
+        which = np.flatnonzero((runs.pfn <= pfn) & (pfn < self._frame_ends))
+        repeated, first = runs.step[which] == 0, firsts[which]
+        start = np.where(repeated, first, first + pfn - runs.pfn[which])
+        return start, np.where(repeated, runs.count[which], 1)
+
     def mapped_by(self, pfn: int) -> int:
         """How many slices map a frame."""
-        runs = self.runs
-        repeated = (runs.step == 0) & (runs.pfn == pfn)
-        within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
-        return int(runs.count[repeated].sum() + within.sum())
+        if pfn not in self._users:
+            self._users[pfn] = int(self._stretches_on(pfn)[1].sum())
+        return self._users[pfn]
+
+    def shared_among(self, pfns: Int64Array) -> Int64Array:
+        """Those of some frames that more than one slice maps, ascending."""
+        pfns = distinct(pfns)
+        if len(pfns) > _FEW_FRAMES:
+            return pfns[is_in(pfns, self.repeated_frames)]
+        return pfns[np.array([self.mapped_by(p) > 1 for p in pfns.tolist()], np.bool_)]
 
     def users_of(self, pfns: Int64Array) -> Int64Array:
         """As :meth:`mapped_by()`, over an array."""
+        if len(pfns) <= _FEW_FRAMES:
+            return np.array([self.mapped_by(p) for p in pfns.tolist()], dtype=np.int64)
         # Sorted, so that the search goes through the processor's cache once.
         order = np.argsort(pfns, kind="stable")
         counts = np.empty(len(pfns), dtype=np.int64)
@@ -192,16 +226,16 @@ class VmemmapMapping:
 
     def slices_on(self, pfn: int) -> Int64Array:
         """All slices that map a frame, ascending."""
-        firsts, ends = self.run_slices
-        runs = self.runs
-        repeated = (runs.step == 0) & (runs.pfn == pfn)
-        within = (runs.step == 1) & (runs.pfn <= pfn) & (pfn < runs.pfn + runs.count)
-        parts = [
-            np.arange(first, end, dtype=np.int64)
-            for first, end in zip(firsts[repeated].tolist(), ends[repeated].tolist())
-        ]
-        parts.append(firsts[within] + pfn - runs.pfn[within])
-        return np.sort(np.concatenate(parts))
+        return np.sort(ranges(*self._stretches_on(pfn)))
+
+    def pages_on(self, pfn: int, order: int) -> Int64Array:
+        """
+        The pages of an order whose struct pages are mapped to a frame, by the first
+        slice of each stretch of these: PFNs, ascending.
+        """
+        starts, _ = self._stretches_on(pfn)
+        first = -(-starts * self.page_size // self.size)
+        return distinct(first >> order << order)
 
     def page_address(self, pfn: int) -> int:
         """Mirror of ``pfn_to_page()``."""
