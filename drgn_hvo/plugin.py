@@ -35,5 +35,5 @@ def drgn_prog_set(prog: Program) -> None:
 
 
 # After plugins that do not say, with 50: finders of others come before ours. drgn looks
-# for this attribute; mypy knows none that a function gets later.
-drgn_prog_set.drgn_priority = 100  # type: ignore[attr-defined]
+# for this attribute.
+drgn_prog_set.drgn_priority = 100  # type: ignore[attr-defined] # functions may have any

@@ -51,7 +51,7 @@ def completion(shell: str) -> str:
     for command in commands(parser).values():
         for argument in arguments(command):
             if argument.metavar in _FILES:
-                argument.complete = shtab.FILE  # type: ignore[attr-defined]
+                argument.complete = shtab.FILE  # type: ignore[attr-defined] # shtab's own
     text: str = shtab.complete(parser, shell=shell)
     # shtab leaves spaces behind some lines.
     return re.sub(r"[ \t]+\n", "\n", text).rstrip("\n") + "\n"

@@ -22,6 +22,7 @@ from drgn_hvo.audit.check_shared_tails import BootTail
 from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.findings import Finding, Place
+from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.kernel.arrays import BoolArray, distinct
 from drgn_hvo.kernel.unread import READS_AS_ZEROS, Need
 from drgn_hvo.memmap.pools import (
@@ -33,6 +34,10 @@ from drgn_hvo.memmap.pools import (
 )
 
 __all__ = ("check_links", "check_pools")
+
+# Rules of this check: what was excused of one of them says that the holder of
+# hugetlb_lock was at work.
+_MOVED: tuple[RuleId, ...] = ("folio-list", "hstate-lists", "hstate-counters")
 
 
 def check_pools(
@@ -351,7 +356,7 @@ def _check_total(context: Context, hstate: HState, pool: Object, one: _Total) ->
 def _is_moving(context: Context, hstate: HState) -> bool:
     """Whether a huge page is seen that the holder of hugetlb_lock may be moving."""
     return (
-        bool(context.audit.excused)
+        any(context.audit.excused.get(rule) for rule in _MOVED)
         or bool(context.in_transition.any())
         or _is_free_one_on_its_way(context, hstate)
     )

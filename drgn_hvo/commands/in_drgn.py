@@ -93,8 +93,7 @@ def _run(prog: Program, args: argparse.Namespace) -> int:
 _DESCRIPTION = "Explain HugeTLB Vmemmap Optimization (HVO) in this kernel."
 
 
-# drgn gives its decorator no types.
-@linux_kernel_custom_command(  # type: ignore[untyped-decorator]
+@linux_kernel_custom_command(  # type: ignore[untyped-decorator] # drgn gives it no types
     name="hvo",
     description="explain HugeTLB Vmemmap Optimization (HVO)",
     usage="**hvo** [**--help**] *VERB* ...",
