@@ -180,6 +180,7 @@ def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
 
 
 def command_line() -> _Parser:
+    """The parser of all commands; what it parses says in ``run`` which one to run."""
     parser = _Parser(
         prog="drgn-hvo",
         description="Explain HugeTLB Vmemmap Optimization (HVO) in a Linux kernel.",

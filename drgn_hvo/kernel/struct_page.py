@@ -70,6 +70,13 @@ _TAIL_WORD_MEMBERS = ("compound_info", "compound_head")
 
 
 def struct_page_from_vmcoreinfo(vmcoreinfo: Vmcoreinfo) -> Optional[StructPageLayout]:
+    """
+    The layout that VMCOREINFO tells, for kernels without types.
+
+    :return: ``None`` if it does not say how large ``struct page`` is, or where the tail
+        word or the flags are.
+    :raises FormatError: if an offset does not lie in ``struct page``.
+    """
     size = vmcoreinfo.size("page")
     flags = vmcoreinfo.offset("page.flags")
     for member in _TAIL_WORD_MEMBERS:
@@ -100,6 +107,13 @@ def struct_page_from_vmcoreinfo(vmcoreinfo: Vmcoreinfo) -> Optional[StructPageLa
 
 
 def struct_page_from_types(prog: Program, source: str) -> StructPageLayout:
+    """
+    The layout that types tell.
+
+    :param source: ``"dwarf"`` or ``"btf"``.
+    :raises TargetError: if the types have no such structure, or it has no tail word.
+    :raises DetectionError: if a member is of a shape that no known kernel has.
+    """
     try:
         page = prog.type("struct page")
     except LookupError:

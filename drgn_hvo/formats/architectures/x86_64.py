@@ -107,6 +107,7 @@ def page_tables(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 
 def linear_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
+    """The kernel image, whose place in physical memory phys_base tells."""
     phys_base = vmcoreinfo.number("phys_base")
     if phys_base is None:
         return ()

@@ -165,6 +165,10 @@ class Compound:
         return offset + inner, inner_type
 
     def find_one(self, name: str) -> Optional[tuple[int, CType]]:
+        """
+        Offset in bytes and type of a member, also of one in an anonymous member;
+        ``None`` if there is none of that name.
+        """
         for member in self.members:
             if member.name == name:
                 return member.offset, member.type
