@@ -117,7 +117,7 @@ def page_tables(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 
 def linear_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
-    """The kernel image and the direct map, as far as VMCOREINFO tells where they are."""
+    """The kernel image and the direct map, as far as VMCOREINFO tells where."""
     ranges = []
     stext = vmcoreinfo.symbol("_stext")
     voffset = vmcoreinfo.number("kimage_voffset")

@@ -89,7 +89,7 @@ def page_tables(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 
 def linear_ranges(_vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
-    """The two direct windows, in which an address is the physical one below the window."""
+    """The two direct windows: below each, an address is the physical one."""
     return tuple(
         LinearRange(
             "direct window",

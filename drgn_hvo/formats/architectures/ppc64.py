@@ -86,6 +86,6 @@ def page_tables(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 
 def linear_ranges(_vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
-    """The direct map, which begins at PAGE_OFFSET on every kernel with the radix MMU."""
+    """The direct map, which the radix MMU has at PAGE_OFFSET in every kernel."""
     # PAGE_OFFSET up to KERN_MAP_START.
     return (LinearRange("direct map", _KERNEL, 0xC008 << 48, 0, is_direct_map=True),)

@@ -82,7 +82,7 @@ def page_tables(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 
 def linear_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
-    """The kernel image and the direct map, as far as VMCOREINFO tells where they are."""
+    """The kernel image and the direct map, as far as VMCOREINFO tells where."""
     ranges = []
     start = vmcoreinfo.number("KERNEL_LINK_ADDR")
     offset = vmcoreinfo.number("va_kernel_pa_offset")

@@ -108,7 +108,7 @@ def page_tables(vmcoreinfo: Vmcoreinfo) -> tuple[PageTableFormat, ...]:
 
 
 def linear_ranges(vmcoreinfo: Vmcoreinfo) -> tuple[LinearRange, ...]:
-    """The kernel image, and the direct map, which is the identity behind IDENTITYBASE."""
+    """The kernel image, and the direct map: the identity, from IDENTITYBASE on."""
     ranges = []
     stext = vmcoreinfo.symbol("_stext")
     offset = _offset(vmcoreinfo)
