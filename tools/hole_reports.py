@@ -91,15 +91,15 @@ class Questions:
     faults: tuple[tuple[int, int], ...]
 
     @classmethod
-    def about(cls, known: Hvo) -> Questions:
+    def about(cls, hvo: Hvo) -> Questions:
         """Questions about the first optimized huge page of a whole dump."""
-        folios = known.hugetlb.folios
+        folios = hvo.hugetlb.folios
         optimized = np.flatnonzero(np.asarray(folios.shared_ptes) > 0)
         head = int(folios.head_pfn[optimized[0] if len(optimized) else 0])
-        page = known.vmemmap.page_address
-        beyond = known.kernel.max_pfn_limit - 1
+        page = hvo.vmemmap.page_address
+        beyond = hvo.kernel.max_pfn_limit - 1
         faults = (page(head + 70) + 8, 3), (page(beyond) + 8, 2)
-        return cls(head, known.kernel.release or "", faults)
+        return cls(head, hvo.kernel.release or "", faults)
 
     def log(self) -> str:
         """The text of the faults."""

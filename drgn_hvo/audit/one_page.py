@@ -13,7 +13,6 @@ machine with half a million huge pages costs no more than one of a small machine
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Optional
@@ -26,6 +25,7 @@ from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.rules import RULE_BY_ID
 from drgn_hvo.audit.run import applicable_checks, run_checks
+from drgn_hvo.audit.scope import PartScope
 from drgn_hvo.kernel.arrays import Int64Array, distinct, is_in
 from drgn_hvo.memmap.covering import Covering
 from drgn_hvo.memmap.folios import Hugetlb
@@ -35,20 +35,10 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 
 __all__ = ("PageAudit", "audit_page")
 
-# Others on a frame that should be one huge page's own: so many are looked at.
+# At most this many others on a frame that should be one huge page's own are looked at.
 _MOST_OTHERS = 4
 
 _NOT_FOLLOWED = BrokenLink(0, None, "was not followed")
-
-
-@dataclass(frozen=True)
-class PageScope:
-    """What is looked at of one page: see :class:`~drgn_hvo.audit.scope.Scope`."""
-
-    hugetlb: Hugetlb
-    folio_nids: Int64Array
-    folio_zones: Int64Array
-    shared_tails: Sequence[SharedTail]
 
 
 @dataclass
@@ -152,7 +142,7 @@ class _Surroundings:
         return [known[head] for head in sorted(known)]
 
     @cached_property
-    def _scope(self) -> PageScope:
+    def _scope(self) -> PartScope:
         """Nothing but these."""
         hvo, covering = self._hvo, self._hvo.covering
         orders = {one.order for one in self._folios}
@@ -176,7 +166,7 @@ class _Surroundings:
             for tail in hvo.shared_tails
             if self._concerns(tail, nids, zones)
         ]
-        return PageScope(hugetlb, nids, zones, tails)
+        return PartScope(hugetlb, nids, zones, tails)
 
     def _uses(self, tail: SharedTail) -> int:
         """How many of the slices that are looked at map a shared tail page."""

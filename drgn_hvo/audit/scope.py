@@ -27,7 +27,7 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-__all__ = ("FolioScope", "Scope", "TailScope")
+__all__ = ("PartScope", "Scope", "TailScope")
 
 _T = TypeVar("_T", bound="DataclassInstance")
 
@@ -56,8 +56,8 @@ class Scope(Protocol):
 
 
 @dataclass(frozen=True)
-class FolioScope:
-    """One folio, the lists that it is on, and the shared tail pages as it uses them."""
+class PartScope:
+    """A part of the folios of a kernel, with what they have to do with."""
 
     hugetlb: Hugetlb
     folio_nids: Int64Array
@@ -65,10 +65,12 @@ class FolioScope:
     shared_tails: Sequence[SharedTail]
 
     @classmethod
-    def of(cls, hvo: Hvo, i: int) -> FolioScope:
+    def of_folio(cls, hvo: Hvo, i: int) -> PartScope:
         """
-        The folio of an index in ``Hugetlb.folios``. No pools are in it: their counters
-        are about all folios.
+        One folio, the lists that it is on, and the shared tail pages as it uses them.
+        No pools are in it, because their counters are about all folios.
+
+        :param i: Its index in ``Hugetlb.folios``.
         """
         whole = hvo.hugetlb
         pfn = int(whole.folios.head_pfn[i])

@@ -27,7 +27,7 @@ from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.rules import RULE_BY_ID, rules_on
 from drgn_hvo.audit.scan import scan
-from drgn_hvo.audit.scope import FolioScope
+from drgn_hvo.audit.scope import PartScope
 from drgn_hvo.audit.subjects import FolioLists
 from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.helpers._arguments import folio_type, pointer_value, require_hugetlb
@@ -276,7 +276,7 @@ def _audit_folio(hvo: Hvo, address: int) -> SubjectAudit:
         return SubjectAudit(no_subject=f"{address:#x} is not a hugetlb folio")
     head_pfn = int(found.head_pfn[index])
     audit = SubjectAudit()
-    context = Context(hvo, audit, scope=FolioScope.of(hvo, index))
+    context = Context(hvo, audit, scope=PartScope.of_folio(hvo, index))
     # Shared tail pages are not validated here: what they may explain is not known.
     readable = check_mappings(context, wrong_slots=frozenset())
     check_folios(context, readable)

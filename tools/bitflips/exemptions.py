@@ -49,14 +49,14 @@ class Exemption:
         return kind is not None and name is not None
 
 
-def _every(_bound: Hvo, _word: Word) -> int:
+def _every(_hvo: Hvo, _word: Word) -> int:
     return _ALL
 
 
-def _flags_between(bound: Hvo, _word: Word) -> int:
+def _flags_between(hvo: Hvo, _word: Word) -> int:
     """``page->flags`` between the flags proper and the zone."""
-    layout = bound.mmzone.flags_layout
-    count = bound.kernel.constant("__NR_PAGEFLAGS")
+    layout = hvo.mmzone.flags_layout
+    count = hvo.kernel.constant("__NR_PAGEFLAGS")
     assert layout is not None
     assert count is not None
     return ((1 << layout.zone_shift) - 1) & ~((1 << count) - 1)
@@ -65,8 +65,8 @@ def _flags_between(bound: Hvo, _word: Word) -> int:
 def _page_flags(*names: str) -> Callable[[Hvo, Word], int]:
     """Flags by name, as far as a kernel has them."""
 
-    def bits(bound: Hvo, _word: Word) -> int:
-        found = (bound.kernel.constant(f"PG_{name}") for name in names)
+    def bits(hvo: Hvo, _word: Word) -> int:
+        found = (hvo.kernel.constant(f"PG_{name}") for name in names)
         return sum(1 << bit for bit in set(found) if bit is not None)
 
     return bits
@@ -75,39 +75,39 @@ def _page_flags(*names: str) -> Callable[[Hvo, Word], int]:
 def _hpg_flags(*names: str) -> Callable[[Hvo, Word], int]:
     """``HPG_`` flags by name."""
 
-    def bits(bound: Hvo, _word: Word) -> int:
-        flags = bound.hugetlb.hpg_flags
+    def bits(hvo: Hvo, _word: Word) -> int:
+        flags = hvo.hugetlb.hpg_flags
         return sum(1 << flags[name] for name in names if name in flags)
 
     return bits
 
 
-def _address(_bound: Hvo, _word: Word) -> int:
+def _address(_hvo: Hvo, _word: Word) -> int:
     """A pointer to what was allocated, which is aligned."""
     return _ALL & ~7
 
 
-def _subpage_private(bound: Hvo, _word: Word) -> int:
+def _subpage_private(hvo: Hvo, _word: Word) -> int:
     """Pointers that nothing names: neither members nor enumerators."""
-    folio = bound.kernel.prog.type("struct folio")
+    folio = hvo.kernel.prog.type("struct folio")
     if folio.has_member("_hugetlb_subpool"):
         return 0
     return _ALL & ~7
 
 
-def _processor(bound: Hvo, _word: Word) -> int:
+def _processor(hvo: Hvo, _word: Word) -> int:
     """Bits of an entry that say how it was used."""
-    page_table = bound.kernel.page_table_format
+    page_table = hvo.kernel.page_table_format
     assert page_table is not None
     used = page_table.accessed | page_table.dirty
     return used | page_table.protections.write_protected
 
 
-def _reserve(bound: Hvo, word: Word) -> int:
+def _reserve(hvo: Hvo, word: Word) -> int:
     """Bits with which a pool promises no more huge pages than it has."""
     found = [
         hstate.free
-        for hstate in bound.hugetlb.hstates
+        for hstate in hvo.hugetlb.hstates
         if hstate.reserved == word.value and hstate.free is not None
     ]
     most = max(found, default=0)
@@ -267,10 +267,10 @@ EXEMPTIONS = (
 )
 
 
-def exempt_bits(bound: Hvo, word: Word) -> int:
+def exempt_bits(hvo: Hvo, word: Word) -> int:
     """The bits of a word that are free."""
     found = 0
     for exemption in EXEMPTIONS:
         if exemption.applies(word):
-            found |= exemption.bits(bound, word)
+            found |= exemption.bits(hvo, word)
     return found

@@ -63,12 +63,12 @@ def _members(
 
 
 class _Words:
-    def __init__(self, bound: Hvo, per_slice: Sequence[int]) -> None:
-        self._hvo = bound
-        self._kernel = bound.kernel
-        self._byteorder = bound.kernel.sources.byteorder
+    def __init__(self, hvo: Hvo, per_slice: Sequence[int]) -> None:
+        self._hvo = hvo
+        self._kernel = hvo.kernel
+        self._byteorder = hvo.kernel.sources.byteorder
         self._some = per_slice
-        self._size = bound.kernel.geometry.struct_page_size
+        self._size = hvo.kernel.geometry.struct_page_size
         self._page = list(self._names_of_a_page())
 
     def _word(self, kind: str, name: str, address: int, size: int) -> Iterator[Word]:
@@ -140,21 +140,21 @@ class _Words:
 
     def folios(self) -> Iterator[Word]:
         """Heads and private tails of one folio of each kind, and its entries."""
-        bound = self._hvo
-        folios, per_slice = bound.hugetlb.folios, self._kernel.geometry.pages_per_slice
+        hvo = self._hvo
+        folios, per_slice = hvo.hugetlb.folios, self._kernel.geometry.pages_per_slice
         seen = set()
         for i in range(len(folios)):
             state = {FREE_LIST: "free", ACTIVE_LIST: "used"}.get(
                 int(folios.on_list[i]), "unlisted"
             )
-            key = state, bool(bound.hugetlb.optimized_mapping[i])
+            key = state, bool(hvo.hugetlb.optimized_mapping[i])
             if key in seen or not folios.present[i]:
                 continue
             seen.add(key)
             head = int(folios.head_pfn[i])
             count = min(1 << int(folios.order[i]), per_slice)
             for index in sorted({at % count for at in self._some}):
-                where = bound.vmemmap.page_address(head + index)
+                where = hvo.vmemmap.page_address(head + index)
                 physical = self._physical(where)
                 kind = f"{state} head" if not index else f"{state} tail"
                 yield from self.struct_page(kind, physical, index)
@@ -193,19 +193,19 @@ class _Words:
 
     def tails(self) -> Iterator[Word]:
         """The struct pages of shared tail pages, and slots."""
-        bound, per_slice = self._hvo, self._kernel.geometry.pages_per_slice
-        for tail in bound.shared_tails:
+        hvo, per_slice = self._hvo, self._kernel.geometry.pages_per_slice
+        for tail in hvo.shared_tails:
             if tail.pfn is None:
                 continue
             kind = "boot shared tail" if tail.boot else "shared tail"
             for index in sorted({at % per_slice for at in self._some}):
-                physical = tail.pfn * bound.vmemmap.page_size + index * self._size
+                physical = tail.pfn * hvo.vmemmap.page_size + index * self._size
                 yield from self.struct_page(kind, physical, index + 1)
-        array = bound.layout.tails.array
+        array = hvo.layout.tails.array
         if array is None:
             return
-        used = {tail.slot for tail in bound.shared_tails}
-        for owner in array.arrays(bound.mmzone.pgdats):
+        used = {tail.slot for tail in hvo.shared_tails}
+        for owner in array.arrays(hvo.mmzone.pgdats):
             slots = owner.array(self._kernel.known_words)
             for index in range(0 if slots is None else array.slots):
                 assert slots is not None
@@ -241,14 +241,14 @@ class _Words:
             yield from self._virtual("pool", name, address + at, step)
 
 
-def words_of(bound: Hvo, *, every: bool = False) -> list[Word]:
+def words_of(hvo: Hvo, *, every: bool = False) -> list[Word]:
     """
     All words of a machine.
 
     :param every: Take all struct pages, not some of those that are alike.
     """
-    per_slice = bound.kernel.geometry.pages_per_slice
-    words = _Words(bound, range(per_slice) if every else _SOME)
+    per_slice = hvo.kernel.geometry.pages_per_slice
+    words = _Words(hvo, range(per_slice) if every else _SOME)
     found = [*words.folios(), *words.tails(), *words.pools()]
     # Folios share tables.
     return list({word.address: word for word in found[::-1]}.values())[::-1]

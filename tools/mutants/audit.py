@@ -67,7 +67,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-one-folio-on-its-own-lists",
-        "audit/scope.py::FolioScope.of",
+        "audit/scope.py::PartScope.of_folio",
         "[pfn] * (pfn in a_list.heads)",
         "[pfn]",
         "a validator would find every folio on every list",
@@ -75,7 +75,7 @@ AUDIT = (
     ),
     Mutant(
         "audit-one-folio-writable-by-design",
-        "audit/scope.py::FolioScope.of",
+        "audit/scope.py::PartScope.of_folio",
         "may_be_writable=whole.tails_are_writable,",
         "may_be_writable=False,",
         "validators would accuse every optimized huge page of riscv64 and LoongArch",
