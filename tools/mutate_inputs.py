@@ -438,18 +438,20 @@ def _file_of(container: str) -> _Maker:
     return make
 
 
+# Of command lines, right and wrong.
+_WORDS = (
+    *("show", "check", "page", "map", "heads", "oops", "rules", "--json", "-o"),
+    *("--deep", "--rules", "folio-list", "--assume", "vmemmap=0", "encoding=mask"),
+    *("--pfns", "0-1", "0x1000", "-1", "TARGET", "--format", "ktap", "--targets-from"),
+    *("\x1b[31m", "a\nb", "9" * 5000, "ffffea0000040000", "1-2-3", "phys:", "pfn:"),
+    *("", "--jobs", "0", "--timeout", "nan"),
+)
+
+
 def _arguments(inputs: Inputs, noise: random.Random) -> _Made:
     machine = inputs.machine("shared-7.3")
-    words = ["show", "check", "page", "map", "heads", "oops", "rules", "--json", "-o",
-             "--deep", "--rules", "folio-list", "--assume", "vmemmap=0",
-             "encoding=mask",
-             "--pfns", "0-1", "0x1000", "-1", "TARGET", "--format", "ktap",
-             "--targets-from",
-             "\x1b[31m", "a\nb", "9" * 5000, "ffffea0000040000", "1-2-3", "phys:",
-             "pfn:",
-             "", "--jobs", "0", "--timeout", "nan"]  # fmt: skip
     first = noise.choice(("show", "check", "page", "map", "heads", "oops"))
-    chosen = [first, "TARGET", *noise.choices(words, k=noise.randrange(6))]
+    chosen = [first, "TARGET", *noise.choices(_WORDS, k=noise.randrange(6))]
 
     def run(_kept: Sequence[_Change], argv: Sequence[str]) -> Optional[str]:
         here = os.getcwd()
@@ -503,6 +505,8 @@ def _leftovers(directory: Path) -> Optional[str]:
     """Files that nobody asked for."""
     ours = {"core", "machine.toml", "extract", "log", "toml", "made"}
     ours |= {f"{container}.core" for container in _CONTAINERS}
+    # "heads TARGET -o oops" writes a file of that name.
+    ours |= set(_WORDS)
     odd = [one.name for one in directory.iterdir() if one.name not in ours]
     return f"leaves {', '.join(sorted(odd))} behind" if odd else None
 
