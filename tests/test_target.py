@@ -221,7 +221,7 @@ def _hangs_up(client):
 )
 def test_hostile_socket(tmp_path, monkeypatch, behave, said):
     """One line in time, whatever listens."""
-    monkeypatch.setattr(qmp, "_TIMEOUT", 0.3)
+    monkeypatch.setattr(qmp, "TIMEOUT", 0.3)
     path = tmp_path / "socket"
     start = time.monotonic()
     with _behaving(path, behave):
@@ -261,7 +261,7 @@ class _Old:
 
 def test_qemu_that_stops_answering_drgn(tmp_path, monkeypatch):
     """drgn itself has no time limit: the socket that it is given has."""
-    monkeypatch.setattr(qmp, "_DRGN_TIMEOUT", 1)
+    monkeypatch.setattr(qmp, "DRGN_TIMEOUT", 1)
     answers = [b'{"return": {}}\n', b'{"return": {"arch": "x86_64"}}\n']
     clients = []
 

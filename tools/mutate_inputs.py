@@ -43,6 +43,7 @@ from drgn_hvo.kernel import target
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import Machine, build_machine
+from tools.mutate_qmp import answers, monitor
 from tools.shapes import description
 
 __all__ = (
@@ -465,6 +466,18 @@ def _arguments(inputs: Inputs, noise: random.Random) -> _Made:
     return [], run, [tuple(chosen)]
 
 
+def _qmp(inputs: Inputs, noise: random.Random) -> _Made:
+    said = answers(noise)
+    socket = inputs.path("qmp")
+
+    def run(_kept: Sequence[_Change], argv: Sequence[str]) -> Optional[str]:
+        with monitor(socket, said):
+            return _judge(argv)
+
+    target = f"qemu:{socket}"
+    return [], run, [("show", target), ("check", target), ("check", target, "--json")]
+
+
 #: What is changed, by name.
 CLASSES: dict[str, _Maker] = {
     "vmcoreinfo": _vmcoreinfo,
@@ -482,6 +495,7 @@ CLASSES: dict[str, _Maker] = {
     "kdump": _file_of("kdump"),
     "flattened": _file_of("flattened"),
     "arguments": _arguments,
+    "qmp": _qmp,
 }
 
 

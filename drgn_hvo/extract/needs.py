@@ -17,7 +17,7 @@ from typing import Optional
 
 import numpy as np
 
-from drgn_hvo.extract.owners import Owner, owners
+from drgn_hvo.extract.owners import Owner, are_free_to_keep, owners
 from drgn_hvo.extract.recorder import Recording
 from drgn_hvo.extract.tables import Translator, pages_of
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ranges
@@ -183,18 +183,12 @@ class _Finder:
         pfns, _ = self._hvo.vmemmap.frames(ranges(firsts, ends - firsts))
         return np.unique(pfns)
 
-    def _only(self, pfns: Int64Array, objects: bool = False) -> Int64Array:
+    def _only(self, pfns: Int64Array) -> Int64Array:
         """Frames that are not somebody's data."""
         if not len(pfns):
             return pfns
         found = owners(self._hvo, pfns)
-        allowed = found == Owner.KERNEL
-        if objects:
-            allowed |= found == Owner.OBJECTS
-        if self._hvo.kernel.sources.extract_kind is not None:
-            # An extract lacks most struct pages that tell owners; what it has was
-            # allowed when it was made.
-            allowed |= found == Owner.UNKNOWN
+        allowed = are_free_to_keep(self._hvo, found)
         for owner, what in _NOT_KEPT.items():
             count = int((~allowed & (found == owner)).sum())
             if count:
@@ -206,9 +200,6 @@ class _Finder:
         page_shift = self._hvo.kernel.geometry.page_shift
         frames = self._translator.pages(pages_of(self._reads(), page_shift))
         words: _Words = {}
-        struct_pages: set[int] = set()
-        first_page = self._hvo.vmemmap.base // self._page_size
-        end_page = first_page + int(self._hvo.vmemmap.run_slices[1].max(initial=0))
         for reason, reads in self._recording.virtual.items():
             if reason in self._replaced:
                 continue
@@ -217,14 +208,8 @@ class _Finder:
                     if page in frames:
                         piece = (first, end, reason)
                         words.setdefault(frames[page], []).append(piece)
-                    if page in frames and first_page <= page < end_page:
-                        struct_pages.add(frames[page])
-        # What is no struct page may lie in pages of kernel objects, as a struct
-        # pglist_data does.
-        strict = np.array(sorted(struct_pages), dtype=np.int64)
-        others = np.array(sorted(set(words) - struct_pages), dtype=np.int64)
-        kept = [*self._only(strict).tolist(), *self._only(others, True).tolist()]
-        return {pfn: words[pfn] for pfn in kept}
+        kept = self._only(np.array(sorted(words), dtype=np.int64))
+        return {pfn: words[pfn] for pfn in kept.tolist()}
 
 
 def _pieces(address: int, size: int, page_size: int) -> Iterator[tuple[int, int, int]]:

@@ -25,7 +25,7 @@ from drgn_hvo.kernel.shapes import WORD, fault_of, has_member
 from drgn_hvo.memmap.folio_fields import HEAD_PAGES
 from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("Owner", "owners")
+__all__ = ("Owner", "are_free_to_keep", "owners")
 
 
 class Owner(enum.IntEnum):
@@ -167,6 +167,20 @@ def owners(hvo: Hvo, pfns: Int64Array) -> Int64Array:
         undecided &= ~holds
     found[_inside_folios(hvo, pfns)] = Owner.DATA
     return found
+
+
+def are_free_to_keep(hvo: Hvo, found: Int64Array) -> BoolArray:
+    """
+    Which frames hold nobody's data.
+
+    :param found: What :func:`owners()` says of them.
+    """
+    allowed = found == Owner.KERNEL
+    if hvo.kernel.sources.extract_kind is not None:
+        # An extract lacks most struct pages that tell owners; what it has was allowed
+        # when it was made.
+        allowed |= found == Owner.UNKNOWN
+    return allowed
 
 
 def _inside_folios(hvo: Hvo, pfns: Int64Array) -> BoolArray:

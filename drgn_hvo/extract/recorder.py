@@ -230,7 +230,8 @@ def record(base: Program, symbols: Sequence[str], assume: dict[str, str]) -> Rec
     Run the commands.
 
     :param symbols: Files with debuginfo.
-    :raises UnavailableError: if this kernel's page tables cannot be walked.
+    :raises UnavailableError: if this kernel's page tables cannot be walked, or it is
+        not known how to ask whose a page is.
     """
     recorder = Recorder(base)
     load_symbols(recorder.prog, symbols)
@@ -241,9 +242,13 @@ def record(base: Program, symbols: Sequence[str], assume: dict[str, str]) -> Rec
             f"an extract needs page tables, and those of {hvo.kernel.arch} cannot be "
             "walked"
         )
+    if not hvo.kernel.has_types:
+        raise UnavailableError(
+            "an extract needs types, which say how struct pages name their users: "
+            f"{hvo.kernel.no_types_reason}; debuginfo, given with -s, would do"
+        )
     show_document(hvo, "", folios=True)
-    if hvo.kernel.has_types:
-        run_audit(hvo)
+    run_audit(hvo)
     _read_variables(recorder.prog)
     _read_sections(recorder.prog, hvo.kernel)
     _read_utsname(recorder.prog, hvo.kernel.vmcoreinfo)

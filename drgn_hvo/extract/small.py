@@ -17,6 +17,7 @@ import numpy as np
 
 from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.extract.cut_tables import cut_btf, cut_symbols
+from drgn_hvo.extract.owners import are_free_to_keep, owners
 from drgn_hvo.extract.recorder import Recording
 from drgn_hvo.extract.tables import Translator, pages_of
 from drgn_hvo.formats.kallsyms_writer import KallsymsImage, kallsyms_tables
@@ -25,6 +26,10 @@ from drgn_hvo.kernel.core_sources import CoreSources
 from drgn_hvo.kernel.frames import FrameReader
 
 __all__ = ("Replaced", "small_tables")
+
+
+# What is cut down, as the recorder calls it.
+_TABLES = ("kallsyms", "btf")
 
 
 @dataclass
@@ -129,6 +134,8 @@ def small_tables(recording: Recording) -> Replaced:
     reader = FrameReader(recording.base, page_size)
     translator = Translator(reader, page_table, kernel.translation.linear_ranges)
     pages, shift = _touched(cut), kernel.geometry.page_shift
+    if not _are_tables(recording, translator):
+        return replaced
     frames = translator.pages(pages_of(pages, shift))
     if len(frames) < len(pages_of(pages, shift)):
         # Damaged page tables do not say where they could go.
@@ -149,6 +156,23 @@ def small_tables(recording: Recording) -> Replaced:
             ),
         )
     return replaced
+
+
+def _are_tables(recording: Recording, translator: Translator) -> bool:
+    """
+    Whether no page that tables were read from is somebody's, whose words would stand in
+    the new ones as names.
+    """
+    hvo = recording.hvo
+    reads = [
+        (address, address + size - 1)
+        for reason in _TABLES
+        for address, size in recording.virtual.get(reason, ())
+    ]
+    ranges = np.array(reads, dtype=np.uint64).reshape(-1, 2)
+    frames = translator.pages(pages_of(ranges, hvo.kernel.geometry.page_shift))
+    pfns = np.array(sorted(set(frames.values())), dtype=np.int64)
+    return bool(are_free_to_keep(hvo, owners(hvo, pfns)).all())
 
 
 def _touched(cut: dict[str, list[tuple[int, bytes]]]) -> U64Array:

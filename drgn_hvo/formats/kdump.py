@@ -53,6 +53,11 @@ INCOMPLETE = 1 << 3
 
 _MAX_VMCOREINFO = 1 << 20
 
+# What else a file holds in one piece: notes of machines with thousands of processors
+# have a few MiB.
+_PARTS = ("vmcoreinfo", "note", "eraseinfo")
+_MAX_PART = 64 << 20
+
 _BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
 
 # Descriptors and bitmaps are looked at in pieces: a dump of a terabyte has
@@ -293,6 +298,14 @@ class KdumpFrame:
                 f"this kdump file is cut off or damaged: it has {size} bytes, its "
                 f"tables alone {self.descriptors}; copy it again"
             )
+        for what in _PARTS:
+            length = int(self.sub_header[f"size_{what}"])
+            if length > min(size, _MAX_PART):
+                # libkdumpfile allocates as much as the header says.
+                raise FormatError(
+                    f"this kdump file is damaged: it has {size} bytes, and says that "
+                    f"its {what} alone has {length}"
+                )
         if self._data > size:
             raise FormatError(
                 f"this kdump file is cut off: it has {size} bytes, its page "

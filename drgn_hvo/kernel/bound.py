@@ -252,7 +252,7 @@ class Kernel:
         mask = self.vmcoreinfo.number("PG_head_mask")
         if mask is None:
             bit = self.constant("PG_head")
-            mask = None if bit is None else 1 << bit
+            mask = None if bit is None or not 0 <= bit < 64 else 1 << bit
         if mask is None or mask <= 0 or mask & (mask - 1):
             raise TargetError("nothing says which page flag is PG_head")
         return mask

@@ -28,16 +28,23 @@ from typing import Any, Optional, Union
 
 from drgn_hvo.errors import TargetError
 
-__all__ = ("Qmp", "connect", "has_vmcoreinfo_device", "is_tcp")
+__all__ = (
+    "DRGN_TIMEOUT",
+    "TIMEOUT",
+    "Qmp",
+    "connect",
+    "has_vmcoreinfo_device",
+    "is_tcp",
+)
 
-# QEMU greets at once, and answers what we ask at once.
-_TIMEOUT = 5.0  # seconds
+#: QEMU greets at once, and answers what we ask at once.
+TIMEOUT = 5.0  # seconds
 
 # QEMU's longest answers, to query-qmp-schema, have less than 1 MiB.
 _LONGEST_LINE = 4 << 20
 
-# How long QEMU may take for one answer to drgn, which may be a dump of one page.
-_DRGN_TIMEOUT = 10  # seconds
+#: How long QEMU may take for one answer to drgn, which may be a dump of one page.
+DRGN_TIMEOUT = 10  # seconds
 
 # Where devices of the command line hang in QEMU's object tree: with an ID or without.
 _PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -68,12 +75,12 @@ class Qmp:
         self._received = b""
         try:
             with _explained():
-                self._socket = _connected(str(address), _TIMEOUT)
+                self._socket = _connected(str(address), TIMEOUT)
         except TimeoutError:
             raise TargetError("nobody takes the connection in time") from None
         try:
             self._greeted()
-            self.execute("qmp_capabilities", timeout=_TIMEOUT)
+            self.execute("qmp_capabilities", timeout=TIMEOUT)
         except BaseException:
             self.close()
             raise
@@ -95,7 +102,7 @@ class Qmp:
 
     def _greeted(self) -> None:
         try:
-            greeting = self._message(time.monotonic() + _TIMEOUT)
+            greeting = self._message(time.monotonic() + TIMEOUT)
         except TimeoutError:
             raise TargetError(
                 "no greeting: not a QMP socket, or somebody else is connected to it "
@@ -210,15 +217,15 @@ def connect(address: str) -> int:
     :raises TargetError: if it is not QEMU's monitor; the text says what it is instead.
     """
     with Qmp(address) as monitor:
-        monitor.execute("query-target", timeout=_TIMEOUT)
+        monitor.execute("query-target", timeout=TIMEOUT)
     try:
         with _explained():
-            client = _connected(address, _TIMEOUT)
+            client = _connected(address, TIMEOUT)
             client.settimeout(None)
             client.setsockopt(
                 socket.SOL_SOCKET,
                 socket.SO_RCVTIMEO,
-                struct.pack("ll", _DRGN_TIMEOUT, 0),
+                struct.pack("ll", DRGN_TIMEOUT, 0),
             )
             return client.detach()
     except TimeoutError:
@@ -233,7 +240,7 @@ def has_vmcoreinfo_device(address: str) -> bool:
     """
     with Qmp(address) as monitor:
         for path in _PERIPHERALS:
-            children = monitor.execute("qom-list", timeout=_TIMEOUT, path=path)
+            children = monitor.execute("qom-list", timeout=TIMEOUT, path=path)
             if not isinstance(children, list):
                 raise TargetError("QEMU's monitor does not answer qom-list")
             for child in children:

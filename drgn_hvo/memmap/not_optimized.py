@@ -122,7 +122,7 @@ def _self_hosted(hvo: Hvo, which: BoolArray) -> tuple[BoolArray, BoolArray]:
     """
     bit = hvo.kernel.constant("PG_vmemmap_self_hosted")
     frames = np.where(which, hvo.hugetlb.folios.head_frame, -1)
-    if bit is None:
+    if bit is None or not 0 <= bit < 64:
         none = np.zeros(len(frames), dtype=np.bool_)
         return none, none
     asked = distinct(frames[frames >= 0])

@@ -134,7 +134,8 @@ def hpg_flags(kernel: Kernel) -> dict[str, int]:
     return {
         enumerator.name[len("HPG_") :].lower(): enumerator.value
         for enumerator in (flags.enumerators or () if flags is not None else ())
-        if enumerator.name.startswith("HPG_")
+        # Damaged types have bits that no word has.
+        if enumerator.name.startswith("HPG_") and 0 <= enumerator.value < 64
     }
 
 

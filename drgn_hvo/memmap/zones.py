@@ -146,6 +146,19 @@ class _Nodes:
     unread: tuple[Unread, ...]
 
 
+def _name_of(zone: Object) -> str:
+    """
+    The name of a ``struct zone``, however long damage makes it: what is read is an
+    array with an end, not a string.
+
+    :raises FaultError: if it is not in the dump.
+    """
+    prog = zone.prog_
+    characters = prog.array_type(prog.int_type("char", 1, True), _MAX_ZONE_NAME)
+    text = Object(prog, characters, address=zone.name.value_()).string_()
+    return text.decode("ascii", "replace")
+
+
 class Mmzone:
     """
     Nodes and zones of a kernel with types.
@@ -323,7 +336,7 @@ class Mmzone:
 
     def _zone(self, nid: int, index: int, zone: Object) -> Zone:
         try:
-            name = zone.name.string_()[:_MAX_ZONE_NAME].decode("ascii", "replace")
+            name = _name_of(zone)
         except FaultError:
             name = ""
         return Zone(
