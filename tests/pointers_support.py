@@ -128,11 +128,12 @@ def pointers(machine):
     """All that commands follow on a healthy machine, by how it is found."""
     recording = record(program(machine), [], {})
     page_table = recording.hvo.kernel.page_table_format
-    found = {way: [] for way in WAYS}
+    assert page_table is not None
+    found: dict[str, list[Pointer]] = {way: [] for way in WAYS}
     entries = _tables(machine, page_table.root, len(page_table.levels))
     found["entry"] = [Pointer("entry", at) for at in dict.fromkeys(entries)]
     reads = recording.virtual["words"]
-    seen = set()
+    seen: set[int] = set()
     for address, size in reads:
         start = _physical(machine, address) & -8
         seen.update(range(start, start + size, 8))
