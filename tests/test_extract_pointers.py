@@ -19,7 +19,11 @@ from tests.extract_support import extract, marks
 from tests.pointers_support import KINDS, WAYS, Watched, described, lead, pointers
 
 _GENERATIONS = ("shared-7.3", "fake-head-6.12")
-_OPTIONS: tuple[dict[str, bool], ...] = ({}, {"small": True}, {"all_struct_pages": True})
+_OPTIONS: tuple[dict[str, bool], ...] = (
+    {},
+    {"small": True},
+    {"all_struct_pages": True},
+)
 
 # Of each way and kind, in each generation.
 _EACH = 9
