@@ -24,11 +24,13 @@ from drgn_hvo.kernel.arrays import (
     is_in,
     ranges,
 )
-from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need, Unread
 from drgn_hvo.memmap.vmemmap import StructPages
 
 __all__ = ("CompoundHeads",)
 
+
+_FAR = "pages of vmemmap far behind all zones"
 
 # More pages than any folio has: for heads of which nothing is known.
 _ANY_ORDER = 1 << 32
@@ -44,7 +46,11 @@ class CompoundHeads:
         # Slices that share a frame hold the same words: the rules on shared tail
         # pages and on mappings decide those.
         single = self._vmemmap.runs.step == 1
-        self.slices = ranges(firsts[single], (ends - firsts)[single])
+        end = context.hvo.believable_end_pfn * context.size
+        end_slice = -(-end // context.page_size)
+        believed = np.minimum(ends, np.maximum(firsts, end_slice))
+        self._far = int((ends - believed)[single].sum())
+        self.slices = ranges(firsts[single], (believed - firsts)[single])
         self._blank = BlankSlices(context)
         self._seen = self._unseen = self._unseen_heads = 0
         # The heads of the batch before, by PFN, and how many pages each covers: their
@@ -71,6 +77,10 @@ class CompoundHeads:
         audit.blank(Need.ALL_STRUCT_PAGES, "pages of vmemmap", self._blank.count())
         audit.missing(Need.ALL_STRUCT_PAGES, "heads of tails", self._unseen_heads)
         audit.count("struct_pages", self._seen)
+        if self._far:
+            why = "were not looked at: page tables have more than any memory needs"
+            far = Unread(Need.ALL_STRUCT_PAGES, _FAR, why, self._far)
+            audit.unread(far)
 
     def _is_exempt(self, flags: U64Array) -> BoolArray:
         """ZONE_DEVICE: device DAX shares tails in its own way."""

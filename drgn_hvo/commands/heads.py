@@ -71,24 +71,16 @@ def parse_pfn_range(text: str) -> tuple[int, int]:
     return start, end
 
 
-# Memory that was hot-added and is not in a zone yet lies behind all zones. More than
-# this is not memory but a damaged page table, and would fill the disk.
-_MOST_BEHIND_ZONES = 4
-_FEW_PAGES = 1 << 22
-
-
 def _check_end(hvo: Hvo, end: int) -> None:
     """
     Check that the end of struct pages, by page tables, is near that of zones.
 
     :raises UsageError: if it is not.
     """
-    zones = hvo.mmzone.zones if hvo.has_hugetlb and end > _FEW_PAGES else ()
-    last = max((zone.start_pfn + zone.spanned for zone in zones), default=0)
-    if last and end > max(_FEW_PAGES, last * _MOST_BEHIND_ZONES):
+    if end > hvo.believable_end_pfn:
         raise UsageError(
-            f"page tables have struct pages up to PFN {end - 1}, but zones end at PFN "
-            f"{last - 1}: one is damaged; name a range with --pfns"
+            f"page tables have struct pages up to PFN {end - 1}, far behind the end of "
+            "all zones: one is damaged; name a range with --pfns"
         )
 
 

@@ -180,6 +180,9 @@ class _Finder:
 
     def _all_struct_pages(self) -> Int64Array:
         firsts, ends = self._hvo.vmemmap.run_slices
+        size, page_size = self._hvo.vmemmap.size, self._page_size
+        end_slice = -(-self._hvo.believable_end_pfn * size // page_size)
+        ends = np.minimum(ends, np.maximum(firsts, end_slice))
         pfns, _ = self._hvo.vmemmap.frames(ranges(firsts, ends - firsts))
         return np.unique(pfns)
 

@@ -36,6 +36,11 @@ __all__ = ("Hvo", "hvo_of", "saved_by_node_order")
 
 _CACHE_KEY = "drgn_hvo.memmap.hvo"
 
+# Memory that was hot-added and is not in a zone yet lies behind all zones. More than
+# this is not memory.
+_MOST_BEHIND_ZONES = 4
+_FEW_PAGES = 1 << 22  # 16 GiB in pages of 4 KiB: looked at in no time
+
 
 class Hvo:
     """
@@ -82,6 +87,19 @@ class Hvo:
         """Nodes and zones."""
         like = None if self.like is None else self.like.mmzone
         return Mmzone(self.kernel, self.vmemmap, like)
+
+    @cached_property
+    def believable_end_pfn(self) -> int:
+        """
+        Where struct pages end, exclusive, unless a damaged page table makes terabytes
+        of them: whoever looks at all must not go on behind it.
+        """
+        end = self.vmemmap.end_pfn
+        if end <= _FEW_PAGES or not self.has_hugetlb:
+            return end
+        zones = self.mmzone.zones
+        last = max((zone.start_pfn + zone.spanned for zone in zones), default=0)
+        return min(end, max(_FEW_PAGES, last * _MOST_BEHIND_ZONES)) if last else end
 
     @cached_property
     def tail_slots(self) -> TailSlots:
