@@ -187,7 +187,7 @@ def test_a_page_table_does_not_make_terabytes_of_heads(machine, tmp_path, monkey
     bound = hvo_of(program(machine))
     write_heads(bound, str(tmp_path / "heads"), None)
     monkeypatch.setitem(vars(bound.vmemmap), "end_pfn", 1 << 34)
-    with pytest.raises(UsageError, match=r"up to PFN 17179869183, .* at PFN 131071"):
+    with pytest.raises(UsageError, match="up to PFN 17179869183, far behind"):
         write_heads(bound, str(tmp_path / "more"), None)
     assert [one.name for one in tmp_path.iterdir()] == ["heads"]
 
