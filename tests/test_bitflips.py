@@ -19,7 +19,10 @@ from drgn_hvo.kernel.target import open_target
 from tools.bitflips import EXEMPTIONS, Machine, exempt_bits, words_of
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
-NAMES = ["shared-7.3", "fake-head-6.12", "seed-v5", "fake-head-6.1"]
+NAMES = [
+    *("shared-7.3", "fake-head-6.12", "seed-v5", "fake-head-6.1"),
+    "shared-7.3-boot-1g",
+]
 
 
 @cache

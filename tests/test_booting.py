@@ -14,7 +14,7 @@ from drgn_hvo.audit.booting import is_booting
 from drgn_hvo.audit.context import Context
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
-from drgn_hvo.synth.described.description import HugePages
+from drgn_hvo.synth.described.description import HugePages, Node
 from tests.cores import open_core
 from tests.damage_support import Case
 from tests.overlay import Overlay, image_to_phys
@@ -82,3 +82,86 @@ def test_a_shared_tail_page_that_is_not_yet_made(monkeypatch, booting):
     assert bool(found["findings"]) == (not booting)
     undecided = {item["rule"] for item in found["undecided"]}
     assert ("shared-tail-info" in undecided) == booting
+
+
+def with_first_tails(count):
+    """A huge page from memblock, with shared vmemmap, that has some of its tails."""
+    group = HugePages(0, "DMA32", 9, 1, origin="boot", list="none")
+    case = Case.of("shared-7.3", huge_pages=(group,), reserved={})
+    (placed,) = case.groups(list="none")
+    head = placed.first_pfn
+    case.put(case.field(head, "_mapcount"), 0xFFFFFFFF, 4)
+    case.put(case.field(head, "private"), 0)
+    # The order has not been stored in the first tail.
+    place = hvo_of(case.prog).fields.order_place
+    assert place is not None
+    at = case.targets.machine.page_physical(head + 1) + place[0] - 64
+    case.put(at, 0, place[1])
+    for slice_ in range(1, 8):
+        case.flip(case.entry(head, slice_), WRITABLE)
+    for pfn in range(head + 1 + count, head + 64):
+        case.put(case.field(pfn, "tail_word"), 0)
+    return case, head
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 30, 62, 63])
+@pytest.mark.parametrize("booting", [True, None, False])
+def test_a_huge_page_whose_tails_are_made(monkeypatch, booting, count):
+    """hugetlb_folio_init_tail_vmemmap(): tail by tail, where the others are shared."""
+    case, _ = with_first_tails(count)
+    monkeypatch.setattr(Context, "is_booting", booting)
+    found = case.check(deep=True)
+    errors = [f["rule"] for f in found["findings"] if f["severity"] == "error"]
+    if booting is not False:
+        assert (errors, found["in_transition"]) == ([], 1)
+    elif 0 < count < 63:
+        assert errors
+
+
+def test_tails_that_are_not_made_in_that_order(monkeypatch):
+    case, head = with_first_tails(30)
+    case.put(case.field(head + 3, "tail_word"), 0)
+    monkeypatch.setattr(Context, "is_booting", True)
+    assert "stray-head" in [f["rule"] for f in case.check()["findings"]]
+
+
+@pytest.mark.parametrize("booting", [True, None, False])
+def test_struct_pages_that_nobody_has_made(monkeypatch, booting):
+    """Behind the first of a huge page from memblock they hold what memory held."""
+    case = Case.of("fake-head-6.12")
+    case.put(case.field(case.targets.order_0_slice() + 37, "tail_word"), 0x1235)
+    monkeypatch.setattr(Context, "is_booting", booting)
+    found = case.check(deep=True)
+    undecided = {item["rule"] for item in found["undecided"]}
+    rules = {finding["rule"] for finding in found["findings"]}
+    assert ("compound-heads" in rules) == (booting is False)
+    assert ("compound-heads" in undecided) == (booting is not False)
+
+
+def without_mappings(order):
+    """A folio whose tails prep_compound_gigantic_page() made."""
+    zones = {"DMA": (1, 0x1000), "DMA32": (0x1000, 0x80000)}
+    node = Node(0, ((0, 0x9F), (0x100, 0x8000), (0x40000, 0x80000)), zones)
+    group = HugePages(0, "DMA32", order, 1)
+    case = Case.of(
+        "fake-head-6.1", nodes=(node,), huge_pages=(group,), pages=(), reserved={}
+    )
+    (placed,) = case.groups(order=order)
+    for pfn in range(placed.first_pfn + 2, placed.first_pfn + 64):
+        case.put(case.field(pfn, "mapping"), 0)
+    return case, placed.first_pfn
+
+
+def test_a_gigantic_folio_without_mappings():
+    case, head = without_mappings(18)
+    assert case.check()["findings"] == []
+    address = case.put(case.field(head + 9, "mapping"), 1 << 40)
+    assert case.first() == ("folio-tail-mapping", address)
+    [finding] = case.check()["findings"]
+    assert int(finding["expected"], 0) == 0
+
+
+def test_only_a_gigantic_folio_lacks_mappings():
+    """The buddy allocator calls prep_compound_tail()."""
+    case, head = without_mappings(9)
+    assert case.first() == ("folio-tail-mapping", case.field(head + 2, "mapping"))

@@ -384,3 +384,21 @@ def test_counters_beside_a_broken_list_are_not_decided():
     results = {rule["id"]: rule["result"] for rule in doc["rules"]}
     assert results["hstate-lists"] == "fail"
     assert results["hstate-counters"] == "skip"
+
+
+@pytest.mark.parametrize("count", [2, 0xFFFFFFFF])
+def test_another_count_than_boot_left(count):
+    """Behind the known defect, which leaves 1, it has a finding and a place."""
+    group = HugePages(0, "DMA32", 9, 6, origin="boot")
+    case = Case.of("shared-7.3", huge_pages=(group,), reserved={})
+    tail = case.targets.tail()
+    refcount = hvo_of(case.prog).kernel.struct_page.require("refcount")
+    address = case.put(tail.pfn * 4096 + 17 * 64 + refcount, count, 4)
+    found = [
+        (f["defect"], int(f["physical_address"], 0), int(f["actual"], 0))
+        for f in case.check()["findings"]
+        if f["rule"] == "shared-tail-refcount"
+    ]
+    assert (None, address, count) in found
+    known = [one for one in found if one[0] == "boot-tail-refcount"]
+    assert len(known) == len(found) - 1 == 1

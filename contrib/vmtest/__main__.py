@@ -23,6 +23,7 @@ from contrib.vmtest.capture import capture_dump, capture_kdump
 from contrib.vmtest.errors import GuestError, MissingError
 from contrib.vmtest.guest import Guest, Machine
 from contrib.vmtest.initramfs import base_files, crash_files, python_files
+from contrib.vmtest.instants import run_instants
 from contrib.vmtest.kernels import Kernel, find_kernel
 from contrib.vmtest.scenario import (
     BOOT,
@@ -69,6 +70,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--selftest", action="store_true", help="run contrib/selftest inside"
+    )
+    parser.add_argument(
+        "--instants",
+        action="store_true",
+        help="stop it between instructions that change huge pages, and audit it",
     )
     parser.add_argument(
         "--dump", metavar="FILE", type=Path, help="capture with dump-guest-memory"
@@ -133,6 +139,8 @@ def _run(args: argparse.Namespace) -> int:
     with _work(args.work) as work:
         kernel = find_kernel(args.kernel, work)
         _log(f"{kernel.name}: {kernel.vmlinuz}")
+        if args.instants:
+            return 1 if run_instants(kernel, work, _log) else 0
         initrd = _image(kernel, work, args)
         crash = " crashkernel=256M" if args.kdump else ""
         boot = BOOT.format(gigantic="0:1,1:1" if args.gigantic else "0")

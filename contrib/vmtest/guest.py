@@ -52,10 +52,29 @@ class Machine:
 
     :param node_mib: Memory of each NUMA node; one CPU each.
     :param cpu: QEMU's model; 1 GiB pages need ``pdpe1gb``.
+    :param memory: A directory for files with the memory of each node.
+    :param has_gdbstub: Whether to listen for a debugger, and to wait for it with the
+        first instruction.
     """
 
     node_mib: tuple[int, ...] = (2048, 2048)
     cpu: str = _CPU
+    memory: Optional[Path] = None
+    has_gdbstub: bool = False
+
+    def memory_files(self) -> list[Path]:
+        """Where the memory of each node is, if it is in files."""
+        if self.memory is None:
+            return []
+        return [self.memory / f"node{nid}" for nid in range(len(self.node_mib))]
+
+    def backend(self, nid: int) -> str:
+        """QEMU's object for the memory of a node."""
+        size = f"id=mem{nid},size={self.node_mib[nid]}M"
+        if self.memory is None:
+            return f"memory-backend-ram,{size}"
+        path = self.memory_files()[nid]
+        return f"memory-backend-file,{size},mem-path={path},share=on"
 
 
 class Monitor(Qmp):
@@ -123,6 +142,8 @@ class Guest:
         self.stream = work / "stream"
         #: For a debugger; the other monitor is ours.
         self.qmp_path = work / "qmp"
+        #: Of QEMU's gdbstub, if the machine has one.
+        self.gdb_path = work / "gdb"
         self._append = append
         self._machine = machine or Machine()
         self._vmcoreinfo = vmcoreinfo
@@ -148,7 +169,8 @@ class Guest:
             )
         try:
             self._agent = _connect(self.work / "agent")
-            self.wait_ready(self._boot_timeout)
+            if not self._machine.has_gdbstub:
+                self.wait_ready(self._boot_timeout)
         except BaseException:
             self.close()
             raise
@@ -182,14 +204,22 @@ class Guest:
             *("-device", "virtio-serial-pci"),
             *("-device", "virtserialport,chardev=stream,name=stream"),
         ]
-        for nid, mib in enumerate(machine.node_mib):
+        for nid in range(len(machine.node_mib)):
             command += [
-                *("-object", f"memory-backend-ram,id=mem{nid},size={mib}M"),
+                *("-object", machine.backend(nid)),
                 *("-numa", f"node,nodeid={nid},cpus={nid},memdev=mem{nid}"),
             ]
         if self._vmcoreinfo:
             command += ["-device", "vmcoreinfo"]
+        if machine.has_gdbstub:
+            socket_ = f"socket,id=gdb,path={self.gdb_path},server=on,wait=off"
+            command += ["-chardev", socket_, "-gdb", "chardev:gdb", "-S"]
         return command
+
+    @property
+    def memory_files(self) -> list[Path]:
+        """The files with the memory of each node, if the machine has such."""
+        return self._machine.memory_files()
 
     @property
     def qmp(self) -> Monitor:

@@ -13,7 +13,7 @@ looked at here, word by word.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Optional, cast
 
 import numpy as np
@@ -34,6 +34,10 @@ __all__ = ("check_private_tails",)
 
 # How many folios are read together: 1 MiB of 4 KiB pages.
 _AT_ONCE = 256
+
+# The largest order of the buddy allocator on x86-64, MAX_ORDER - 1 before v6.4: larger
+# folios are made by the hugetlb code.
+_MAX_PAGE_ORDER = 10
 
 # At most this many folios that break one rule get findings of their own; the rest are
 # counted with the first.
@@ -120,7 +124,10 @@ class _PrivateTails:
         )
         found = self._compare(pages.data[pages.present], facts, count, behind)
         for row, wrong in found.items():
-            self._add_all(int(there[row]), wrong)
+            i = int(there[row])
+            if folios.order[i] > _MAX_PAGE_ORDER:
+                wrong = _without_unset_mappings(wrong)
+            self._add_all(i, wrong)
 
     def _flags(self, which: Int64Array) -> U64Array:
         """Flags of heads, with the node and zone that they should name."""
@@ -243,6 +250,29 @@ class _PrivateTails:
         order = int(self._folios.order[i])
         fitting = (t for t in self._boot_tails if t.may_have_been_copied(order))
         return next(fitting, None)
+
+
+def _without_unset_mappings(wrong: list[_Wrong]) -> list[_Wrong]:
+    """
+    What is wrong with a gigantic folio, but for mappings that are NULL in all tails.
+
+    prep_compound_gigantic_page() and its successor __prep_compound_gigantic_folio()
+    (:linux:`mm/hugetlb.c`) call set_compound_head() alone: the tails have no
+    TAIL_MAPPING until hugetlb_folio_init_tail_vmemmap() (at boot, in v6.7) and
+    "mm: hugetlb: use __GFP_COMP for gigantic folio allocation" (in v6.12) have
+    prep_compound_tail() make them. Some that are NULL, among others that are not, are
+    damage.
+    """
+    mappings = [one for one in wrong if one.rule == "folio-tail-mapping"]
+    unset = [one for one in mappings if not one.actual]
+    indices = {one.index for one in unset}
+    if not unset or len(indices) * 2 < max(one.index for one in mappings):
+        return wrong
+    return [
+        replace(one, expected=0) if one in mappings else one
+        for one in wrong
+        if one not in unset
+    ]
 
 
 def _batches(which: BoolArray) -> Iterator[Int64Array]:

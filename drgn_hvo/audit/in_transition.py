@@ -84,7 +84,8 @@ TRANSITIONS = (
     ),
     Transition(
         "hugetlb_folio_init_vmemmap() (mm/hugetlb.c), while booting: PG_head, then the "
-        "reference count becomes 0, tail 1 to the last, the order last",
+        "reference count becomes 0, tail 1 to the last, the order last; behind them "
+        "vmemmap_populate_hvo() (mm/sparse-vmemmap.c) has mapped the shared tail page",
         is_prefix=True,
         has_order=False,
     ),
@@ -240,7 +241,27 @@ class Transitions:
         largest = self._context.geometry.largest_order
         alignment = pfn & -pfn if pfn else 1 << largest
         limit = min(1 << largest, alignment, self._context.vmemmap.end_pfn - pfn)
+        if self._is_mapped_at_boot(pfn):
+            limit = min(limit, self._private_pages)
         return min(limit, 1 << order) if 0 < order <= largest else limit
+
+    @property
+    def _private_pages(self) -> int:
+        """How many struct pages of an optimized folio are its own."""
+        slices = self._context.layout.tails.private_slices
+        return slices * self._context.geometry.pages_per_slice
+
+    def _is_mapped_at_boot(self, pfn: int) -> bool:
+        """
+        Whether the slices behind a head share one frame already: since "mm/hugetlb:
+        add pre-HVO framework" (in v6.15) hugetlb_vmemmap_init_early() has the vmemmap
+        of huge pages from memblock mapped so, before their heads are made.
+        """
+        if self._context.is_booting is False:
+            return False
+        slices = (pfn + self._private_pages) // self._context.geometry.pages_per_slice
+        first, second = (self._context.vmemmap.mapping(slices + i) for i in (0, 1))
+        return first is not None and second is not None and first.pfn == second.pfn
 
     def _most_in_front(self, limit: int) -> int:
         """

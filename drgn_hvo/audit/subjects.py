@@ -104,10 +104,15 @@ class TailSlotUsers(Subject):
 
 @dataclass(frozen=True)
 class TailWords(Subject):
-    """One word of all struct pages in the frame that a slot names."""
+    """
+    One word of all struct pages in the frame that a slot names.
+
+    :param are_few: Of a few of them, where a known defect has all others.
+    """
 
     rule: RuleId
     slot: Slot
+    are_few: bool = False
 
 
 # Folios, each by the PFN of its head.

@@ -114,6 +114,11 @@ def _reserve(hvo: Hvo, word: Word) -> int:
     return sum(1 << bit for bit in range(64) if (word.value ^ 1 << bit) <= most)
 
 
+def _healed(_bound: Hvo, word: Word) -> int:
+    """The bit of a reference count of 1 without which it is 0."""
+    return int(word.value == 1)
+
+
 _COUNTS = r"_(total|large|entire)_mapcount\.counter|_pincount\.counter"
 
 EXEMPTIONS = (
@@ -238,6 +243,13 @@ EXEMPTIONS = (
         _every,
         "what __init_single_page() wrote through the last alias",
         "memmap_init(); init_compound_tail() does not touch it",
+    ),
+    Exemption(
+        "boot shared tail",
+        "_refcount",
+        _healed,
+        "0, which every shared tail should have, where boot left 1",
+        "__init_single_page(), after it page_ref_freeze()",
     ),
     # Page table entries.
     Exemption(

@@ -86,6 +86,14 @@ AUDIT_FOLIOS = (
         ("test_private_tails.py::test_a_folio_on_its_way_is_counted",),
     ),
     Mutant(
+        "audit-gigantic-mappings",
+        "audit/check_private_tails.py::_PrivateTails._look",
+        "if folios.order[i] > _MAX_PAGE_ORDER:",
+        "if False:",
+        "each gigantic page of kernels before v6.7 would be accused",
+        ("test_booting.py::test_a_gigantic_folio_without_mappings",),
+    ),
+    Mutant(
         "audit-private-tail-last",
         "audit/check_private_tails.py::_PrivateTails._compare",
         "end = count if field.index == last else",

@@ -30,6 +30,14 @@ AUDIT_MAPPINGS = (
         ("test_check_words.py::test_words_of_a_shared_tail_that_are_nothing",),
     ),
     Mutant(
+        "audit-boot-tail-other-refcount",
+        "audit/check_shared_tails.py::_check_words",
+        "left = values == 1",
+        "left = values != 0",
+        "a stray reference to a shared tail would hide behind the known defect",
+        ("test_check_words.py::test_another_count_than_boot_left",),
+    ),
+    Mutant(
         "audit-shared-tail-flags",
         "audit/check_shared_tails.py::_expected_flags",
         "mask = (1 << count) - 1",

@@ -22,6 +22,22 @@ AUDIT_TRANSITIONS = (
         ("test_check_words.py::test_huge_pages_in_transition_are_held_by_nobody",),
     ),
     Mutant(
+        "audit-in-transition-at-boot",
+        "audit/in_transition.py::Transitions._limit",
+        "if self._is_mapped_at_boot(pfn):",
+        "if False:",
+        "a kernel that makes the tails of a huge page from boot would be accused",
+        ("test_booting.py::test_a_huge_page_whose_tails_are_made",),
+    ),
+    Mutant(
+        "audit-compound-heads-at-boot",
+        "audit/check_compound_heads.py::CompoundHeads._check_tails",
+        "if context.is_booting is not False and wrong.any():",
+        "if False:",
+        "struct pages that nobody has made yet would be accused",
+        ("test_booting.py::test_struct_pages_that_nobody_has_made",),
+    ),
+    Mutant(
         "audit-in-transition-is-on-no-list",
         "audit/folio_transitions.py::held_by_nobody",
         "& (folios.on_list == NO_LIST)",
