@@ -502,7 +502,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=20,
         metavar="N",
-        help="show so many lines of each difference (default: 20)",
+        help="show N lines of each difference (default: 20)",
     )
     comparing.set_defaults(run=compare)
     return parser

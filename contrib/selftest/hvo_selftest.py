@@ -92,7 +92,7 @@ class Pool:
         return _read(self.directory(nid) / "nr_hugepages")
 
     def resize(self, nid: int, count: int) -> None:
-        """Ask for so many on a node; the kernel may give fewer."""
+        """Ask for *count* on a node; the kernel may give fewer."""
         (self.directory(nid) / "nr_hugepages").write_text(str(count))
 
 

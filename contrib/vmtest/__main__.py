@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
         metavar="N",
         type=int,
         default=0,
-        help="run so many live checks inside, while huge pages come and go",
+        help="run N live checks inside, while huge pages come and go",
     )
     parser.add_argument(
         "--selftest", action="store_true", help="run contrib/selftest inside"

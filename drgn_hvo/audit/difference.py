@@ -27,7 +27,7 @@ _WORD = (1 << 64) - 1
 _COUNTS = ("hstate-counters", "hstate-reserve", "shared-tail-refcount",
            "folio-tail-refcount", "folio-list")  # fmt: skip
 
-# So many printable bytes of eight make a text.
+# How many of eight bytes must be printable to make a text.
 _TEXT = 6
 
 

@@ -93,7 +93,7 @@ class TailLayout:
 
 @dataclass(frozen=True)
 class Layout:
-    """Both properties, and what else users must be told once."""
+    """How tails name their heads, what HVO maps, and notes about both for users."""
 
     encoding: Encoding
     tails: TailLayout

@@ -38,10 +38,10 @@ from drgn_hvo.memmap.zones import Mmzone
 
 __all__ = ("ListPlace", "ListPlaces")
 
-# Lists of pools with at most so many huge pages are followed.
+# Lists are followed of pools with at most this many huge pages.
 _FEW = 1024
 
-# So many neighbours are asked, in each direction.
+# How many neighbours are asked, in each direction.
 _NEIGHBOURS = 32
 
 _NOT_FOLLOWED = "was not followed"

@@ -94,7 +94,7 @@ def _try(path: str, jobs: int, step: int, every: bool) -> int:
 
 
 def _chosen(words: Iterable[Word], step: int) -> list[int]:
-    """Every so manyth word of each name, the first one always."""
+    """Every *step*-th word of each name, the first one always."""
     seen: Counter[tuple[str, str]] = Counter()
     chosen = []
     for place, word in enumerate(words):

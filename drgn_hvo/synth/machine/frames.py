@@ -181,7 +181,7 @@ class Image:
         return rows
 
     def chunks(self, most: int) -> Iterator[tuple[int, Bytes]]:
-        """All frames with content by ascending PFN, at most so many at once."""
+        """All frames with content by ascending PFN, in pieces of at most *most*."""
         for extent in self.extents:
             for first in range(0, extent.count, most):
                 count = min(most, extent.count - first)
