@@ -230,24 +230,12 @@ def _add_help(commands: argparse._SubParsersAction[_Parser], parser: _Parser) ->
 
 
 def _add_extract(commands: argparse._SubParsersAction[_Parser]) -> None:
+    from drgn_hvo.session_verbs import add_extract_options
+
     extract = _add_command(
         commands, "extract", "minimal core to share, without user data", _run_extract
     )
-    extract.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="the core to write"
-    )
-    extract.add_argument(
-        "--small",
-        action="store_true",
-        help="cut symbols and types down to those that the commands need",
-    )
-    extract.add_argument(
-        "--all-struct-pages",
-        action="store_true",
-        help="keep all of vmemmap, for check --deep and heads of all pages",
-    )
-    add_force_option(extract)
-    add_format_options(extract)
+    add_extract_options(extract)
 
 
 def _add_oops(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -28,10 +28,17 @@ def drgn_prog_set(prog: Program) -> None:
     if not prog.flags & ProgramFlags.IS_LINUX_KERNEL or os.environ.get(OFF_SWITCH):
         return
     # Registers %hvo when it is imported.
-    import drgn_hvo.commands.in_drgn  # noqa: F401
+    from drgn_hvo.commands.in_drgn import verb_makers
     from drgn_hvo.kernel.finders import install
+    from drgn_hvo.session_verbs import extract_verb
 
+    if extract_verb not in verb_makers:
+        verb_makers.append(extract_verb)
     install(prog)
+    from drgn_hvo.commands.session_start import is_at_terminal, warn_if_drgn_is_wrong
+
+    if is_at_terminal():
+        warn_if_drgn_is_wrong(prog)
 
 
 # After plugins that do not say, with 50: finders of others come before ours. drgn looks

@@ -245,7 +245,6 @@ def test_pipes_and_redirection(prog, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("command", "error", "message"),
     [
-        ("hvo", CommandArgumentError, "VERB"),
         ("hvo bogus", CommandArgumentError, "bogus"),
         ("hvo page", CommandError, "takes PAGE"),
         ("hvo show --assume x", CommandArgumentError, "KEY=VALUE"),

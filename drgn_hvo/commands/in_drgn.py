@@ -12,7 +12,7 @@ module registers the command; the verbs are imported when it is used.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
@@ -20,13 +20,13 @@ from drgn import Program
 from drgn.commands import CommandArgumentError, CommandError, parse_shell_command
 from drgn.commands.linux import linux_kernel_custom_command
 
-from drgn_hvo.commands.document import printable
+from drgn_hvo.commands.document import print_json, printable
 from drgn_hvo.commands.failures import bug, failure, output_failure
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.verbs import Verb
+    from drgn_hvo.commands.verbs import Session, Verb
 
-__all__ = ()
+__all__ = ("verb_makers",)
 
 
 class _HelpPrintedError(Exception):
@@ -50,22 +50,65 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
+#: More verbs than those of :mod:`drgn_hvo.commands.verbs`, each made when the command
+#: is used: the plugin adds those that rooms above this one have.
+verb_makers: list[Callable[[], Verb]] = []
+
+
+def _run_rules(_session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.catalogues import print_rules, rules_document
+
+    if args.format == "json":
+        print_json(rules_document())
+    else:
+        print_rules()
+    return 0
+
+
+def _run_defects(_session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.catalogues import defects_document, print_defects
+
+    if args.format == "json":
+        print_json(defects_document())
+    else:
+        print_defects()
+    return 0
+
+
+def _verbs() -> list[Verb]:
+    """All verbs of a session."""
+    from drgn_hvo.commands.verbs import VERBS, Verb, add_format_options
+
+    return [
+        *VERBS,
+        *(make() for make in verb_makers),
+        Verb("rules", "what check checks", add_format_options, _run_rules),
+        Verb("defects", "known kernel defects", add_format_options, _run_defects),
+    ]
+
+
 def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None:
     from drgn_hvo.commands.verbs import add_assume_option
 
     parser = commands.add_parser(verb.name, help=verb.help, description=verb.help)
     verb.add_options(parser)
+    if verb.name == "check":
+        # As on a command line, where there can be many targets.
+        parser.add_argument(
+            "-j",
+            metavar="N",
+            type=int,
+            help="as on the command line; one target takes one process",
+        )
     add_assume_option(parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.set_defaults(verb=verb)
 
 
 def _parser() -> _Parser:
-    from drgn_hvo.commands.verbs import VERBS
-
     parser = _Parser(prog="hvo", description=_DESCRIPTION)
-    commands = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in VERBS:
+    commands = parser.add_subparsers(metavar="VERB")
+    for verb in _verbs():
         _add_verb(commands, verb)
     return parser
 
@@ -98,14 +141,18 @@ _DESCRIPTION = "Explain HugeTLB Vmemmap Optimization (HVO) in this kernel."
     description="explain HugeTLB Vmemmap Optimization (HVO)",
     usage="**hvo** [**--help**] *VERB* ...",
     long_description=_DESCRIPTION,
-    epilog="%hvo --help lists the verbs, %hvo VERB --help the options of one.",
+    epilog="%hvo alone lists the verbs, %hvo VERB --help the options of one.",
     parse=parse_shell_command,
 )
 def _cmd_hvo(
     prog: Program, _name: str, args: Sequence[str], **_kwargs: Any
 ) -> Optional[int]:
+    parser = _parser()
+    if not args:
+        parser.print_help()
+        return None
     try:
-        parsed = _parser().parse_args(args)
+        parsed = parser.parse_args(args)
     except _HelpPrintedError:
         return None
     # drgn's commands return None; check's status is for scripts.

@@ -194,6 +194,7 @@ class CoreSources:
     def _load_types(self) -> BtfTypes:
         from drgn_hvo.formats.btf import Btf
         from drgn_hvo.kernel.btf_types import BtfTypes
+        from drgn_hvo.kernel.drgn_heads import warn_by_types
 
         data = self._read_btf(self.address)
         types = BtfTypes(self.prog, Btf(data))
@@ -204,6 +205,10 @@ class CoreSources:
             "no debuginfo of this kernel: drgn-hvo takes types from its BTF and "
             "symbols from its kallsyms"
         )
+        structs = TypeKindSet([TypeKind.STRUCT])
+        found = (types.find(structs, name) for name in ("zone", "pglist_data"))
+        with suppress(HvoError):
+            warn_by_types(self.prog, *found)
         return types
 
     def _read_btf(self, address: Callable[[str], Optional[int]]) -> bytes:
