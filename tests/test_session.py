@@ -75,17 +75,19 @@ def is_wrong(prog):
     return mm._compound_info_has_mask(prog) != hvo_of(prog).layout.encoding.has_mask
 
 
-@pytest.mark.parametrize("path", sorted(SAMPLES.glob("*.kdump")), ids=lambda p: p.stem)
+OTHERS = ("arm64", "loong64", "ppc64", "riscv64", "s390x")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(SAMPLES.glob("*.kdump")) if not p.stem.startswith(OTHERS)],
+    ids=lambda p: p.stem,
+)
 def test_who_types_is_told_at_the_start(path, monkeypatch, caplog):
     """As drgn's own helper decides, and once."""
     monkeypatch.setattr(session_start, "is_at_terminal", lambda: True)
-    try:
-        prog = session(path.stem)
-    except Exception:
-        pytest.skip("drgn cannot open it by itself")
+    prog = session(path.stem)
     told = [r for r in caplog.records if "compound_head()" in r.getMessage()]
-    if not hvo_of(prog).kernel.has_types:
-        return
     assert len(told) == is_wrong(prog)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 
-from drgn import Program
+from drgn import Architecture, Program
 
 from drgn_hvo.kernel.drgn_heads import may_hold_masks, warn_once
 
@@ -33,6 +33,9 @@ def warn_if_drgn_is_wrong(prog: Program) -> None:
     Never raises: a session has to start, whatever is wrong with its target.
     """
     try:
+        # Elsewhere, drgn was seen to crash while it reads a core of riscv64 for us.
+        if prog.platform is None or prog.platform.arch != Architecture.X86_64:
+            return
         vmcoreinfo = prog["VMCOREINFO"].string_().decode("ascii", "replace")
         if not may_hold_masks(vmcoreinfo):
             return
