@@ -177,6 +177,12 @@ def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         help=f"give a target up that needs more memory (several targets: {_MEMORY})",
     )
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="audit on the Dask cluster of this scheduler, tcp://HOST:PORT, whose "
+        "workers see the targets by the same paths; 'local' starts one here",
+    )
 
 
 def command_line() -> _Parser:
@@ -342,7 +348,7 @@ def _run_check(args: argparse.Namespace) -> int:
     limits = Limits(
         args.jobs, args.timeout, None if memory is None else int(memory * (1 << 30))
     )
-    return check_targets(targets, options, args.format, limits)
+    return check_targets(targets, options, args.format, limits, args.scheduler)
 
 
 def _run_extract(args: argparse.Namespace) -> int:

@@ -58,6 +58,24 @@ class CheckOptions:
     assume: tuple[tuple[str, str], ...] = ()
     debug: bool = False
 
+    def argv(self, limits: Limits) -> list[str]:
+        """The same as options of the command, for a process elsewhere."""
+        scope = self.scope
+        words = [word for path in self.symbols for word in ("-s", path)]
+        if self.vmcoreinfo is not None:
+            words += ["--vmcoreinfo", self.vmcoreinfo]
+        words += [w for k, v in self.assume for w in ("--assume", f"{k}={v}")]
+        if scope.only is not None:
+            words += ["--rules", ",".join(sorted(scope.only))]
+        if scope.ignore:
+            words += ["--ignore", ",".join(sorted(scope.ignore))]
+        words += ["--deep"] * scope.deep + ["--strict"] * scope.strict
+        if limits.seconds is not None:
+            words += ["--timeout", str(limits.seconds)]
+        if limits.memory is not None:
+            words += ["--memory", str(limits.memory / (1 << 30))]
+        return words
+
 
 def _check(options: CheckOptions, target: str) -> _Result:
     """Audit one target: exit status and document, whatever happens."""
@@ -117,9 +135,18 @@ def _result(result: Union[_Result, Lost[str]]) -> _Result:
 
 
 def _results(
-    targets: Sequence[str], options: CheckOptions, limits: Limits
+    targets: Sequence[str],
+    options: CheckOptions,
+    limits: Limits,
+    scheduler: Optional[str],
 ) -> Iterator[_Result]:
     """Results in the order of the targets, as soon as they are there."""
+    if scheduler is not None:
+        from drgn_hvo.commands.cluster import results_of_cluster
+
+        argv = options.argv(limits)
+        yield from map(_result, results_of_cluster(scheduler, argv, targets, limits))
+        return
     check = partial(_check, options)
     if len(targets) == 1 and limits.seconds is None and limits.memory is None:
         yield check(targets[0])
@@ -164,12 +191,17 @@ def _report_error(document: CheckReport) -> None:
 
 
 def check_targets(
-    targets: Sequence[str], options: CheckOptions, output_format: str, limits: Limits
+    targets: Sequence[str],
+    options: CheckOptions,
+    output_format: str,
+    limits: Limits,
+    scheduler: Optional[str] = None,
 ) -> int:
     """
     Audit targets and print the results.
 
     :param output_format: ``"text"``, ``"json"`` or ``"ktap"``.
+    :param scheduler: Of the Dask cluster to do it on; ``None`` is this machine.
     :return: The exit status.
     :raises KeyboardInterrupt: with a text that says how far it got.
     """
@@ -179,7 +211,7 @@ def check_targets(
     show = nullcontext(None) if len(targets) == 1 else progress(len(targets), "target")
     try:
         with show as bar:
-            for status, document in _results(targets, options, limits):
+            for status, document in _results(targets, options, limits, scheduler):
                 statuses.append(status)
                 printer.print(document)
                 if bar is not None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, Union
 if TYPE_CHECKING:
     from pebble import ProcessFuture
 
-__all__ = ("Limits", "Lost", "results")
+__all__ = ("Limits", "Lost", "die_with", "results")
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -64,7 +64,7 @@ class Lost(Generic[_T]):
     crashed: bool = False
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Let the kernel end this process when its parent is gone, whatever ended that."""
     import ctypes
 
@@ -76,7 +76,7 @@ def _die_with(parent: int) -> None:
 
 def _begin(parent: int, log_level: int, memory: Optional[int]) -> None:
     """Set up a process: it logs as its parent, which Ctrl-C is for."""
-    _die_with(parent)
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("drgn").setLevel(log_level)
     if memory is not None:
