@@ -51,7 +51,7 @@ function _shtab_drgn_hvo_using
 end
 
 set -g _shtab_drgn_hvo_commands help show check page map heads extract synth oops demo rules faults defects
-set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --ignore --memory --oops --output --pfns --progress --resume --rules --symbols --targets-from --timeout --vmcoreinfo -j -o -s
+set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --ignore --memory --oops --output --pfns --progress --resume --rules --scheduler --symbols --targets-from --timeout --vmcoreinfo -j -o -s
 
 complete -c drgn-hvo -e
 complete -c drgn-hvo -f
@@ -84,6 +84,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l resume -xka "(__fish_co
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -s j -x -d 'how many targets to audit at the same time'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l timeout -x -d 'give a target up after this long, and go on with the others'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l memory -x -d 'give a target up that needs more memory (several targets: 16)'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l scheduler -x -d 'audit on the Dask cluster of this scheduler, tcp://HOST:PORT, whose workers see the targets by the same paths; '"'"'local'"'"' starts one here'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l format -xka "text json ktap" -d 'how to print the result'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l json -d 'the same as --format json'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l deep -d 'read all of vmemmap, not just what HVO used'
