@@ -142,12 +142,40 @@ def _audit(name: str, core: Path, target: float, *options: str) -> Iterator[Resu
     yield Result(name, usage.peak_mib, "MiB", 512, "", usage)
 
 
+def _one_page(core: Path, what: str) -> Iterator[Result]:
+    """
+    What one page costs, and an overview, against the heads of one chunk: processor
+    time on the same core, in turns.
+    """
+    pfn = machines.FIRST_PFN
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "heads.npy"
+        heads = hvo("heads", core, "--pfns", f"{pfn}-{pfn + (1 << 17) - 1}", "-o", out)
+        ways = [
+            [*heads, "--force"],
+            hvo("page", core, pfn + 100),
+            hvo("map", core, pfn + 100),
+            hvo("show", core),
+        ]
+        turns = [[run(way).cpu_seconds for way in ways] for _ in range(7)]
+    peer, *others = (min(seconds) for seconds in zip(*turns))
+    for (name, target), seconds in zip(_ONE_PAGE.items(), others):
+        ratio = seconds / peer
+        peer_name = "heads of one chunk of it"
+        yield Result(f"{name} of {what}", ratio, "times the time", target, peer_name)
+
+
+# Commands, and how many times the time of heads of one chunk they may take.
+_ONE_PAGE = {"page": 1.3, "map": 1.3, "show": 3.0}
+
+
 def _large(options: argparse.Namespace, directory: Path) -> Iterator[Result]:
     gib = options.gib
     large = machines.write(machines.folios(gib, 9), directory / "large.elf")
     name = f"check of {gib} GiB of 2 MiB pages"
     rows = list(_audit(name, large, 10))
     yield from rows
+    yield from _one_page(large, f"{gib} GiB, ELF")
     other_gib = 4 * gib if options.times_4 else gib // 4
     other = machines.write(machines.folios(other_gib, 9), directory / "other.elf")
     ways = [partial(run, hvo("check", core)) for core in (large, other)]
@@ -164,6 +192,7 @@ def _large(options: argparse.Namespace, directory: Path) -> Iterator[Result]:
     large.unlink()
     packed = machines.write(machines.folios(gib, 9), directory / "large.kdump", "kdump")
     yield from _audit(f"{name}, kdump-compressed", packed, 30)
+    yield from _one_page(packed, f"{gib} GiB, kdump-compressed")
     packed.unlink()
 
 

@@ -16,11 +16,14 @@ from pathlib import Path
 from drgn_hvo.synth.containers.output import write_core
 from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
 
-__all__ = ("empty", "folios", "without_hvo", "write")
+__all__ = ("FIRST_PFN", "empty", "folios", "without_hvo", "write")
 
 _PAGES_PER_GIB = 1 << 18
 # Where ZONE_NORMAL begins: 4 GiB.
 _NORMAL = 4 * _PAGES_PER_GIB
+
+#: The head of the first huge page of :func:`folios()`.
+FIRST_PFN = _NORMAL
 
 
 def _nodes(gib: int) -> tuple[Node, ...]:

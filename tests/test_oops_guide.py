@@ -18,8 +18,11 @@ import pytest
 from drgn_hvo.commands.oops import oops_document
 from drgn_hvo.commands.oops_text import print_oopses
 from drgn_hvo.formats.oops_log import parse_log, read_log
+from drgn_hvo.kernel.printk import kernel_log
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo_of
+from tests.command_support import run
+from tests.cores import core_path
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / "docs" / "oops.md").read_text()
@@ -57,3 +60,20 @@ def test_sample():
     shown = re.search(r"--oops sample_vmcores\S+\n(.+?)\n\.\.\.", GUIDE, re.DOTALL)
     assert shown is not None
     assert out.getvalue().startswith(shown[1] + "\n")
+
+
+def test_three_commands(tmp_path):
+    """From the log of a real kernel to its defect, as the guide shows it."""
+    core, log = core_path("6.12-mix"), tmp_path / "dmesg.txt"
+    lines = kernel_log(hvo_of(open_target(str(core), [], None)).kernel).lines()
+    log.write_text("\n".join(lines) + "\n")
+    section = GUIDE[GUIDE.index("## Three commands") :]
+    (shown,) = re.findall(r"```text\n(.*?)```", section, re.DOTALL)[:1]
+    steps = re.findall(r"^\$ drgn-hvo (.*)\n((?:(?!\$ ).*\n)*)", shown, re.MULTILINE)
+    assert len(steps) == 3
+    for command, output in steps:
+        files = {"vmcore": str(core), "dmesg.txt": str(log)}
+        printed = run(*(files.get(word, word) for word in command.split())).stdout
+        for line in output.splitlines():
+            assert line == "..." or line in printed.splitlines()
+    assert "6.12.115 and later lose the memory of freed huge pages" in section

@@ -65,7 +65,7 @@ DEFECTS = {
             "struct pages with PG_head and the hugetlb type in frames of their own, of "
             "folios that are on no list and not optimized; huge pages that a larger "
             "one was demoted to have its HPG_vmemmap_optimized, but share no frames",
-            "6.12.115 to 6.12.117 and others that took 'mm/hugetlb_vmemmap: fix "
+            "6.12.115 and later, and others that took 'mm/hugetlb_vmemmap: fix "
             "incorrect vmemmap restore in rollback' onto mirrored heads",
             "the kernel log has 'corrupted mapping in tail page' or 'nonzero mapcount' "
             "from the time when huge pages were freed",

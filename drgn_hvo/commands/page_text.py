@@ -66,6 +66,8 @@ def page_lines(page: PageEntry) -> list[tuple[str, str]]:
     lines += _use_lines(page)
     if page["folio"] is not None:
         lines += _folio_lines(page)
+    elif page["copy_of"] is not None:
+        pass  # what it says of a huge page is the head's that it is a copy of
     elif page["hugetlb"] and page["unread"]:
         lines.append(("Huge page", "hugetlb; its list and mapping were not read"))
     elif page["hugetlb"]:
