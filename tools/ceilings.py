@@ -4,9 +4,9 @@
 Ceilings
 --------
 
-Makes ``docs/ceilings.md`` of the limits in the code on what a dump, a log or a peer can
-decide: each is a constant ``_MAX_…`` (or the like) with its reason in the comment above,
-and whoever reaches one says so. ``python -m tools.ceilings > docs/ceilings.md``.
+Makes ``docs/ceilings.md`` of the limits in the code on what a dump, a log or a peer
+can decide: each is a constant ``_MAX_…`` (or the like) with its reason in the comment
+above, and whoever reaches one says so. ``python -m tools.ceilings > docs/ceilings.md``.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _NOT_IN = ("synth/", "demo/")
 _HEAD = """\
 # Ceilings
 
-What a core says may be damage, or malice: a count of 2^32 symbols, a name that does not
-end, page tables that map one frame a billion times. Each count, string, walk, list, table
-and allocation that a dump, a log or a QMP peer decides has a ceiling that real kernels
-stay far below. What reaches one is an error of one line, or is left out and counted.
-`--memory` and `--timeout` of `check` are the last fence, around each process.
+What a core says may be damage, or malice: a count of 2^32 symbols, a name that does
+not end, page tables that map one frame a billion times. Counts, strings, walks, lists,
+tables and allocations that a dump, a log or a QMP peer decides have ceilings that real
+kernels stay far below. What reaches one is an error of one line, or is left out and
+counted. `--memory` and `--timeout` of `check` are the last fence, around each process.
 
 | where | ceiling | value | why |
 |---|---|---|---|

@@ -47,6 +47,7 @@ _TRACE = re.compile(r"Call [Tt]race:")
 # What stands behind "? " was found on the stack, and need not have been called.
 _CALL = re.compile(r"(?<![\w.])(?<!\? )([A-Za-z_][\w.]{0,511})\+0x[0-9a-f]{1,8}/0x")
 
+# No report prints more; a log of nothing but such lines must not fill memory.
 _MAX_CALLS = 64
 _MAX_STACK = 64
 

@@ -35,6 +35,7 @@ _Reader = Callable[[int, int], bytes]
 # Gives the index of the only symbol of a name.
 _Finder = Callable[[bytes], Optional[int]]
 
+# An allyesconfig kernel has fewer than 500,000.
 _MAX_SYMBOLS = 4_000_000
 
 # kallsyms_markers says where each 256th name begins.

@@ -51,6 +51,7 @@ _MAX_RECORDS = 1 << 26
 # DUMP_DH_COMPRESSED_INCOMPLETE: makedumpfile could not write all, for want of space.
 INCOMPLETE = 1 << 3
 
+# Everything that a kernel prints there fits in one or two pages.
 _MAX_VMCOREINFO = 1 << 20
 
 # What else a file holds in one piece: notes of machines with thousands of processors
