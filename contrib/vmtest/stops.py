@@ -207,11 +207,6 @@ POOLS = (
         "a pool shrinks by one: the next node that has a free one",
         stride=13,
     ),
-    Stop(
-        ("hugetlb_acct_memory", "hugetlb_reserve_pages"),
-        "reserve of the pool, under hugetlb_lock",
-        stride=13,
-    ),
 )
 
 #: Allocations that fail while pools grow and shrink.
