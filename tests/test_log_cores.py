@@ -261,8 +261,9 @@ def test_notations():
     sample = SAMPLES / "debian-7.2.kdump"
     shown = run("page", sample, "pfn:04600")
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert shown.stdout.startswith("PFN          17920 (0x4600)")
-    assert "hexadecimal" in shown.stdout.splitlines()[0]
+    (line,) = (x for x in shown.stdout.splitlines() if x.startswith("PFN  "))
+    assert line.startswith("PFN          17920 (0x4600)")
+    assert "hexadecimal" in line
     check_refused(run("page", sample, "pfn:10840"), "10840", "67648", "pfn:0x10840")
     check_refused(run("map", sample, "pfn:10840"), "10840", "67648")
     pages = json.loads(run("page", sample, "pfn:04600", "17920", "--json").stdout)
