@@ -21,7 +21,12 @@ import jsonschema
 import pytest
 
 from drgn_hvo.audit.page_faults import VERDICTS
-from drgn_hvo.commands import catalogue_reports, log_reports, reports
+from drgn_hvo.commands import (
+    catalogue_reports,
+    log_reports,
+    reports,
+    single_page_reports,
+)
 from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.extract.needs import REASONS
 from drgn_hvo.formats.oops_log import FORMS
@@ -37,10 +42,10 @@ SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
 REPORTS: dict[str, tuple[Any, ...]] = {
     "show": (reports.ShowReport,),
     "check": (reports.AuditReport, reports.ErrorReport),
-    "page": (reports.PageReport, log_reports.OopsReport),
+    "page": (single_page_reports.PageReport, log_reports.OopsReport),
     "oops": (log_reports.OopsReport,),
     "progress": (reports.ProgressReport,),
-    "map": (reports.MapReport,),
+    "map": (single_page_reports.MapReport,),
     "heads": (reports.HeadsReport,),
     "extract": (reports.ExtractReport,),
     "synth": (catalogue_reports.SynthReport,),

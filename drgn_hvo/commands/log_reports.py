@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Literal, Optional, TypedDict
 
-from drgn_hvo.commands.reports import Hex, PageReport
+from drgn_hvo.commands.reports import Hex
+from drgn_hvo.commands.single_page_reports import PageReport
 
 __all__ = (
     "FaultEntry",

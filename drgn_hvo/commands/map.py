@@ -24,7 +24,7 @@ from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import (
+    from drgn_hvo.commands.single_page_reports import (
         MapReport,
         MapRowEntry,
         MapTailEntry,

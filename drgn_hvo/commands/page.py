@@ -46,7 +46,7 @@ from drgn_hvo.memmap.pools import LIST_NAMES, hpg_flags
 
 if TYPE_CHECKING:
     from drgn_hvo.audit.findings import Finding
-    from drgn_hvo.commands.reports import (
+    from drgn_hvo.commands.single_page_reports import (
         CoveringFolioEntry,
         FrameOfEntry,
         PageEntry,

@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Optional
 from drgn_hvo.commands.document import human_size
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import FrameOfEntry, PageEntry, PageFindingEntry
+    from drgn_hvo.commands.single_page_reports import (
+        FrameOfEntry,
+        PageEntry,
+        PageFindingEntry,
+    )
 
 __all__ = ("frame_of_text", "next_step", "page_conclusions")
 

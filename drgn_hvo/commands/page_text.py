@@ -15,7 +15,7 @@ from drgn_hvo.commands.document import human_size, hwpoison_text
 from drgn_hvo.commands.page_conclusions import frame_of_text
 
 if TYPE_CHECKING:
-    from drgn_hvo.commands.reports import (
+    from drgn_hvo.commands.single_page_reports import (
         PageEntry,
         PageFindingEntry,
         PageReport,
