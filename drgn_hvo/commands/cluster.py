@@ -17,6 +17,7 @@ from importlib import import_module
 import json
 import logging
 import os
+from runpy import run_module
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -139,13 +140,13 @@ def results_of_cluster(
             futures[i] = None
 
 
-def _main() -> int:
+def _main() -> None:
     """The process of one target, which must not outlive its worker."""
     die_with(os.getppid())
-    from drgn_hvo.cli import main
-
-    return main(["check", "--format", "json", *sys.argv[1:]])
+    sys.argv[1:1] = ["check", "--format", "json"]
+    # The command stands above this room: it is run as Python runs it, not imported.
+    run_module("drgn_hvo", run_name="__main__")
 
 
 if __name__ == "__main__":
-    sys.exit(_main())
+    _main()
