@@ -29,9 +29,13 @@ class Property:
     text: str
 
 
-def kernel_properties(hvo: Hvo) -> list[Property]:
-    """The properties of a kernel, as far as its pools can be read."""
-    if not hvo.has_hugetlb or not hvo.hugetlb.tails_are_writable:
+def kernel_properties(hvo: Hvo, *, tails_are_writable: bool) -> list[Property]:
+    """
+    The properties of a kernel.
+
+    :param tails_are_writable: Whether those of its huge pages are, by design.
+    """
+    if not tails_are_writable:
         return []
     return [
         Property(

@@ -209,7 +209,8 @@ def _properties(hvo: Hvo, scope: CheckScope) -> list[PropertyEntry]:
     """Properties that bear on a rule that was asked for; it takes folios to know."""
     if "vmemmap-tail-writable" not in scope.rules:
         return []
-    return [{"name": one.name, "text": one.text} for one in kernel_properties(hvo)]
+    found = kernel_properties(hvo, tails_are_writable=hvo.hugetlb.tails_are_writable)
+    return [{"name": one.name, "text": one.text} for one in found]
 
 
 def _checked(counts: Mapping[str, int]) -> CheckedEntry:

@@ -25,9 +25,10 @@ from drgn_hvo.commands.document import (
 )
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.folios import Folios, Hugetlb
-from drgn_hvo.memmap.hvo import Hvo, saved_by_node_order
-from drgn_hvo.memmap.hwpoison import are_hwpoisoned, hwpoisoned_folios
-from drgn_hvo.memmap.not_optimized import REASONS, why_not_optimized
+from drgn_hvo.memmap.hvo import Hvo
+from drgn_hvo.memmap.hwpoison import are_hwpoisoned
+from drgn_hvo.memmap.not_optimized import REASONS
+from drgn_hvo.memmap.overview import Overview, overview_of
 from drgn_hvo.memmap.pools import LIST_NAMES, HState
 from drgn_hvo.memmap.shared_tails import SharedTail
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         HwpoisonedEntry,
         NotOptimizedEntry,
         Pools,
+        PropertyEntry,
         SavedByEntry,
         SavedEntry,
         SharedTailEntry,
@@ -58,6 +60,7 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
     """
     kernel, layout = hvo.kernel, hvo.layout
     struct_page = kernel.struct_page
+    overview = overview_of(hvo, whole=folios) if hvo.has_hugetlb else None
     return {
         **kernel_document(target, kernel.release),
         "arch": kernel.arch,
@@ -76,31 +79,39 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
         "tail_layout": _tail_layout(hvo),
         "hvo_enabled": _hvo_enabled(hvo),
         "vmemmap": _vmemmap(hvo),
-        **_pools(hvo, folios=folios),
-        "properties": [
-            {"name": one.name, "text": one.text} for one in kernel_properties(hvo)
-        ],
-        "hwpoisoned": _hwpoisoned(hvo),
-        "not_optimized": _not_optimized(hvo),
+        **_pools(hvo, overview, folios=folios),
+        "properties": _properties(hvo, overview),
+        "hwpoisoned": _hwpoisoned(overview),
+        "not_optimized": _not_optimized(overview),
         # What could not be read, which is known when all of the above was looked at.
-        "notes": [*layout.notes, *_unread(hvo), *_missing_tables(hvo)],
+        "notes": [
+            *layout.notes,
+            *_unread(hvo),
+            *_missing_tables(hvo),
+            *(overview.left_out if overview is not None else ()),
+        ],
     }
 
 
-def _pools(hvo: Hvo, *, folios: bool) -> Pools:
-    hugetlb = hvo.hugetlb if hvo.has_hugetlb else None
+def _pools(hvo: Hvo, overview: Optional[Overview], *, folios: bool) -> Pools:
     pools: Pools = {"shared_tails": None, "hstates": None, "saved": None}
-    if hugetlb is not None:
+    if overview is not None:
         pools["shared_tails"] = [_shared_tail(hvo, t) for t in hvo.shared_tails]
-        pools["hstates"] = [_hstate(hvo, hugetlb, h) for h in hugetlb.hstates]
-        pools["saved"] = _saved(hvo, hugetlb)
+        pools["hstates"] = [_hstate(hvo, overview, h) for h in overview.hstates]
+        pools["saved"] = _saved(hvo, overview)
     if folios:
-        pools["folios"] = None if hugetlb is None else list(_folios(hvo, hugetlb))
+        pools["folios"] = None if overview is None else list(_folios(hvo, hvo.hugetlb))
     return pools
 
 
-def _hwpoisoned(hvo: Hvo) -> Optional[list[HwpoisonedEntry]]:
-    if not hvo.has_hugetlb or any(one.need in _ALL_FOLIOS for one in hvo.unread):
+def _properties(hvo: Hvo, overview: Optional[Overview]) -> list[PropertyEntry]:
+    writable = overview is not None and overview.tails_are_writable
+    found = kernel_properties(hvo, tails_are_writable=writable)
+    return [{"name": one.name, "text": one.text} for one in found]
+
+
+def _hwpoisoned(overview: Optional[Overview]) -> Optional[list[HwpoisonedEntry]]:
+    if overview is None or overview.hwpoisoned is None:
         return None
     return [
         {
@@ -109,16 +120,12 @@ def _hwpoisoned(hvo: Hvo) -> Optional[list[HwpoisonedEntry]]:
             "raw_pages": None if one.raw_pages is None else list(one.raw_pages),
             "unknown": one.unknown,
         }
-        for one in hwpoisoned_folios(hvo)
+        for one in overview.hwpoisoned
     ]
 
 
-# What has to be read to know of all huge pages.
-_ALL_FOLIOS = (Need.NODES, Need.POOLS, Need.LISTS, Need.FOLIO_HEADS)
-
-
-def _not_optimized(hvo: Hvo) -> Optional[list[NotOptimizedEntry]]:
-    if not hvo.has_hugetlb:
+def _not_optimized(overview: Optional[Overview]) -> Optional[list[NotOptimizedEntry]]:
+    if overview is None or overview.not_optimized is None:
         return None
     return [
         {
@@ -127,7 +134,7 @@ def _not_optimized(hvo: Hvo) -> Optional[list[NotOptimizedEntry]]:
             "reason": REASONS[one.reason],
             "count": one.count,
         }
-        for one in why_not_optimized(hvo)
+        for one in overview.not_optimized
     ]
 
 
@@ -190,32 +197,20 @@ def _is_row(hvo: Hvo, hstate: HState, nid: int) -> bool:
     return nid in hvo.mmzone.online_nids or any(known) or None in known
 
 
-def _hstate(hvo: Hvo, hugetlb: Hugetlb, hstate: HState) -> HstateEntry:
-    of_order = hugetlb.folios.order == hstate.order
-    nids = hvo.folio_nids
-    # A folio of which nothing tells the node may be on any.
-    are_nids_known = not bool((of_order & (nids < 0)).any())
-    are_mapped = are_nids_known and not hvo.vmemmap.walk.missing
-    unread = [a for a in hugetlb.lists_of(hstate.order) if not a.is_whole]
-    unread_nids = {a_list.nid for a_list in unread}
+def _hstate(hvo: Hvo, overview: Overview, hstate: HState) -> HstateEntry:
     nodes: list[HstateNodeEntry] = []
     for nid in hvo.mmzone.nids:
         if not _is_row(hvo, hstate, nid):
             continue
-        here = of_order & (nids == nid)
-        are_listed = are_nids_known and not unread_nids & {nid, None}
+        counts = overview.nodes[hstate.order, nid]
         nodes.append(
             {
                 "nid": nid,
                 "total": hstate.total_node[nid],
                 "free": hstate.free_node[nid],
                 "surplus": hstate.surplus_node[nid],
-                "folios": int(here.sum()) if are_listed else None,
-                "optimized": (
-                    int((here & hugetlb.optimized_mapping).sum())
-                    if are_mapped
-                    else None
-                ),
+                "folios": counts.folios,
+                "optimized": counts.optimized,
             }
         )
     return {
@@ -229,14 +224,14 @@ def _hstate(hvo: Hvo, hugetlb: Hugetlb, hstate: HState) -> HstateEntry:
     }
 
 
-def _saved(hvo: Hvo, hugetlb: Hugetlb) -> SavedEntry:
+def _saved(hvo: Hvo, overview: Overview) -> SavedEntry:
     pages: Optional[int] = None
     by_node_order: Optional[list[SavedByEntry]] = None
-    if not hvo.vmemmap.walk.missing:
-        pages = int(hugetlb.folios.shared_ptes.sum())
+    if overview.saved is not None:
+        pages = sum(overview.saved.values())
         by_node_order = [
             {"nid": nid, "order": order, "pages": count}
-            for (nid, order), count in saved_by_node_order(hvo).items()
+            for (nid, order), count in overview.saved.items()
         ]
     shared: Optional[int] = None
     if not any(unread.need in _TAIL_PAGES for unread in hvo.unread):
@@ -326,7 +321,7 @@ def _tail_frames(folios: Folios) -> dict[int, list[int]]:
 def _unread(hvo: Hvo) -> Iterator[str]:
     """What could not be read of nodes, slots and pools, and where lists are broken."""
     yield from map(str, hvo.unread)
-    for a_list in hvo.hugetlb.lists if hvo.has_hugetlb else ():
+    for a_list in hvo.hugetlb.lists if hvo.has_read_folios else ():
         link = a_list.broken
         if link is not None and not a_list.is_unread:
             yield f"the {a_list} is broken: the link at {link.address:#x} {link.reason}"

@@ -112,6 +112,9 @@ VARIABLES: dict[str, Variable] = {
     "high_memory": Variable("void *", "mm/memory.c"),
     "__highest_present_section_nr": Variable("unsigned long", "mm/sparse.c"),
     "memblock": Variable("struct memblock", "mm/memblock.c", in_extracts=False),
+    "num_poisoned_pages": Variable(
+        "atomic_long_t", "mm/memory-failure.c", in_extracts=False
+    ),
     "_totalram_pages": Variable("atomic_long_t", "mm/page_alloc.c"),
     "vm_node_stat": Variable(
         "atomic_long_t", "mm/vmstat.c", (Enumerator("NR_VM_NODE_STAT_ITEMS"),)

@@ -22,7 +22,7 @@ from drgn_hvo.kernel.arrays import Int64Array, is_in
 from drgn_hvo.memmap.folios import Folios, SomeFolios
 from drgn_hvo.memmap.list_links import Links
 from drgn_hvo.memmap.list_place import ListPlace, ListPlaces
-from drgn_hvo.memmap.pools import ACTIVE_LIST, NO_LIST, HState, Pools, read_pools
+from drgn_hvo.memmap.pools import ACTIVE_LIST, NO_LIST, HState, Pools
 
 if TYPE_CHECKING:
     from drgn_hvo.memmap.hvo import Hvo
@@ -81,10 +81,10 @@ class CoveringFolios:
         self._private = hvo.layout.tails.private_slices
         self._found: dict[int, Optional[Covering]] = {}
 
-    @cached_property
+    @property
     def pools(self) -> Pools:
         """All pools and their counters."""
-        return read_pools(self._hvo.kernel, self._hvo.mmzone)
+        return self._hvo.pools
 
     @cached_property
     def _some(self) -> SomeFolios:

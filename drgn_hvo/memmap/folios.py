@@ -30,9 +30,9 @@ from drgn_hvo.memmap.pools import (
     NO_LIST,
     HState,
     HugePageList,
+    Pools,
     hpg_flags,
     read_lists,
-    read_pools,
 )
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail
@@ -426,12 +426,13 @@ class _FolioSlices:
 def read_hugetlb(
     vmemmap: Vmemmap,
     mmzone: Mmzone,
+    pools: Pools,
     tails: Sequence[SharedTail],
     private_tails: PrivateTails,
     private_slices: int = 1,
 ) -> Hugetlb:
     """
-    Read all pools, lists and folios of a kernel with types.
+    Read all lists and folios of a kernel with types.
 
     :param private_slices: How many pages of struct pages optimized folios keep.
     """
@@ -440,7 +441,6 @@ def read_hugetlb(
     finder = _Finder(vmemmap, tails, fields, private_tails, private_slices)
     mapped = finder.mapped()
     links = Links(vmemmap, finder.heads, mapped.pfn)
-    pools = read_pools(kernel, mmzone)
     lists: list[HugePageList] = []
     for hstate in pools.hstates:
         lists += read_lists(vmemmap, hstate, mmzone.nids, links)

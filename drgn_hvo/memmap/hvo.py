@@ -26,7 +26,7 @@ from drgn_hvo.memmap.folios import Folios, Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
 from drgn_hvo.memmap.page_words import PageWordsReader
-from drgn_hvo.memmap.pools import hpg_flags
+from drgn_hvo.memmap.pools import Pools, hpg_flags, read_pools
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
 from drgn_hvo.memmap.vmemmap import Vmemmap
@@ -112,11 +112,22 @@ class Hvo:
         return list(self.tail_slots.used)
 
     @cached_property
+    def pools(self) -> Pools:
+        """All pools and their counters."""
+        return read_pools(self.kernel, self.mmzone)
+
+    @property
+    def has_read_folios(self) -> bool:
+        """Whether each huge page was read already."""
+        return "hugetlb" in vars(self)
+
+    @cached_property
     def hugetlb(self) -> Hugetlb:
         """Pools, lists and folios."""
         return read_hugetlb(
             self.vmemmap,
             self.mmzone,
+            self.pools,
             self.shared_tails,
             self.private_tails,
             self.layout.tails.private_slices,
@@ -143,7 +154,9 @@ class Hvo:
     def unread(self) -> tuple[Unread, ...]:
         """What could not be read of nodes, slots and pools, as far as these were."""
         found: list[Unread] = []
-        for part in ("mmzone", "tail_slots", "hugetlb"):
+        # What was not read of pools is a part of what was not read of folios.
+        pools = "hugetlb" if self.has_read_folios else "pools"
+        for part in ("mmzone", "tail_slots", pools):
             if part in vars(self):
                 found += getattr(self, part).unread
         return tuple(found)

@@ -19,7 +19,7 @@ import numpy as np
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, distinct, is_in
 from drgn_hvo.memmap.hvo import Hvo
 
-__all__ = ("REASONS", "NotOptimized", "why_not_optimized")
+__all__ = ("REASONS", "NotOptimized", "reason_of_all", "why_not_optimized")
 
 #: Reasons by name, the first that holds for a huge page is told.
 REASONS = {
@@ -68,6 +68,20 @@ def why_not_optimized(hvo: Hvo) -> list[NotOptimized]:
         NotOptimized(None if nid < 0 else nid, order, names[reason], count)
         for (order, nid, reason), count in zip(rows.tolist(), counts.tolist())
     ]
+
+
+def reason_of_all(hvo: Hvo, order: int) -> Optional[str]:
+    """
+    The reason of all huge pages of an order that are not optimized, ``None`` if each
+    has its own.
+    """
+    geometry = hvo.kernel.geometry
+    holds = {
+        "too-small": geometry.struct_page_size << order < 2 * geometry.page_size,
+        "not-built": not _is_built(hvo),
+        "odd-size": not geometry.power_of_2,
+    }
+    return next((reason for reason, held in holds.items() if held), None)
 
 
 def _reasons(hvo: Hvo) -> Int64Array:

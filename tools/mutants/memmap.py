@@ -13,6 +13,22 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-overview-accounts",
+        "memmap/overview.py::_stretches",
+        "or int(shared.sum()) + private_ones != _occurrences(hvo, frames)",
+        "",
+        "what maps a shared frame and belongs to no huge page would not be noticed",
+        ("test_overview.py::test_what_does_not_account_for_itself",),
+    ),
+    Mutant(
+        "memmap-overview-pool",
+        "memmap/overview.py::counted_overview",
+        "if total is None or optimized > total:",
+        "if total is None:",
+        "a counter that is too small would be taken for the number of huge pages",
+        ("test_overview.py::test_more_huge_pages_than_the_pool_has",),
+    ),
+    Mutant(
         "memmap-subpage-indices",
         "memmap/tail_fields.py::TailFields._plain_fields",
         "if index in self._private_indices:",
