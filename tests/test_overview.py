@@ -119,6 +119,12 @@ def test_what_does_not_account_for_itself(slice_, bits):
     assert (found is None) == ((slice_, bits) != (0, 1 << 1))
 
 
+def test_a_frame_that_is_nobodys_to_share():
+    """The heads of two huge pages on one frame: no slice behind them looks wrong."""
+    case = Case.of("shared-7.3", ["head-frame-shared"])
+    assert counted_overview(hvo_of(case.prog)) is None
+
+
 def test_more_huge_pages_than_the_pool_has():
     case = Case.of("shared-7.3")
     counter = case.targets.hstate(9, "nr_huge_pages_node[0]")

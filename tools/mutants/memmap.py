@@ -18,7 +18,7 @@ MEMMAP = (
         "or int(shared.sum()) + private_ones != _occurrences(hvo, frames)",
         "",
         "what maps a shared frame and belongs to no huge page would not be noticed",
-        ("test_overview.py::test_what_does_not_account_for_itself",),
+        ("test_overview.py::test_a_frame_that_is_nobodys_to_share",),
     ),
     Mutant(
         "memmap-overview-pool",
