@@ -10,7 +10,13 @@ Strategies of hypothesis for descriptions of small machines of any generation.
 from hypothesis import assume, strategies as st
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
+from drgn_hvo.synth.described.description import (
+    Description,
+    DeviceMemory,
+    HugePages,
+    Node,
+    Pages,
+)
 from drgn_hvo.synth.described.generations import generation
 from drgn_hvo.synth.machine.machine import build_machine
 
@@ -44,6 +50,20 @@ def nodes(draw):
 
 
 @st.composite
+def devices(draw, machine):
+    """Up to two devices behind all memory, with sections of their own."""
+    end = max(stop for node in machine for _, stop in node.ranges)
+    made = []
+    for _ in range(draw(st.integers(0, 2))):
+        first = -(-end // SECTION) * SECTION + draw(st.integers(0, 1)) * SECTION
+        count = draw(st.integers(1, 2)) * SECTION >> 9
+        node = draw(st.sampled_from(machine))
+        made.append(DeviceMemory(node.id, first, 9, count))
+        end = made[-1].end_pfn
+    return tuple(made)
+
+
+@st.composite
 def descriptions(draw, name):
     """Small machines of a generation; some have no room for what they ask."""
     entry = generation(name)
@@ -67,15 +87,19 @@ def descriptions(draw, name):
             # The reader finds folios on no list by frames that repeat; of two
             # slices, only one maps the shared frame. No kernel has such huge pages.
             where = "free"
+        optimized = can and origin != "restored" and draw(st.integers(0, 3)) < 3
+        # One slice at least is shared, or nothing tells that the folio is optimized.
+        most = (1 << order) // 64 - 2 if optimized and entry.array_is_allocated else 0
         huge.append(
             HugePages(
                 **place(),
                 order=order,
                 count=draw(st.integers(1, 3)),
                 list=where,
-                optimized=can and origin != "restored" and draw(st.integers(0, 3)) < 3,
+                optimized=optimized,
                 origin=origin,
                 surplus=draw(st.booleans()),
+                restored_slices=draw(st.integers(0, min(most, 3))) if most > 2 else 0,
             )
         )
     pages = [
@@ -94,6 +118,7 @@ def descriptions(draw, name):
         nodes=machine,
         huge_pages=tuple(huge),
         pages=tuple(pages),
+        devices=draw(devices(machine)) if entry.dax else (),
         hstates=orders,
         paging_levels=draw(st.sampled_from([4, 5])),
         kernel_offset=draw(st.integers(0, 400)) << 21,

@@ -117,9 +117,14 @@ def expected_heads(machine: Machine) -> dict[int, tuple[int, int]]:
         *machine.plan.huge,
         *(p for p in machine.plan.pages if p.group.kind in kinds),
     ]
+    heads = [(h, placed.group.order) for placed in compound for h in placed.heads()]
+    heads += [
+        (head, device.order)
+        for device in machine.plan.description.devices
+        for head in device.heads()
+    ]
     return {
-        pfn: (head, placed.group.order)
-        for placed in compound
-        for head in placed.heads()
-        for pfn in range(head, head + (1 << placed.group.order))
+        pfn: (head, order)
+        for head, order in heads
+        for pfn in range(head, head + (1 << order))
     }

@@ -67,6 +67,15 @@ def check_folios(machine, hvo):
         1, machine.plan.generation.struct_page_size * (1 << folios.order) // 4096
     )
     private = machine.plan.generation.private_slices
+    private += np.array(
+        [
+            placed.group.restored_slices
+            for pfn in folios.head_pfn.tolist()
+            for placed in machine.plan.huge
+            if placed.first_pfn <= pfn < placed.end_pfn
+        ],
+        dtype=np.int64,
+    )
     shared = np.where(hvo.hugetlb.optimized_mapping, slices - private, 0)
     assert folios.shared_ptes.tolist() == shared.tolist()
 
@@ -87,10 +96,11 @@ def check_counters(machine, hvo):
 
 def check_heads(machine, hvo):
     end = hvo.vmemmap.end_pfn
-    assert end == (machine.plan.sections[-1] + 1) * SECTION
+    present = {*machine.plan.sections, *machine.plan.device_sections}
+    assert end == (max(present) + 1) * SECTION
     heads = np.concatenate(list(hvo.heads.range(0, end)))
     expected = np.full(end, ALL_ONES, dtype=np.uint64)
-    for section in machine.plan.sections:
+    for section in present:
         span = slice(section * SECTION, (section + 1) * SECTION)
         expected[span] = np.arange(span.start, span.stop, dtype=np.uint64)
     for pfn, (head, _) in expected_heads(machine).items():

@@ -189,6 +189,7 @@ def _row(hvo: Hvo, drawn: _Drawn, first: int, i: int, rows: list[_Row]) -> MapRo
     address = hvo.vmemmap.base + (first + row.first) * hvo.vmemmap.page_size
     is_repeated = i > 0 and row.pfn is not None and row.pfn == rows[0].pfn
     tail = None if is_repeated else _tail(hvo, row)
+    repeated = next((r.first for r in rows[:i] if r.pfn == row.pfn), None)
     return {
         "first": row.first,
         "last": row.last,
@@ -198,6 +199,7 @@ def _row(hvo: Hvo, drawn: _Drawn, first: int, i: int, rows: list[_Row]) -> MapRo
         "last_frame": row.last_pfn,
         "writable": None if row.pfn is None else row.writable,
         "repeats_head": is_repeated,
+        "repeats_slice": None if row.pfn is None or tail is not None else repeated,
         "tail": tail,
         "begins_with_copy": _has_copies(hvo, first, row),
         "findings": drawn.broken(hvo, address, row),
@@ -356,6 +358,8 @@ def _owner(row: MapRowEntry) -> str:
         if tail["zone_index"] is not None:
             zone = f" zone {printable(tail['zone'] or 'unknown')}"
         return f" shared tail page of node {tail['nid']}{zone} order {tail['order']}"
+    if row["repeats_slice"] is not None:
+        return f" the frame of slice {row['repeats_slice']} again"
     return " the head" if not row["first"] else ""
 
 

@@ -33,6 +33,7 @@ from drgn_hvo.formats.tail_words import (
     is_tail,
     mask_order,
 )
+from drgn_hvo.memmap.devices import is_device_zone
 from drgn_hvo.memmap.frame_use import frame_use
 from drgn_hvo.memmap.heads import Head, read_head
 from drgn_hvo.memmap.hvo import Hvo
@@ -227,6 +228,8 @@ def _add_head(hvo: Hvo, page: PageEntry, head: Optional[Head]) -> None:
         return
     page["order"], page["hugetlb"] = head.order, head.hugetlb
     page["nid"], page["zone"] = head.nid, head.zone
+    if is_device_zone(hvo, head.zone_index):
+        page["use"] = "memory of a device (ZONE_DEVICE)"
     # A word that is wrong leads to a head that does not reach here.
     reaches = head.pfn <= page["pfn"]
     if head.order is not None:

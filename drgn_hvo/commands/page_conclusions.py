@@ -129,7 +129,8 @@ def frame_of_text(use: FrameOfEntry) -> str:
         text = f"the shared tail page of node {use['nid']}{zone} order {order}"
         if use["mapped_by"] is None:
             return f"{text}; who maps it is not known"
-        users = f"{use['mapped_by']} slices of {use['huge_pages']} huge pages"
+        whose = "pages of devices" if use["zone"] == "Device" else "huge pages"
+        users = f"{use['mapped_by']} slices of {use['huge_pages']} {whose}"
         return f"{text}, mapped by {users}"
     pfns = f"PFN {use['first_pfn']} to {use['last_pfn']}"
     pfns = f"the struct pages of {pfns}"

@@ -242,6 +242,19 @@ class SavedEntry(TypedDict):
     by_node_order: Optional[list[SavedByEntry]]
 
 
+class DeviceEntry(TypedDict):
+    """
+    Memory of devices of one node: how many pages of vmemmap it has, on how many frames.
+    """
+
+    nid: int
+    first_pfn: int
+    last_pfn: int
+    slices: int
+    frames: int
+    saved_pages: int
+
+
 class FolioEntry(TypedDict):
     """
     A hugetlb folio of ``show --folios``: ``list`` is ``None`` if it is on none, and if
@@ -311,6 +324,7 @@ class ShowReport(KernelReport, Pools):
     properties: list[PropertyEntry]
     hwpoisoned: Optional[list[HwpoisonedEntry]]
     not_optimized: Optional[list[NotOptimizedEntry]]
+    devices: Optional[list[DeviceEntry]]
     notes: list[str]
 
 

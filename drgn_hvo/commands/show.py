@@ -24,6 +24,7 @@ from drgn_hvo.commands.document import (
     kernel_document,
 )
 from drgn_hvo.kernel.unread import Need
+from drgn_hvo.memmap.devices import device_memory, is_device_zone
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.hwpoison import are_hwpoisoned
@@ -34,6 +35,7 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 
 if TYPE_CHECKING:
     from drgn_hvo.commands.reports import (
+        DeviceEntry,
         FolioEntry,
         HstateEntry,
         HstateNodeEntry,
@@ -83,6 +85,7 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
         "properties": _properties(hvo, overview),
         "hwpoisoned": _hwpoisoned(overview),
         "not_optimized": _not_optimized(overview),
+        "devices": _devices(hvo),
         # What could not be read, which is known when all of the above was looked at.
         "notes": [
             *layout.notes,
@@ -135,6 +138,23 @@ def _not_optimized(overview: Optional[Overview]) -> Optional[list[NotOptimizedEn
             "count": one.count,
         }
         for one in overview.not_optimized
+    ]
+
+
+def _devices(hvo: Hvo) -> Optional[list[DeviceEntry]]:
+    found = device_memory(hvo) if hvo.has_hugetlb else None
+    if found is None:
+        return None
+    return [
+        {
+            "nid": one.nid,
+            "first_pfn": one.first_pfn,
+            "last_pfn": one.last_pfn,
+            "slices": one.slices,
+            "frames": one.frames,
+            "saved_pages": one.slices - one.frames,
+        }
+        for one in found
     ]
 
 
@@ -235,8 +255,10 @@ def _saved(hvo: Hvo, overview: Overview) -> SavedEntry:
         ]
     shared: Optional[int] = None
     if not any(unread.need in _TAIL_PAGES for unread in hvo.unread):
-        # A frame that two slots name is one frame.
-        shared = len({tail.pfn for tail in hvo.shared_tails if tail.pfn is not None})
+        # A frame that two slots name is one frame. Those of ZONE_DEVICE are no huge
+        # page's: what they save is counted with the memory of devices.
+        tails = [t for t in hvo.shared_tails if not is_device_zone(hvo, t.zone_index)]
+        shared = len({tail.pfn for tail in tails if tail.pfn is not None})
     net = None if pages is None or shared is None else pages - shared
     return {
         "pages": pages,
@@ -363,6 +385,7 @@ def print_show(doc: ShowReport) -> None:
     if doc["saved"] is not None:
         print()
         _print_saved(doc["saved"], doc["page_size"])
+    _print_devices(doc["devices"])
     _print_hwpoisoned(doc["hwpoisoned"])
     folios = doc.get("folios")
     if folios:
@@ -481,6 +504,15 @@ def _print_saved(saved: SavedEntry, page_size: int) -> None:
         f"Saved        {pages} pages of vmemmap, less {shared} shared tail pages: "
         f"{_known(net)} pages, {size} MiB"
     )
+
+
+def _print_devices(devices: Optional[list[DeviceEntry]]) -> None:
+    for one in devices or ():
+        print(
+            f"Devices      node {one['nid']}, PFN {one['first_pfn']} to "
+            f"{one['last_pfn']}: {one['slices']} pages of vmemmap on {one['frames']} "
+            f"frames, {one['saved_pages']} saved"
+        )
 
 
 def _print_folios(folios: list[FolioEntry]) -> None:

@@ -232,6 +232,7 @@ class MapRowEntry(TypedDict):
     last_frame: Optional[int]
     writable: Optional[bool]
     repeats_head: bool
+    repeats_slice: Optional[int]
     tail: Optional[MapTailEntry]
     begins_with_copy: bool
     findings: _Strings

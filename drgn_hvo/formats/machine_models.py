@@ -95,6 +95,7 @@ class MachineModel:
         gigantic pages.
     :param percpu_symbols: ``CONFIG_KALLSYMS_ABSOLUTE_PERCPU``, up to v6.14.
     :param kaslr: What of a description may move the kernel.
+    :param dedups_devices: ``ARCH_WANT_OPTIMIZE_DAX_VMEMMAP``.
     """
 
     uname: str
@@ -111,6 +112,7 @@ class MachineModel:
     max_folio_order: Mapping[int, int] = field(default_factory=dict)
     percpu_symbols: bool = False
     kaslr: tuple[str, ...] = ("kernel_offset",)
+    dedups_devices: bool = False
 
     def physmem_bits(self, levels: int) -> int:
         """``MAX_PHYSMEM_BITS``."""
@@ -315,6 +317,7 @@ MODELS: dict[str, MachineModel] = {
         max_physmem_bits={4: 46, 5: 52, None: 52},
         percpu_symbols=True,
         kaslr=("kernel_offset", "page_offset_shift", "vmemmap_shift"),
+        dedups_devices=True,
     ),
     "riscv64": MachineModel(
         uname="riscv64",
@@ -325,6 +328,7 @@ MODELS: dict[str, MachineModel] = {
         max_physmem_bits={None: 56},
         vmemmap_begins_with_memory=True,
         ram_base_is_mapped=True,
+        dedups_devices=True,
     ),
     "loongarch64": MachineModel(
         uname="loongarch64",

@@ -233,6 +233,7 @@ class Head:
     hugetlb: Optional[bool]
     nid: Optional[int]
     zone: Optional[str]
+    zone_index: Optional[int] = None
 
 
 def read_head(hvo: Hvo, pfn: int) -> Optional[Head]:
@@ -253,9 +254,9 @@ def read_head(hvo: Hvo, pfn: int) -> Optional[Head]:
         said = HeadFields(None, None)
         if rows.present[0]:
             said = head_fields(hvo.fields, rows.data)
-    nid = zone = None
+    nid = zone = index = None
     layout = hvo.mmzone.flags_layout if hvo.has_hugetlb else None
     if layout is not None:
-        nid = int(layout.nids(flags)[0])
-        zone = hvo.mmzone.zone_name(nid, int(layout.zonenums(flags)[0]))
-    return Head(pfn, PG_head, said.order, said.hugetlb, nid, zone)
+        nid, index = int(layout.nids(flags)[0]), int(layout.zonenums(flags)[0])
+        zone = hvo.mmzone.zone_name(nid, index)
+    return Head(pfn, PG_head, said.order, said.hugetlb, nid, zone, index)

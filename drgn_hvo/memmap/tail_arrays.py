@@ -98,9 +98,11 @@ _OWNERS = (
     # #ifdef guards the array and the masks.
     _Owner("zone", True, implies_masks=True, mapcount=0xFFFFFFFF, names_owner=True),
     # "Generalize vmemmap optimization for DAX and HugeTLB", in linux-next in October
-    # 2026: CONFIG_SPARSEMEM_VMEMMAP_OPTIMIZATION guards it, which device DAX has
-    # without masks, too. vmemmap_shared_tail_page() is not in any release, so what it
-    # writes besides tail words is not settled.
+    # 2026: CONFIG_SPARSEMEM_VMEMMAP_OPTIMIZATION, later CONFIG_VMEMMAP_OPTIMIZATION,
+    # guards it, which device DAX has without masks, too. vmemmap_shared_tail_page() of
+    # mm/sparse-vmemmap.c sets the initial _mapcount, node and zone there, and
+    # PG_reserved in ZONE_DEVICE; it is not in any release, so what it writes besides
+    # tail words is not settled.
     _Owner(
         "zone",
         True,

@@ -14,6 +14,14 @@ __all__ = ("AUDIT_FOLIOS",)
 
 AUDIT_FOLIOS = (
     Mutant(
+        "audit-partly-optimized-pages",
+        "audit/page_sources.py::_may_differ",
+        "if array is None or not array.is_allocated:",
+        "if True:",
+        "slices of a huge page that stays partly optimized would be called wrong",
+        ("test_devices.py::test_folios_that_stay_partly_optimized",),
+    ),
+    Mutant(
         "audit-missing-tables-excuse",
         "audit/context.py::Context.is_missing",
         "return any(t.start <= address < t.end for t in self.vmemmap.walk.missing)",

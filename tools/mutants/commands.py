@@ -13,6 +13,22 @@ __all__ = ("COMMANDS",)
 
 COMMANDS = (
     Mutant(
+        "show-device-tails-are-not-hvos",
+        "commands/show.py::_saved",
+        "if not is_device_zone(hvo, t.zone_index)",
+        "if True",
+        "shared tails of devices would be held against what HVO saves",
+        ("test_devices.py::test_show[2M-next]",),
+    ),
+    Mutant(
+        "map-repeated-slices",
+        "commands/map.py::_row",
+        "if r.pfn == row.pfn",
+        "if r.pfn != row.pfn",
+        "the picture would name another slice that maps the frame of one",
+        ("test_devices.py::test_map",),
+    ),
+    Mutant(
         "helpers-poisoned-page-is-no-head",
         "helpers/_struct_page.py::StructPage.is_head",
         "not self.is_poisoned\n            and ",

@@ -29,6 +29,22 @@ MEMMAP = (
         ("test_overview.py::test_more_huge_pages_than_the_pool_has",),
     ),
     Mutant(
+        "memmap-devices-between-memory",
+        "memmap/devices.py::_slices",
+        "if not len(unsure):",
+        "if True:",
+        "a device with memory of the same zone around it would not be shown",
+        ("test_devices.py::test_a_device_within_a_zone",),
+    ),
+    Mutant(
+        "memmap-devices-unread",
+        "memmap/devices.py::device_memory",
+        "if not hvo.vmemmap.has_all_mappings:",
+        "if False:",
+        "pages of vmemmap behind an unread table would be counted as saved",
+        ("test_devices.py::test_what_was_not_read_is_not_known",),
+    ),
+    Mutant(
         "memmap-subpage-indices",
         "memmap/tail_fields.py::TailFields._plain_fields",
         "if index in self._private_indices:",

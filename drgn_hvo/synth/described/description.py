@@ -22,6 +22,7 @@ from drgn_hvo.synth.machine.structures import HUGE_MAX_HSTATE, ZONE_NAMES
 
 __all__ = (
     "Description",
+    "DeviceMemory",
     "HugePages",
     "Node",
     "Pages",
@@ -65,6 +66,9 @@ class HugePages:
     :param origin: ``"runtime"`` or ``"boot"``: when they were allocated;
         ``"restored"``: HVO was undone; ``"demoted"``: pieces of a larger one.
     :param surplus: They count as surplus.
+    :param restored_slices: How many slices behind the private ones have got frames of
+        their own again although the rest could not be restored, which left the folio
+        partly optimized for good (VMEMMAP_REMAP_INCOMPLETE).
     """
 
     node: int
@@ -76,6 +80,7 @@ class HugePages:
     optimized: Optional[bool] = None
     origin: str = "runtime"
     surplus: bool = False
+    restored_slices: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,31 @@ class Pages:
     order: int = 0
     count: int = 1
     first_pfn: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """
+    Memory of a device that device DAX has mapped with compound pages: a range of
+    ``ZONE_DEVICE``, whole sections of it.
+
+    :param order: ``pgmap->vmemmap_shift``.
+    :param count: How many compound pages there are.
+    """
+
+    node: int
+    first_pfn: int
+    order: int
+    count: int = 1
+
+    @property
+    def end_pfn(self) -> int:
+        """One more than the last page."""
+        return self.first_pfn + (self.count << self.order)
+
+    def heads(self) -> range:
+        """The PFNs of the heads."""
+        return range(self.first_pfn, self.end_pfn, 1 << self.order)
 
 
 @dataclass(frozen=True)
@@ -123,6 +153,7 @@ class Description:
     nodes: tuple[Node, ...]
     huge_pages: tuple[HugePages, ...] = ()
     pages: tuple[Pages, ...] = ()
+    devices: tuple[DeviceMemory, ...] = ()
     architecture: str = "x86_64"
     page_size: int = 0
     struct_page_size: Optional[int] = None
@@ -242,6 +273,8 @@ def _check(description: Description) -> None:
         _check_huge_pages(description, group)
     for other in description.pages:
         _check_pages(description, other)
+    for device in description.devices:
+        _check_device(description, device)
     _check_reserved(description)
 
 
@@ -332,6 +365,10 @@ def _check_nodes(d: Description) -> None:
             _refuse(not 0 <= start < end, f"{name} is no range")
             spans.append(((start, end), name))
         _check_zone_cover(node)
+    for device in d.devices:
+        span = (device.first_pfn, device.end_pfn)
+        _refuse(span[1] > limit, f"device memory at {span[0]:#x} cannot be mapped")
+        memory.append((span, f"device memory at {span[0]:#x}"))
     _check_overlaps(memory)
     _check_overlaps(spans)
 
@@ -402,6 +439,7 @@ def _check_huge_pages(d: Description, group: HugePages) -> None:
         f"{what}: restored ones are not optimized",
     )
     if not d.is_optimized(group):
+        _refuse(bool(group.restored_slices), f"{what}: none of them is optimized")
         return
     _refuse(not entry.hvo_built, f"{what}: {entry.name} is built without HVO")
     _refuse(
@@ -412,6 +450,15 @@ def _check_huge_pages(d: Description, group: HugePages) -> None:
     _refuse(
         group.order < entry.min_order,
         f"{what}: HVO needs order {entry.min_order} at least",
+    )
+    slices = entry.geometry.slices(group.order)
+    _refuse(
+        not 0 <= group.restored_slices < slices - entry.private_slices,
+        f"{what}: {group.restored_slices} of {slices} slices cannot be restored",
+    )
+    _refuse(
+        bool(group.restored_slices) and not entry.array_is_allocated,
+        f"{what}: {entry.name} leaves none of them partly optimized",
     )
 
 
@@ -427,3 +474,27 @@ def _check_pages(d: Description, group: Pages) -> None:
         f"{what}: order is {least} to {most}",
     )
     _check_place(d, group, what, 1 << group.order)
+
+
+def _check_device(d: Description, device: DeviceMemory) -> None:
+    what = f"device memory of order {device.order} at {device.first_pfn:#x}"
+    entry, section = d.kernel_generation, d.section_pages
+    _refuse(
+        entry.dax is None or not d.model.dedups_devices,
+        f"{what}: {entry.name} on {d.architecture} has no compound pages of devices",
+    )
+    _refuse(
+        not any(node.id == device.node for node in d.nodes),
+        f"{what}: there is no node {device.node}",
+    )
+    _refuse(
+        device.order not in d.model.huge_orders[d.page_shift],
+        f"{what}: devices have pages of the sizes of huge pages only",
+    )
+    _refuse(not 0 < device.count <= 1 << 20, f"{what}: {device.count} of them")
+    _refuse(
+        device.first_pfn % (1 << device.order) != 0
+        or device.first_pfn % section != 0
+        or device.end_pfn % section != 0,
+        f"{what}: it has whole sections of {section:#x} pages, aligned to its order",
+    )

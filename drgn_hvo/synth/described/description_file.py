@@ -4,8 +4,8 @@
 Description files
 -----------------
 
-The TOML form of a ``Description``: its fields, with ``[[node]]``, ``[[huge_pages]]``
-and ``[[pages]]`` as arrays of tables.
+The TOML form of a ``Description``: its fields, with ``[[node]]``, ``[[huge_pages]]``,
+``[[pages]]`` and ``[[devices]]`` as arrays of tables.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union
 from drgn_hvo.errors import UsageError
 from drgn_hvo.synth.described.description import (
     Description,
+    DeviceMemory,
     HugePages,
     Node,
     Pages,
@@ -140,10 +141,15 @@ def parse_description(text: str, name: str = "description") -> Description:
     pages = tuple(
         _table(Pages, table, "a [[pages]]") for table in _list(document, "pages")
     )
+    devices = tuple(
+        _table(DeviceMemory, table, "a [[devices]]")
+        for table in _list(document, "devices")
+    )
     converted: dict[str, Any] = {
         "nodes": nodes,
         "huge_pages": huge_pages,
         "pages": pages,
+        "devices": devices,
     }
     if "hstates" in document:
         converted["hstates"] = tuple(_list(document, "hstates"))

@@ -58,6 +58,9 @@ class Generation:
     :param hvo_enabled: Whether it makes sense to switch HVO on.
     :param page_size: ``PAGE_SIZE``, which is the architecture's to say.
     :param largest_order: ``MAX_FOLIO_ORDER``, where there are no gigantic pages.
+    :param dax: What slices of compound pages of device DAX map behind the first:
+        ``"first-tail"`` (the frame of the second one) or ``"shared"`` (the shared
+        tail page of ``ZONE_DEVICE``); ``None`` if frames of their own.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Generation:
     page_size: int = 4096
     largest_order: Optional[int] = None
     array_is_allocated: bool = False
+    dax: Optional[str] = None
 
     @property
     def geometry(self) -> Geometry:
@@ -173,6 +177,7 @@ GENERATIONS: tuple[Generation, ...] = (
         zone_device=True,
         kallsyms="percpu",
         exports_vmemmap=False,
+        dax="first-tail",
     ),
     Generation(
         name="fake-head-6.12",
@@ -193,6 +198,7 @@ GENERATIONS: tuple[Generation, ...] = (
         zone_device=True,
         kallsyms="percpu",
         exports_vmemmap=True,
+        dax="first-tail",
     ),
     Generation(
         name="mask-6.18-stable",
@@ -234,6 +240,7 @@ GENERATIONS: tuple[Generation, ...] = (
         zone_device=True,
         kallsyms="place",
         exports_vmemmap=True,
+        dax="first-tail",
     ),
     Generation(
         name="seed-v5",
@@ -296,6 +303,7 @@ GENERATIONS: tuple[Generation, ...] = (
         zone_device=True,
         kallsyms="place",
         exports_vmemmap=True,
+        dax="first-tail",
     ),
     Generation(
         name="shared-7.3",
@@ -315,6 +323,7 @@ GENERATIONS: tuple[Generation, ...] = (
         zone_device=True,
         kallsyms="place",
         exports_vmemmap=True,
+        dax="first-tail",
     ),
     Generation(
         name="shared-7.3-off",
@@ -336,6 +345,7 @@ GENERATIONS: tuple[Generation, ...] = (
         kallsyms="place",
         exports_vmemmap=True,
         hvo_enabled=False,
+        dax="first-tail",
     ),
     Generation(
         name="next",
@@ -358,6 +368,7 @@ GENERATIONS: tuple[Generation, ...] = (
         kallsyms="place",
         exports_vmemmap=True,
         array_is_allocated=True,
+        dax="shared",
     ),
     Generation(
         name="odd-size-7.3",

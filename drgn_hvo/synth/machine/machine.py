@@ -25,7 +25,14 @@ from drgn_hvo.synth.machine.ctype import Compound
 from drgn_hvo.synth.machine.frames import Extent, Image, Range, subtract
 from drgn_hvo.synth.machine.kernel_image import KernelImage, StructBytes
 from drgn_hvo.synth.machine.pagetables import BuiltTables, PageTables, TakeTables
-from drgn_hvo.synth.machine.plan import IMAGE_SECTION, Placed, Plan, make_plan
+from drgn_hvo.synth.machine.plan import (
+    DEVICE_ZONE,
+    IMAGE_SECTION,
+    Placed,
+    Plan,
+    make_plan,
+)
+from drgn_hvo.synth.machine.sections import Sections
 from drgn_hvo.synth.machine.struct_pages import Links, PageWriter
 from drgn_hvo.synth.machine.structures import (
     FREE_AREA_ORDERS,
@@ -41,9 +48,6 @@ from drgn_hvo.synth.machine.vmemmap_writer import TailPage, VmemmapWriter
 
 __all__ = ("Machine", "build_machine")
 
-# SECTION_MARKED_PRESENT, _HAS_MEM_MAP, _IS_ONLINE, _IS_EARLY.
-_SECTION_FLAGS = 0xF
-
 # What fills memory of others that lies beside ours.
 SOMEBODY = b"SOMEBODY'S DATA!"
 
@@ -56,6 +60,7 @@ class Machine:
     :param nodes: Physical address of ``struct pglist_data`` by node ID.
     :param tail_arrays: Physical address of each ``vmemmap_tails[]`` that is in use, by
         node and index of the zone, ``None`` where it is the node's.
+    :param sections: Physical address of each ``struct mem_section``, by its number.
     :param truncated: Its core is to break off in the middle: a fault.
     """
 
@@ -67,6 +72,7 @@ class Machine:
     vmemmap: VmemmapWriter
     nodes: dict[int, int]
     tail_arrays: dict[tuple[int, Optional[int]], int]
+    sections: dict[int, int]
     truncated: bool = False
 
     def page_physical(self, pfn: int) -> int:
@@ -120,6 +126,7 @@ class _Builder:
         self._pglist_pfns: dict[int, int] = {}
         self._array_pfns: dict[int, int] = {}
         self.tail_arrays: dict[tuple[int, Optional[int]], int] = {}
+        self.sections: dict[int, int] = {}
         self._lru = plan.structures.page.offset("lru")
 
     def take(
@@ -183,7 +190,8 @@ class _Builder:
             number(name, value, form)
         number("nr_node_ids", max(node.id for node in nodes) + 1, "I")
         number("nr_online_nodes", len(nodes), "I")
-        number("__highest_present_section_nr", plan.sections[-1])
+        last = max(*plan.sections, *plan.device_sections, 0)
+        number("__highest_present_section_nr", last)
         number("hugetlb_max_hstate", len(plan.description.hstates), "I")
         number("default_hstate_idx", 0, "I")
         number("hugetlb_lock", 0, "I")
@@ -349,13 +357,16 @@ class _Builder:
     def _pglist(self, node: Node, address: int, vmemmap: VmemmapWriter) -> bytes:
         plan = self.plan
         pgdat = self._struct(plan.structures.pglist_data)
-        start, end = node.ranges[0][0], node.ranges[-1][1]
+        devices = [d for d in plan.description.devices if d.node == node.id]
+        start = min([node.ranges[0][0], *(d.first_pfn for d in devices)])
+        end = max([node.ranges[-1][1], *(d.end_pfn for d in devices)])
         pgdat.set("node_id", node.id)
         pgdat.set("node_start_pfn", start)
         pgdat.set("node_spanned_pages", end - start)
         pgdat.set("node_present_pages", sum(e - s for s, e in node.ranges))
         nr_zones = len(ZONE_NAMES) - (not plan.generation.zone_device)
         populated = [ZONE_NAMES.index(name) for name in node.zones]
+        populated += [DEVICE_ZONE] if devices else []
         pgdat.set("nr_zones", max(populated) + 1)
         for index in range(nr_zones):
             self._zone(pgdat, node, index, address)
@@ -403,9 +414,10 @@ class _Builder:
         pgdat.set(f"{at}.zone_pgdat", address)
         pgdat.set(f"{at}.name", self.kernel.address(f"zone_name_{name}"))
         self._free_areas(pgdat, node, name, at, address)
-        if name not in node.zones:
+        span = _zone_span(self.plan.description, node, name)
+        if span is None:
             return
-        start, end = node.zones[name]
+        start, end = span
         present = sum(max(0, min(e, end) - max(s, start)) for s, e in node.ranges)
         pgdat.set(f"{at}.zone_start_pfn", start)
         pgdat.set(f"{at}.spanned_pages", end - start)
@@ -439,24 +451,17 @@ class _Builder:
 
     def mem_section(self) -> int:
         """The roots of ``mem_section``; their virtual address."""
-        plan = self.plan
-        nid = self.first_nid()
-        per_root = plan.page_size // plan.structures.mem_section.size
+        plan, nid, sections = self.plan, self.first_nid(), Sections.of(self.plan)
         dtype = f"{self._order}u8"
-        usage_size = plan.structures.mem_section_usage.size
-        numbers = np.array(plan.sections, dtype=np.int64)
-        usages = np.full(len(numbers) * usage_size // 8, ~np.uint64(0), dtype=dtype)
+        words = len(sections.numbers) * plan.structures.mem_section_usage.size // 8
+        usages = np.full(words, ~np.uint64(0), dtype=dtype)
         usage = self.store(nid, usages.tobytes(), "mem_section_usage")
-        rows, inverse = np.unique(numbers // per_root, return_inverse=True)
-        data = np.zeros((len(rows), per_root, 2), dtype=dtype)
-        word = plan.space.vmemmap | _SECTION_FLAGS
-        data[inverse, numbers % per_root, 0] = np.uint64(word)
-        data[inverse, numbers % per_root, 1] = np.uint64(
-            plan.space.direct(usage)
-        ) + np.arange(len(numbers), dtype=np.uint64) * np.uint64(usage_size)
-        sections = self.store(nid, data.tobytes(), "mem_section")
-        roots = np.zeros(mem_section_roots(plan.description), dtype=dtype)
-        roots[rows] = np.uint64(plan.space.direct(sections)) + np.arange(
+        data = sections.data(plan.space.direct(usage))
+        stored = self.store(nid, data, "mem_section")
+        self.sections = {n: stored + at for n, at in sections.offsets().items()}
+        rows = sections.roots
+        roots = np.zeros(mem_section_roots(plan), dtype=dtype)
+        roots[rows] = np.uint64(plan.space.direct(stored)) + np.arange(
             len(rows), dtype=np.uint64
         ) * np.uint64(plan.page_size)
         address = plan.space.direct(
@@ -495,6 +500,15 @@ class _Builder:
         ranges = architecture.linear_ranges(self._noted())
         inside = [one for one in ranges if one.start <= address < one.end]
         return all(one.by_page_tables for one in inside)
+
+
+def _zone_span(d: Description, node: Node, name: str) -> Optional[Range]:
+    """The range of a zone of a node, ``None`` if it has no pages."""
+    devices = [device for device in d.devices if device.node == node.id]
+    if name == ZONE_NAMES[DEVICE_ZONE] and devices:
+        first = min(device.first_pfn for device in devices)
+        return first, max(device.end_pfn for device in devices)
+    return node.zones.get(name)
 
 
 def _large_pages(
@@ -554,7 +568,7 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
     kernel.fill("swapper_pg_dir", top.make(0, top.count).tobytes())
     kernel.mark("_end", kernel.end(), "B")
     kernel.kallsyms()
-    regions = plan.regions(builder.reserved)
+    regions = plan.regions(builder.reserved, vmemmap.counted)
     writer = PageWriter(plan, regions, builder.links)
     extents = [
         *kernel.extents(),
@@ -571,6 +585,7 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
         vmemmap=vmemmap,
         nodes=builder.nodes,
         tail_arrays=builder.tail_arrays,
+        sections=builder.sections,
     )
 
 

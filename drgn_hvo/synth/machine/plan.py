@@ -23,6 +23,7 @@ from drgn_hvo.synth.machine.frames import FrameAllocator, Range
 from drgn_hvo.synth.machine.structures import ZONE_NAMES, Structures, structures
 
 __all__ = (
+    "DEVICE_ZONE",
     "IMAGE_SECTION",
     "AddressSpace",
     "AnyPlaced",
@@ -36,6 +37,12 @@ __all__ = (
 #: Bytes for each of text, read-only data and data.
 IMAGE_SECTION = 2 << 20
 _IMAGE_SECTIONS = 3
+
+#: ``ZONE_DEVICE``.
+DEVICE_ZONE = ZONE_NAMES.index("Device")
+
+#: Frames behind each other, end excluded, with references to each of them.
+Counted = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Region:
 
     :param use: ``"used"`` (order 0, by the kernel), ``"reserved"``, or
         ``"group"``.
+    :param refcount: References to each page that is no part of a group.
     """
 
     start: int
@@ -120,6 +128,7 @@ class Region:
     nid: int
     zone: int
     placed: Optional[AnyPlaced]
+    refcount: int = 1
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,8 @@ class Plan:
     """
     What lies where.
 
-    :param sections: Numbers of the present sections, ascending.
+    :param sections: Numbers of the sections with memory, ascending.
+    :param device_sections: Those of the sections of devices.
     """
 
     description: Description
@@ -139,6 +149,7 @@ class Plan:
     pages: tuple[Placed[Pages], ...]
     zones: tuple[ZoneSpan, ...]
     sections: tuple[int, ...]
+    device_sections: tuple[int, ...]
     kernel_pfn: int
 
     @property
@@ -166,22 +177,39 @@ class Plan:
         """One more than the highest page of memory."""
         return max(end for _, end in self.memory)
 
+    @property
+    def end_pfn(self) -> int:
+        """One more than the highest page, of memory or of a device."""
+        devices = (device.end_pfn for device in self.description.devices)
+        return max(self.max_pfn, *devices, 0)
+
     def nid_of(self, pfn: int) -> int:
         """The node of a page, or of the memory below it."""
         return self.zone_of(pfn).nid
 
     def zone_of(self, pfn: int) -> ZoneSpan:
-        """The zone of a page, or the last one below it."""
+        """
+        The zone of a page, that of a device if it lies within another one, or the last
+        one below it.
+        """
+        inside = [zone for zone in self.zones if zone.start <= pfn < zone.end]
+        if inside:
+            return inside[-1]
         starts = [zone.start for zone in self.zones]
         return self.zones[max(0, bisect_right(starts, pfn) - 1)]
 
-    def regions(self, reserved: Iterable[Range]) -> list[Region]:
+    def regions(
+        self, reserved: Iterable[Range], counted: Iterable[Counted] = ()
+    ) -> list[Region]:
         """
-        What all pages of all present sections are used for.
+        What all pages of all sections of memory are used for.
 
         :param reserved: Pages that memblock handed out.
+        :param counted: Pages of the kernel with more than one reference.
         """
         uses: list[tuple[Range, str]] = [(r, "reserved") for r in reserved]
+        references = {start: count for start, _, count in counted}
+        uses += (((start, end), "used") for start, end, _ in counted)
         groups: dict[int, AnyPlaced] = {}
         everything: list[AnyPlaced] = [*self.huge, *self.pages]
         for placed in everything:
@@ -215,6 +243,7 @@ class Plan:
                     zone.nid,
                     zone.index,
                     self._group_at(groups, start) if use == "group" else None,
+                    references.get(start, 1),
                 )
             )
         return regions
@@ -273,6 +302,10 @@ def _zones(d: Description) -> tuple[ZoneSpan, ...]:
         for node in d.nodes
         for name, (start, end) in node.zones.items()
     ]
+    spans += (
+        ZoneSpan(device.first_pfn, device.end_pfn, device.node, DEVICE_ZONE)
+        for device in d.devices
+    )
     return tuple(sorted(spans, key=lambda zone: zone.start))
 
 
@@ -308,6 +341,13 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
         for start, end in memory
         for section in range(start // d.section_pages, -(-end // d.section_pages))
     }
+    device_sections = {
+        section
+        for device in d.devices
+        for section in range(
+            device.first_pfn // d.section_pages, device.end_pfn // d.section_pages
+        )
+    }
     return Plan(
         description=d,
         generation=d.kernel_generation,
@@ -323,5 +363,6 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
         ),
         zones=_zones(d),
         sections=tuple(sorted(sections)),
+        device_sections=tuple(sorted(device_sections)),
         kernel_pfn=kernel_pfn,
     )

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.tail_words import ALL_ONES, prep_compound_tail
-from drgn_hvo.synth.described.description import HugePages, Pages
+from drgn_hvo.synth.described.description import DeviceMemory, HugePages, Pages
 from drgn_hvo.synth.machine.ctype import Compound
-from drgn_hvo.synth.machine.plan import Placed, Plan, Region
+from drgn_hvo.synth.machine.plan import DEVICE_ZONE, Placed, Plan, Region
 from drgn_hvo.synth.machine.structures import COMPOUND_DTORS, HPG_FLAGS, PAGE_TYPES
 
 __all__ = ("Links", "PageWriter", "flags_shifts")
@@ -168,7 +168,7 @@ class PageWriter:
         self.put(rows, 0, flags)
         self._off_list(rows)
         self.put32(rows, self.offsets.mapcount, _MINUS_1)
-        self.put32(rows, self.offsets.refcount, 1)
+        self.put32(rows, self.offsets.refcount, region.refcount)
         return rows
 
     def _off_list(self, rows: U64) -> None:
@@ -326,7 +326,9 @@ class PageWriter:
         rows, heads, index = self._compound(
             placed.first_pfn, group.order, pfns, flags, 0, "hugetlb"
         )
-        if copied and group.origin in ("restored", "demoted"):
+        if copied and (
+            group.restored_slices or group.origin in ("restored", "demoted")
+        ):
             per_slice = self._plan.generation.geometry.pages_per_slice
             start = 4 if fresh else per_slice
             behind = np.flatnonzero(index >= start)
@@ -402,6 +404,36 @@ class PageWriter:
         self.put(head, self.offsets.private, order)
         self._link(head, pfns[heads], placed)
         rows[heads] = head
+        return rows
+
+    def device(self, device: DeviceMemory, pfns: Int64) -> U64:
+        """
+        Struct pages of compound pages of a device, as memmap_init_zone_device() leaves
+        them: all reserved, and ``pgmap`` and ``zone_device_data`` where others have
+        ``lru``.
+        """
+        structures = self._plan.structures
+        flags = self.flags(device.node, DEVICE_ZONE) | structures.page_flag("reserved")
+        rows, heads, index = self._compound(
+            device.first_pfn, device.order, pfns, flags, 0, "compound"
+        )
+        # Of the fields in the first tails, the third one has those of hugetlb only.
+        behind = np.flatnonzero(index > min(structures.fields.metadata_pages, 2))
+        tails = self._tails(flags, pfns[behind], device.first_pfn, device.order)
+        self.put(tails, self.offsets.lru + 8, 0)
+        rows[behind] = tails
+        head = rows[heads]
+        # Somewhere in memory of the kernel.
+        self.put(head, self.offsets.lru, self._plan.space.direct(0x5CAE40))
+        self.put(head, self.offsets.lru + 8, 0)
+        rows[heads] = head
+        return rows
+
+    def device_tail(self, nid: int, order: int) -> U64:
+        """A shared page of tails of ``ZONE_DEVICE``: vmemmap_shared_tail_page()."""
+        rows = self.shared_tail(nid, DEVICE_ZONE, order)
+        flags = self.flags(nid, DEVICE_ZONE, last_cpupid=False)
+        self.put(rows, 0, flags | self._plan.structures.page_flag("reserved"))
         return rows
 
     def shared_tail(self, nid: int, zone: int, order: int) -> U64:

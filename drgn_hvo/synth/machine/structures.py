@@ -395,6 +395,17 @@ def _enums(generation: Generation, fields: Fields) -> list[Enum]:
     return enums
 
 
+def _mem_section(generation: Generation) -> Compound:
+    members: list[tuple[Optional[str], CType]] = [
+        ("section_mem_map", ULONG),
+        ("usage", pointer("struct mem_section_usage")),
+    ]
+    if generation.array_is_allocated:
+        # SECTION_ROOT_MASK wants a power of two.
+        members += [("compound_page_order", UINT), ("pad", ULONG)]
+    return struct("mem_section", *members)
+
+
 def _uts_namespace() -> Compound:
     names = ("sysname", "nodename", "release", "version", "machine", "domainname")
     utsname = struct("new_utsname", *((n, array(CHAR, UTS_LEN)) for n in names))
@@ -416,11 +427,7 @@ def structures(generation: Generation) -> Structures:
         ("subsection_map", array(ULONG, 1)),
         ("pageblock_flags", array(ULONG, 0)),
     )
-    mem_section = struct(
-        "mem_section",
-        ("section_mem_map", ULONG),
-        ("usage", pointer("struct mem_section_usage")),
-    )
+    mem_section = _mem_section(generation)
     mm_members: list[tuple[Optional[str], CType]] = [
         ("mm_count", ATOMIC_T),
         ("mm_mt", filler(2)),

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from drgn_hvo.formats.machine_models import MadeKernel
-from drgn_hvo.synth.described.description import Description
 from drgn_hvo.synth.machine.ctype import Array, Compound
 from drgn_hvo.synth.machine.kernel_image import KernelImage
 from drgn_hvo.synth.machine.plan import Plan
@@ -28,9 +27,10 @@ from drgn_hvo.synth.machine.structures import (
 __all__ = ("made_kernel", "mem_section_roots", "write_vmcoreinfo")
 
 
-def mem_section_roots(d: Description) -> int:
+def mem_section_roots(plan: Plan) -> int:
     """``NR_SECTION_ROOTS``."""
-    per_root = d.page_size // 16
+    d = plan.description
+    per_root = d.page_size // plan.structures.mem_section.size
     bits = d.model.physmem_bits(d.paging_levels)
     sections = 1 << (bits - d.model.section_size_bits[d.page_shift])
     return -(-sections // per_root)
@@ -53,7 +53,7 @@ def made_kernel(plan: Plan, image: KernelImage) -> MadeKernel:
         swapper_pg_dir=image.address("swapper_pg_dir"),
         node_data=image.address("node_data") if image.has("node_data") else 0,
         max_numnodes=plan.generation.max_numnodes,
-        max_pfn=plan.max_pfn,
+        max_pfn=plan.end_pfn,
     )
 
 
@@ -140,7 +140,7 @@ def _lines(plan: Plan, image: KernelImage, mem_section: int) -> Iterator[str]:
         yield f"NUMBER(VMALLOC_START)={plan.space.vmalloc:#x}"
         yield f"SYMBOL(vmemmap)={plan.space.vmemmap:x}"
     yield f"SYMBOL(mem_section)={mem_section:x}"
-    yield f"LENGTH(mem_section)={mem_section_roots(d)}"
+    yield f"LENGTH(mem_section)={mem_section_roots(plan)}"
     yield f"SIZE(mem_section)={s.mem_section.size}"
     yield from _offsets("mem_section", s.mem_section, "section_mem_map")
     yield f"NUMBER(SECTION_SIZE_BITS)={d.model.section_size_bits[d.page_shift]}"

@@ -18,16 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.described.description import HugePages
+from drgn_hvo.synth.described.description import DeviceMemory, HugePages
 from drgn_hvo.synth.machine.frames import Bytes, Extent, Range, subtract
 from drgn_hvo.synth.machine.pagetables import (
     PageTables,
     tail_flags,
 )
-from drgn_hvo.synth.machine.plan import Placed, Plan
+from drgn_hvo.synth.machine.plan import DEVICE_ZONE, Counted, Placed, Plan
 from drgn_hvo.synth.machine.struct_pages import PageWriter
 
-__all__ = ("HeadFrames", "TailPage", "Take", "VmemmapWriter")
+__all__ = ("DeviceFrames", "HeadFrames", "TailPage", "Take", "VmemmapWriter")
 
 U64 = npt.NDArray[np.uint64]
 Int64 = npt.NDArray[np.int64]
@@ -76,6 +76,24 @@ class HeadFrames:
 
 
 @dataclass(frozen=True)
+class DeviceFrames:
+    """
+    The frames behind struct pages of a device that its compound pages do not share.
+
+    :param pfn: The first frame of first slices; those of second ones follow.
+    :param slices: How many slices of each compound page have one.
+    """
+
+    device: DeviceMemory
+    pfn: int
+    slices: int
+
+    def frame(self, index: int, slice_: int) -> int:
+        """The frame of such a slice of a compound page."""
+        return self.pfn + slice_ * self.device.count + index
+
+
+@dataclass(frozen=True)
 class _Run:
     """Slices behind each other on frames behind each other."""
 
@@ -109,6 +127,8 @@ class VmemmapWriter:
     take: Take
     tails: list[TailPage] = field(default_factory=list)
     heads: list[HeadFrames] = field(default_factory=list)
+    devices: list[DeviceFrames] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
     _runs: list[_Run] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -138,6 +158,51 @@ class VmemmapWriter:
         for split, start, end in self._stretches():
             for first, last in subtract([(start, end)], holes):
                 self._map_own(first, last, split)
+        tails = self._device_tails() if self.plan.generation.dax == "shared" else {}
+        for device in self.plan.description.devices:
+            self._map_device(device, tails.get((device.node, device.order)))
+
+    def _device_tails(self) -> dict[tuple[int, int], int]:
+        """
+        The shared tail pages of ``ZONE_DEVICE``, by node and order: their owner has one
+        reference to each, and each mapping has one.
+        """
+        devices = self.plan.description.devices
+        pages: dict[tuple[int, int], int] = {}
+        for nid, order in dict.fromkeys((d.node, d.order) for d in devices):
+            mine = [d for d in devices if (d.node, d.order) == (nid, order)]
+            behind = self.plan.generation.geometry.slices(order) - 1
+            pfn = self.take(nid, 1, "shared tails", 1, False)
+            last = max(d.end_pfn for d in mine) - self._per_slice
+            self.tails.append(TailPage(nid, DEVICE_ZONE, order, pfn, False, last))
+            mappings = sum(d.count for d in mine) * behind
+            self.counted.append((pfn, pfn + 1, 1 + mappings))
+            pages[nid, order] = pfn
+        return pages
+
+    def _map_device(self, device: DeviceMemory, tail: Optional[int]) -> None:
+        """
+        Map struct pages of a device: vmemmap_populate_compound_pages(), which takes a
+        reference to a frame for each mapping but the first.
+
+        :param tail: The shared tail page; ``None`` if slices map the second one's.
+        """
+        count, form = device.count, self.tables.format
+        slices = self.plan.generation.geometry.slices(device.order)
+        own = 2 if tail is None else 1
+        pfn = self.take(device.node, own * count, "struct pages of devices", 1, False)
+        self.devices.append(DeviceFrames(device, pfn, own))
+        rows = np.empty((count, slices), dtype=np.uint64)
+        rows[:, 0] = np.arange(pfn, pfn + count)
+        if tail is None:
+            rows[:, 1:] = rows[:, :1] + np.uint64(count)
+            self.counted.append((pfn + count, pfn + 2 * count, slices - 1))
+        else:
+            rows[:, 1:] = tail
+        rows *= np.uint64(self._page_size)
+        entries = form.make(rows, 0, form.protections.kernel)
+        first = self.slice_of(device.first_pfn)
+        self.tables.map_entries(self._address(first), entries.reshape(-1))
 
     def _key(self, placed: Placed[HugePages]) -> tuple[int, Optional[int], int]:
         zone = self.plan.zone_of(placed.first_pfn)
@@ -168,7 +233,7 @@ class VmemmapWriter:
         boot = group.origin == "boot"
         seed = self.plan.description.seed ^ placed.first_pfn << 20
         order = _shuffled(group.count, seed & ((1 << 64) - 1))
-        private = self.plan.generation.private_slices
+        private = self.plan.generation.private_slices + group.restored_slices
         pfn = self.take(group.node, private * group.count, "heads of folios", 1, boot)
         self.heads.append(HeadFrames(placed, pfn, order, private))
         frames = np.empty(group.count, dtype=np.uint64)
@@ -186,6 +251,9 @@ class VmemmapWriter:
             entries[:, private - 1] = form.make(last, 0, form.protections.kernel)
         else:
             entries[:] = form.make(page.pfn * self._page_size, 0, flags)
+            for slice_ in range(1, private):
+                own = heads + np.uint64(slice_ * group.count * self._page_size)
+                entries[:, slice_] = form.make(own, 0, form.protections.kernel)
         entries[:, 0] = form.make(heads, 0, form.protections.kernel)
         first = self.slice_of(placed.first_pfn)
         self.tables.map_entries(self._address(first), entries.reshape(-1))
@@ -239,10 +307,17 @@ class VmemmapWriter:
         self._runs.append(_Run(first, count, pfn))
 
     def frame_of(self, slice_: int) -> Optional[int]:
-        """The frame of a slice that has one to itself."""
+        """The frame of a slice that no folio shares."""
         for run in self._runs:
             if run.first_slice <= slice_ < run.first_slice + run.count:
                 return run.pfn + slice_ - run.first_slice
+        for frames in self.devices:
+            per_page = self.plan.generation.geometry.slices(frames.device.order)
+            index, rest = divmod(
+                slice_ - self.slice_of(frames.device.first_pfn), per_page
+            )
+            if 0 <= index < frames.device.count and rest < frames.slices:
+                return frames.frame(index, rest)
         return None
 
     def extents(self, writer: PageWriter) -> list[Extent]:
@@ -254,9 +329,15 @@ class VmemmapWriter:
         for heads in self.heads:
             count = len(heads.folios) * heads.slices
             extents.append(Extent(heads.pfn, count, self._head_maker(writer, heads)))
+        for frames in self.devices:
+            count = frames.device.count * frames.slices
+            maker = self._device_maker(writer, frames)
+            extents.append(Extent(frames.pfn, count, maker))
         for tail in self.tails:
             zone = tail.zone or 0
-            if tail.boot:
+            if tail.zone == DEVICE_ZONE:
+                rows = writer.device_tail(tail.nid, tail.order)
+            elif tail.boot:
                 rows = writer.boot_tail(tail.nid, zone, tail.order, tail.last_alias)
             else:
                 rows = writer.shared_tail(tail.nid, zone, tail.order)
@@ -292,6 +373,23 @@ class VmemmapWriter:
             pfns += slice_ * self._per_slice
             behind = np.arange(self._per_slice, dtype=np.int64)
             rows = writer.folios(placed, (pfns[:, None] + behind).reshape(-1))
+            return rows.view(np.uint8).reshape(count, self._page_size)
+
+        return make
+
+    def _device_maker(
+        self, writer: PageWriter, frames: DeviceFrames
+    ) -> Callable[[int, int], Bytes]:
+        device = frames.device
+
+        def make(first: int, count: int) -> Bytes:
+            slice_, index = np.divmod(
+                np.arange(first, first + count, dtype=np.int64), device.count
+            )
+            pfns = device.first_pfn + (index << device.order)
+            pfns += slice_ * self._per_slice
+            behind = np.arange(self._per_slice, dtype=np.int64)
+            rows = writer.device(device, (pfns[:, None] + behind).reshape(-1))
             return rows.view(np.uint8).reshape(count, self._page_size)
 
         return make
