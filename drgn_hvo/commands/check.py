@@ -54,6 +54,8 @@ __all__ = (
     "parse_rules",
     "print_result",
     "restrictions",
+    "summary",
+    "undecided_rules",
 )
 
 EXIT_CLEAN = 0
@@ -304,11 +306,11 @@ def print_result(doc: CheckReport, output_format: str) -> None:
 
 def _print_check(doc: CheckReport) -> None:
     if doc["status"] == "error":
-        print(f"{doc['target']}: {_summary(doc)}")
+        print(f"{doc['target']}: {summary(doc)}")
         return
     for problem in dump_problems(doc):
         print(f"{doc['target']}: the dump is {problem}")
-    print(f"{doc['target']}: {_summary(doc)}{restrictions(doc)}")
+    print(f"{doc['target']}: {summary(doc)}{restrictions(doc)}")
     checked = doc["checked"]
     print(
         f"  {doc['release']}: {checked['folios']} huge pages, "
@@ -330,7 +332,7 @@ def _print_check(doc: CheckReport) -> None:
         print(f"  {one['text']} ({one['name']})")
     for item in doc["not_in_dump"]:
         print(f"  not in this dump: {item['count']} {item['what']}")
-    for why, rules in _undecided_rules(doc):
+    for why, rules in undecided_rules(doc):
         print(f"  could not be decided: {', '.join(rules)}: {why}")
     if doc["findings"]:
         print()
@@ -352,7 +354,7 @@ def restrictions(doc: AuditReport) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _undecided_rules(doc: AuditReport) -> Iterator[tuple[str, list[str]]]:
+def undecided_rules(doc: AuditReport) -> Iterator[tuple[str, list[str]]]:
     """Reasons why rules could not be decided, and which rules each stopped."""
     by_why: dict[str, list[str]] = {}
     for item in doc["undecided"]:
@@ -366,7 +368,8 @@ def _undecided_rules(doc: AuditReport) -> Iterator[tuple[str, list[str]]]:
         yield reasons[0] + more, list(stopped)
 
 
-def _summary(doc: CheckReport) -> str:
+def summary(doc: CheckReport) -> str:
+    """How an audit ended, in a few words."""
     if doc["status"] == "error":
         return f"error: {doc['error']}"
     errors = sum(f["severity"] == "error" for f in doc["findings"])

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
         SharedFrameEntry,
     )
 
-__all__ = ("map_document", "print_map")
+__all__ = (
+    "access_text",
+    "frame_text",
+    "map_document",
+    "map_title",
+    "marks_text",
+    "owner_text",
+    "print_map",
+    "sharing_lines",
+)
 
 # At most this many of the other folios that map a frame are named.
 _MAX_NAMED = 8
@@ -285,17 +294,18 @@ def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], int]:
 
 def print_map(doc: MapReport) -> None:
     """Print the picture of a compound page."""
-    print(_title(doc))
+    print(map_title(doc))
     if doc["conclusions"]:
         print(*map(printable, doc["conclusions"]), sep="\n")
     print()
     _print_picture(doc)
     print()
-    for line in _sharing(doc):
+    for line in sharing_lines(doc):
         print(line)
 
 
-def _title(doc: MapReport) -> str:
+def map_title(doc: MapReport) -> str:
+    """What is drawn."""
     last = doc["head_pfn"] + (1 << doc["order"]) - 1
     place = ""
     if doc["nid"] is not None:
@@ -314,7 +324,7 @@ def _print_picture(doc: MapReport) -> None:
         else f"{row['first']} - {row['last']}"
         for row in rows
     ]
-    frames = [_frame(row) for row in rows]
+    frames = [frame_text(row) for row in rows]
     left = max(len(label) for label in labels)
     inner = [f"{a:>{left}}  {row['address']}" for a, row in zip(labels, rows)]
     width = max(len(text) for text in inner)
@@ -330,18 +340,20 @@ def _print_picture(doc: MapReport) -> None:
         edge = edge or f" |{' ' * (side + 2)}|{' ' * 20}"
         print(f"{edge}{box}{'  mapping to  ' if not i else ' ' * 14}{frame_box}")
         body = f" | {folio if not i else ' ' * side} |{' ' * 20}"
-        print(f"{body}| {text:<{width}} | --{_access(row):-<5}---> | "
-              f"{frame:<{right}} |{_owner(row)}{_marks(row)}")  # fmt: skip
+        print(f"{body}| {text:<{width}} | --{access_text(row):-<5}---> | "
+              f"{frame:<{right}} |{owner_text(row)}{marks_text(row)}")  # fmt: skip
     print(f" +{'-' * (side + 2)}+{' ' * 20}{box}{' ' * 14}{frame_box}")
 
 
-def _access(row: MapRowEntry) -> str:
+def access_text(row: MapRowEntry) -> str:
+    """How slices are mapped."""
     if row["writable"] is not None:
         return "RW" if row["writable"] else "RO"
     return "?" if row["mapped"] is None else "none"
 
 
-def _frame(row: MapRowEntry) -> str:
+def frame_text(row: MapRowEntry) -> str:
+    """What slices are mapped to."""
     if row["frame"] is None:
         return "not read" if row["mapped"] is None else "not mapped"
     if row["last_frame"] == row["frame"]:
@@ -349,7 +361,8 @@ def _frame(row: MapRowEntry) -> str:
     return f"PFN {row['frame']} - {row['last_frame']}"
 
 
-def _owner(row: MapRowEntry) -> str:
+def owner_text(row: MapRowEntry) -> str:
+    """What the frames of slices are."""
     tail = row["tail"]
     if row["repeats_head"]:
         return " the head's own frame again: fake heads"
@@ -363,7 +376,7 @@ def _owner(row: MapRowEntry) -> str:
     return " the head" if not row["first"] else ""
 
 
-def _marks(row: MapRowEntry) -> str:
+def marks_text(row: MapRowEntry) -> str:
     """What is wrong with slices."""
     marks = []
     if row["begins_with_copy"]:
@@ -373,7 +386,7 @@ def _marks(row: MapRowEntry) -> str:
     return "".join(f"  <- WRONG: {mark}" for mark in marks)
 
 
-def _sharing(doc: MapReport) -> list[str]:
+def sharing_lines(doc: MapReport) -> list[str]:
     """Who else maps the frames that are mapped read-only or more than once."""
     lines = []
     least = "" if doc["all_tables_read"] else "at least "

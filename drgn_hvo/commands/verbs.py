@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Optional
 
 from drgn import Program, ProgramFlags
 
-from drgn_hvo.commands.document import print_document, with_dump
+from drgn_hvo.commands.document import print_document, printable, with_dump
 from drgn_hvo.errors import UsageError
 
 if TYPE_CHECKING:
@@ -164,9 +164,44 @@ def add_force_option(parser: argparse.ArgumentParser) -> None:
 def _add_show_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folios", action="store_true", help="list every folio, too")
     _add_output_options(parser)
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write a page to look at instead, with memory, huge pages, shared tails "
+        "and what check finds",
+    )
+    add_force_option(parser)
+
+
+def _check_not_target(path: str, session: Session) -> None:
+    """
+    Check that a file to write is not what is read.
+
+    :raises UsageError: if it is.
+    """
+    if os.path.realpath(path) == os.path.realpath(session.target):
+        raise UsageError(f"{path}: is the target itself")
+
+
+def _write_page(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.check import summary
+    from drgn_hvo.commands.machine_page import machine_page
+    from drgn_hvo.files import check_replaceable, replace_file
+
+    if args.folios or args.drgn or args.format != "text":
+        raise UsageError("--html takes no --folios, --drgn, --format or --json")
+    _check_not_target(args.html, session)
+    check_replaceable(args.html, force=args.force)
+    page, checked = machine_page(session.open(), session.target)
+    with replace_file(args.html, force=args.force) as file:
+        file.write(page.encode())
+    print(printable(f"{args.html}: {session.target}: {summary(checked)}"))
+    return 0
 
 
 def _run_show(session: Session, args: argparse.Namespace) -> int:
+    if args.html is not None:
+        return _write_page(session, args)
     from drgn_hvo.commands.drgn_code import show_code
     from drgn_hvo.commands.show import print_show, show_document
 
@@ -298,7 +333,15 @@ def _run_oops(session: Session, args: argparse.Namespace) -> int:
 
 def _add_map_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("page", metavar="PAGE", help=_PAGE_HELP)
-    add_format_options(parser.add_mutually_exclusive_group())
+    output = parser.add_mutually_exclusive_group()
+    add_format_options(output, ("text", "json", "svg"))
+    output.add_argument(
+        "--svg",
+        dest="format",
+        action="store_const",
+        const="svg",
+        help="print the picture as SVG; the same as --format svg",
+    )
 
 
 def _run_map(session: Session, args: argparse.Namespace) -> int:
@@ -307,6 +350,11 @@ def _run_map(session: Session, args: argparse.Namespace) -> int:
 
     spec = parse_page_spec(args.page)
     document = map_document(session.open(), session.target, spec)
+    if args.format == "svg":
+        from drgn_hvo.commands.map_svg import map_svg
+
+        print(map_svg(document), end="")
+        return 0
     print_document(document, print_map, as_json=args.format == "json")
     return 0
 
@@ -336,8 +384,7 @@ def _run_heads(session: Session, args: argparse.Namespace) -> int:
     )
 
     pfns = None if args.pfns is None else parse_pfn_range(args.pfns)
-    if os.path.realpath(args.output) == os.path.realpath(session.target):
-        raise UsageError(f"{args.output}: is the target itself")
+    _check_not_target(args.output, session)
     hvo = session.open()
     written = write_heads(hvo, args.output, pfns, force=args.force)
     document = heads_document(hvo, session.target, args.output, written)

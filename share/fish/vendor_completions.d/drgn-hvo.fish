@@ -51,7 +51,7 @@ function _shtab_drgn_hvo_using
 end
 
 set -g _shtab_drgn_hvo_commands help show check page map heads extract synth oops demo rules faults defects
-set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --ignore --memory --oops --output --pfns --progress --resume --rules --scheduler --symbols --targets-from --timeout --vmcoreinfo -j -o -s
+set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --html --ignore --memory --oops --output --pfns --progress --resume --rules --scheduler --symbols --targets-from --timeout --vmcoreinfo -j -o -s
 
 complete -c drgn-hvo -e
 complete -c drgn-hvo -f
@@ -71,6 +71,8 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l folios -d 'list every fo
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l format -xka "text json" -d 'how to print the result'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l json -d 'the same as --format json'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l drgn -d 'print drgn code that finds out the same'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l html -xka "(__fish_complete_path (commandline -ct))" -d 'write a page to look at instead, with memory, huge pages, shared tails and what check finds'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using show' -l force -d 'replace FILE if it exists'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using show; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a check -d 'integrity audit'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -s h -l help -d 'show this help message and exit'
@@ -111,8 +113,9 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l vmcoreinfo -xka "(__fish_
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l debug -d 'show tracebacks'
-complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l format -xka "text json" -d 'how to print the result'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l format -xka "text json svg" -d 'how to print the result'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l json -d 'the same as --format json'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l svg -d 'print the picture as SVG; the same as --format svg'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a heads -d 'resolve the heads of all pages into a file'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s h -l help -d 'show this help message and exit'
