@@ -20,7 +20,7 @@ import numpy as np
 from drgn_hvo.extract.owners import Owner, are_free_to_keep, owners
 from drgn_hvo.extract.recorder import Recording
 from drgn_hvo.extract.tables import Translator, pages_of
-from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ranges
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, column, ranges
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.memmap.hvo import Hvo
 
@@ -38,6 +38,10 @@ REASONS = {
     "type and reference count",
     "words": "variables, nodes, zones, pools: the words that are read",
 }
+
+# How far to follow the links of folios that lists have lost: a page's own report asks
+# 32 of its neighbours in each direction.
+_MAX_LOST = 1024
 
 # Address and size, by reason.
 _Reads = dict[str, list[tuple[int, int]]]
@@ -170,8 +174,35 @@ class _Finder:
             return np.zeros(0, dtype=np.int64)
         folios = self._hvo.hugetlb.folios
         first = folios.head_pfn * self._hvo.vmemmap.size // self._page_size
-        pfns, mapped = self._hvo.vmemmap.frames(ranges(first, folios.slices))
+        lost = self._lost_from_lists() * self._hvo.vmemmap.size // self._page_size
+        slices = np.concatenate((ranges(first, folios.slices), lost))
+        pfns, mapped = self._hvo.vmemmap.frames(slices)
         return np.unique(pfns[mapped])
+
+    def _lost_from_lists(self) -> Int64Array:
+        """
+        What lists lead to behind the places where they are broken, as far as known
+        folios and each other lead there: whoever asks for one page asks its neighbours.
+        """
+        vmemmap = self._hvo.vmemmap
+        known = found = self._hvo.hugetlb.folios.head_pfn
+        if all(a_list.is_whole for a_list in self._hvo.hugetlb.lists):
+            return found[:0]
+        lru = vmemmap.kernel.struct_page.require("lru")
+        for _ in range(_MAX_LOST):
+            rows = vmemmap.read_pages(found)
+            pfns = []
+            for offset in (lru, lru + 8):  # next and prev of struct list_head
+                links = column(
+                    rows.data[rows.present], offset, vmemmap.kernel.reader.u64
+                )
+                pfns += [vmemmap.page_pfn(link - lru) for link in links.tolist()]
+            led_to = {pfn for pfn in pfns if pfn is not None}
+            found = np.setdiff1d(np.array(sorted(led_to), dtype=np.int64), known)
+            if not len(found):
+                break
+            known = np.union1d(known, found)
+        return np.setdiff1d(known, self._hvo.hugetlb.folios.head_pfn)
 
     def _shared_tails(self) -> Int64Array:
         tails = self._hvo.shared_tails if self._hvo.has_hugetlb else []
