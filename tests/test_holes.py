@@ -92,6 +92,24 @@ def test_a_variable_left_out(name, symbol, rule, hole):
     assert dict(answer.results)[rule] == "skip"
 
 
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("name", ["debian-7.2", "debian-6.12", "shared-7.3"])
+def test_a_pool_left_out(name, hole):
+    """Its mask is never zero: zeros beside it are no counters."""
+    prog = whole(name)[0].program()
+    hvo_of(prog)  # offers types
+    start = prog["hstates"].address_of_().value_()
+    masks = [
+        prog["hstates"][i].mask.address_of_().value_() - start
+        for i in range(prog["hugetlb_max_hstate"].value_())
+    ]
+    for pfn in {pfn_of(name, "hstates", mask) for mask in masks}:
+        answer = audited(whole(name)[0].program(pfn, hole))
+        assert answer.findings == ()
+        assert (answer.status, answer.complete) == (3, False)
+        assert dict(answer.results)["hstate-reserve"] == "skip"
+
+
 def slots_pfn(name, nid, zone_index):
     """The frame of vmemmap_tails[] of a zone."""
     from drgn.helpers.linux.mm import follow_phys

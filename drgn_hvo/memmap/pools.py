@@ -152,13 +152,15 @@ class _Counters:
 
     Whole pages of ``hstates[]`` are zeros where a pool or node has no huge pages, and
     so is a page that was left out. Such zeros are believed if they fit the other
-    counters, or if these are wrong by themselves.
+    counters, or if these are wrong by themselves; beside the mask of the pool, which
+    is never zero (huge_page_mask()), they are not.
     """
 
     def __init__(self, kernel: Kernel, hstate: Object, nids: Sequence[int]) -> None:
         self._hstate = hstate
         self._nids = nids
         self._known_words = kernel.known_words
+        self._page_size = kernel.geometry.page_size
         #: Why counters could not be read, and how many.
         self.unread: dict[str, int] = {}
         self.total, self.total_node = self._read("nr_huge_pages")
@@ -169,10 +171,18 @@ class _Counters:
 
     def _number(self, counter: Object) -> Optional[int]:
         try:
-            return _signed(counter)
+            count = _signed(counter)
         except FaultError:
             self._miss(NOT_IN_DUMP)
             return None
+        if not count and self._is_beside_mask(counter) and self._is_blank(counter):
+            return None
+        return count
+
+    def _is_beside_mask(self, counter: Object) -> bool:
+        """Whether a counter is in the page of the mask of the pool."""
+        mask = self._hstate.mask.address_ or 0
+        return not ((counter.address_ or 0) ^ mask) & -self._page_size
 
     def _miss(self, reason: str) -> None:
         self.unread[reason] = self.unread.get(reason, 0) + 1
