@@ -3,6 +3,7 @@
 """What ``%hvo`` has in a session, and what a session is told of drgn's own helpers."""
 
 import json
+import logging
 from pathlib import Path
 import sys
 
@@ -86,6 +87,7 @@ OTHERS = ("arm64", "loong64", "ppc64", "riscv64", "s390x")
 def test_who_types_is_told_at_the_start(path, monkeypatch, caplog):
     """As drgn's own helper decides, and once."""
     monkeypatch.setattr(session_start, "is_at_terminal", lambda: True)
+    caplog.set_level(logging.WARNING, "drgn")
     prog = session(path.stem)
     told = [r for r in caplog.records if "compound_head()" in r.getMessage()]
     assert len(told) == is_wrong(prog)
@@ -93,6 +95,7 @@ def test_who_types_is_told_at_the_start(path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("name", ["seed-v5", "seed-v6", "shared-7.3", "plain-7.2"])
 def test_a_script_is_told_with_its_types(name, caplog):
+    caplog.set_level(logging.WARNING, "drgn")
     prog = session(name)
     assert not [r for r in caplog.records if "compound_head()" in r.getMessage()]
     prog.type("struct page")
