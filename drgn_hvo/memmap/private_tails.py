@@ -167,9 +167,15 @@ class PrivateTails:
             return usual
         if not len(words):
             return usual
-        mask = self._usual_mask
+        # Comparing is cheap, masking is not: most rows are as the first one is.
+        same = words == words[0]
+        same[:, self._own_words] = True
+        as_first = same.all(axis=1)
+        as_first[0] = False
         expected = self._usual_words(places[0], int(orders[0]), infos[0])
-        usual = ((words & mask) == expected).all(axis=1)
+        found = (words[~as_first] & self._usual_mask == expected).all(axis=1)
+        usual[as_first] = found[0]
+        usual[~as_first] = found
         for at, behind in self._links:
             own = (addresses + np.uint64(behind)).astype(self._kernel.reader.u64)
             usual &= words[:, at] == own.view(np.uint64)
@@ -180,6 +186,11 @@ class PrivateTails:
         first = self._template.free.copy()
         first[[at for at, _ in self._links]] = 0
         return np.concatenate((first, self._template.alike))
+
+    @cached_property
+    def _own_words(self) -> Int64Array:
+        """Words of the first struct pages that each folio has its own of."""
+        return np.flatnonzero(self._usual_mask[: len(self._template.free)] == 0)
 
     @lru_cache(maxsize=8)  # noqa: B019
     def _usual_words(self, place: np.uint64, order: int, info: np.uint64) -> U64Array:
