@@ -343,6 +343,7 @@ def _run_check(args: argparse.Namespace) -> int:
         assume=tuple(assumptions(args.assume).items()),
         debug=args.debug,
         scope=check_scope(args),
+        evidence=args.evidence,
     )
     memory = args.memory or (_MEMORY if len(targets) > 1 else None)
     limits = Limits(

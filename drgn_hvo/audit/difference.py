@@ -89,7 +89,7 @@ DIFFERENCES = (
     Difference(
         "struct-page",
         lambda h, _f, _e, a: _is_struct_page(h, a & _WORD),
-        "a pointer into vmemmap stands there",
+        "a pointer to a struct page stands there",
         "code that stored a pointer to a struct page, or to its list links",
     ),
     Difference(

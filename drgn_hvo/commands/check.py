@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 import hashlib
 from typing import TYPE_CHECKING, Literal, Optional
 
 from drgn.helpers.common.format import print_table
 
 from drgn_hvo.audit.defects import DEFECTS
+from drgn_hvo.audit.difference import difference_of
 from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
 from drgn_hvo.audit.run import NOT_ASKED, confirmed_audit
+from drgn_hvo.commands.conclusions import check_conclusions, check_evidence
 from drgn_hvo.commands.document import (
     dump_problems,
     kernel_document,
@@ -124,8 +127,11 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
     undecided = [*_not_run(audit, scope), *_undecided(audit)]
     complete = audit.complete and _is_whole(hvo) and not undecided
     ordered = audit.ordered()
-    return {
+    checked: AuditReport = {
         **kernel_document(target, hvo.kernel.release),
+        "conclusions": [],
+        "hvo_built": hvo.is_built,
+        "hvo_enabled": hvo.is_enabled,
         "status": _status(audit, complete=complete),
         "complete": complete,
         "assumed": hvo.kernel.assumed,
@@ -142,10 +148,12 @@ def check_document(hvo: Hvo, target: str, scope: CheckScope) -> AuditReport:
         "hwpoisoned": _hwpoisoned(hvo, audit),
         "properties": _properties(hvo, scope),
         "rules": [_rule_result(audit, rule.id) for rule in RULES],
-        "findings": [_finding(finding, cause) for finding, cause in ordered],
+        "findings": [_finding(hvo, finding, cause) for finding, cause in ordered],
         "signature": _signature(ordered),
         "duration_s": None,
     }
+    checked["conclusions"] = check_conclusions(checked)
+    return checked
 
 
 # Hexadecimal digits: 48 bits tell a million different ones apart.
@@ -266,7 +274,8 @@ def _hex(value: Optional[int]) -> Optional[str]:
     return None if value is None else f"{value & (1 << 64) - 1:#x}"
 
 
-def _finding(finding: Finding, cause: Optional[int]) -> FindingEntry:
+def _finding(hvo: Hvo, finding: Finding, cause: Optional[int]) -> FindingEntry:
+    difference = difference_of(hvo, finding)
     return {
         "rule": finding.rule,
         "severity": finding.severity,
@@ -284,6 +293,8 @@ def _finding(finding: Finding, cause: Optional[int]) -> FindingEntry:
         "physical_address": _hex(finding.place.physical_address),
         "expected": _hex(finding.expected),
         "actual": _hex(finding.actual),
+        "difference": None if difference is None else difference.text,
+        "suspect": None if difference is None else difference.suspect,
     }
 
 
@@ -299,18 +310,42 @@ def exit_status(doc: AuditReport, *, strict: bool) -> int:
     return EXIT_CLEAN if doc["complete"] else EXIT_INCOMPLETE
 
 
-def print_result(doc: CheckReport, output_format: str) -> None:
-    """Print a document of :func:`check_document()`, as ``"text"`` or ``"json"``."""
-    print_document(doc, _print_check, as_json=output_format == "json")
+def print_result(
+    doc: CheckReport, output_format: str, *, evidence: bool = False
+) -> None:
+    """
+    Print a document of :func:`check_document()`, as ``"text"`` or ``"json"``.
+
+    :param evidence: Whether text says how things were decided, too.
+    """
+    print_text = partial(_print_check, evidence=evidence)
+    print_document(doc, print_text, as_json=output_format == "json")
 
 
-def _print_check(doc: CheckReport) -> None:
+def _print_check(doc: CheckReport, *, evidence: bool) -> None:
     if doc["status"] == "error":
         print(f"{doc['target']}: {summary(doc)}")
         return
     for problem in dump_problems(doc):
         print(f"{doc['target']}: the dump is {problem}")
     print(f"{doc['target']}: {summary(doc)}{restrictions(doc)}")
+    for sentence in doc["conclusions"]:
+        print(f"  {sentence}")
+    if doc["findings"]:
+        print()
+    _print_checked(doc)
+    if doc["findings"]:
+        print()
+        _print_findings(doc["findings"])
+        _print_defects(doc["findings"])
+    if evidence and doc["findings"]:
+        print("\nHow that was decided")
+        for line in check_evidence(doc):
+            print(f"  {line}")
+
+
+def _print_checked(doc: AuditReport) -> None:
+    """What was looked at, and what was not."""
     checked = doc["checked"]
     print(
         f"  {doc['release']}: {checked['folios']} huge pages, "
@@ -334,10 +369,6 @@ def _print_check(doc: CheckReport) -> None:
         print(f"  not in this dump: {item['count']} {item['what']}")
     for why, rules in undecided_rules(doc):
         print(f"  could not be decided: {', '.join(rules)}: {why}")
-    if doc["findings"]:
-        print()
-        _print_findings(doc["findings"])
-        _print_defects(doc["findings"])
 
 
 def restrictions(doc: AuditReport) -> str:

@@ -57,6 +57,7 @@ class CheckOptions:
     vmcoreinfo: Optional[str] = None
     assume: tuple[tuple[str, str], ...] = ()
     debug: bool = False
+    evidence: bool = False
 
     def argv(self, limits: Limits) -> list[str]:
         """The same as options of the command, for a process elsewhere."""
@@ -159,9 +160,10 @@ def _results(
 class _Printer:
     """Prints results as they come."""
 
-    def __init__(self, output_format: str, targets: int, strict: bool) -> None:
+    def __init__(self, output_format: str, targets: int, options: CheckOptions) -> None:
         self._format = output_format
-        self._strict = strict
+        self._strict = options.scope.strict
+        self._evidence = options.evidence
         self._number = 0
         if output_format == "ktap":
             print_ktap_plan(targets)
@@ -173,7 +175,7 @@ class _Printer:
         else:
             if self._format == "text" and self._number > 1:
                 print()
-            print_result(document, self._format)
+            print_result(document, self._format, evidence=self._evidence)
         sys.stdout.flush()
         _report_error(document)
 
@@ -206,7 +208,7 @@ def check_targets(
     :raises KeyboardInterrupt: with a text that says how far it got.
     """
     statuses: list[int] = []
-    printer = _Printer(output_format, len(targets), options.scope.strict)
+    printer = _Printer(output_format, len(targets), options)
     # A single target shows how far it is itself.
     show = nullcontext(None) if len(targets) == 1 else progress(len(targets), "target")
     try:

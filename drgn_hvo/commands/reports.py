@@ -312,6 +312,7 @@ class NotOptimizedEntry(TypedDict):
 class ShowReport(KernelReport, Pools):
     """``show``."""
 
+    conclusions: list[str]
     arch: str
     page_size: int
     types_from: Literal["dwarf", "btf", "vmcoreinfo"]
@@ -319,6 +320,7 @@ class ShowReport(KernelReport, Pools):
     struct_page: StructPageEntry
     encoding: EncodingEntry
     tail_layout: TailLayoutEntry
+    hvo_built: Optional[bool]
     hvo_enabled: Optional[bool]
     vmemmap: VmemmapEntry
     properties: list[PropertyEntry]
@@ -383,6 +385,8 @@ class FindingEntry(TypedDict):
     physical_address: Optional[Hex]
     expected: Optional[Hex]
     actual: Optional[Hex]
+    difference: Optional[str]
+    suspect: Optional[str]
 
 
 class ExcusedEntry(TypedDict):
@@ -395,6 +399,9 @@ class ExcusedEntry(TypedDict):
 class AuditReport(KernelReport):
     """``check`` of a target that could be audited."""
 
+    conclusions: list[str]
+    hvo_built: Optional[bool]
+    hvo_enabled: Optional[bool]
     status: Literal["clean", "findings", "incomplete"]
     complete: bool
     assumed: dict[str, str]

@@ -17,6 +17,7 @@ from drgn.helpers.common.format import CellFormat, print_table
 import numpy as np
 
 from drgn_hvo.audit.properties import kernel_properties
+from drgn_hvo.commands.conclusions import show_conclusions
 from drgn_hvo.commands.document import (
     dump_problems,
     human_size,
@@ -63,8 +64,9 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
     kernel, layout = hvo.kernel, hvo.layout
     struct_page = kernel.struct_page
     overview = overview_of(hvo, whole=folios) if hvo.has_hugetlb else None
-    return {
+    shown: ShowReport = {
         **kernel_document(target, kernel.release),
+        "conclusions": [],
         "arch": kernel.arch,
         "page_size": kernel.geometry.page_size,
         "types_from": kernel.types_from,
@@ -79,7 +81,8 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
             "evidence": list(layout.encoding.evidence),
         },
         "tail_layout": _tail_layout(hvo),
-        "hvo_enabled": _hvo_enabled(hvo),
+        "hvo_built": hvo.is_built,
+        "hvo_enabled": hvo.is_enabled,
         "vmemmap": _vmemmap(hvo),
         **_pools(hvo, overview, folios=folios),
         "properties": _properties(hvo, overview),
@@ -94,6 +97,9 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
             *(overview.left_out if overview is not None else ()),
         ],
     }
+    broken = len(list(_broken_lists(hvo)))
+    shown["conclusions"] = show_conclusions(shown, broken)
+    return shown
 
 
 def _pools(hvo: Hvo, overview: Optional[Overview], *, folios: bool) -> Pools:
@@ -169,11 +175,6 @@ def _tail_layout(hvo: Hvo) -> TailLayoutEntry:
         "slots": array.slots if array else None,
         "evidence": list(tails.evidence),
     }
-
-
-def _hvo_enabled(hvo: Hvo) -> Optional[bool]:
-    enabled = hvo.kernel.variable("vmemmap_optimize_enabled")
-    return None if enabled is None else bool(enabled)
 
 
 def _vmemmap(hvo: Hvo) -> VmemmapEntry:
@@ -343,6 +344,10 @@ def _tail_frames(folios: Folios) -> dict[int, list[int]]:
 def _unread(hvo: Hvo) -> Iterator[str]:
     """What could not be read of nodes, slots and pools, and where lists are broken."""
     yield from map(str, hvo.unread)
+    yield from _broken_lists(hvo)
+
+
+def _broken_lists(hvo: Hvo) -> Iterator[str]:
     for a_list in hvo.hugetlb.lists if hvo.has_read_folios else ():
         link = a_list.broken
         if link is not None and not a_list.is_unread:
@@ -370,11 +375,16 @@ def _known(value: object) -> object:
     return "?" if value is None else value
 
 
-def print_show(doc: ShowReport) -> None:
-    """Print a document of :func:`show_document()` for people."""
-    for problem in dump_problems(doc):
-        print(f"Dump         {problem}")
-    _print_kernel(doc)
+def print_show(doc: ShowReport, *, evidence: bool = False) -> None:
+    """
+    Print a document of :func:`show_document()` for people.
+
+    :param evidence: Whether to print how things were decided, too.
+    """
+    for line in [f"Dump         {problem}" for problem in dump_problems(doc)]:
+        print(line)
+    print(*doc["conclusions"], "", sep="\n")
+    _print_kernel(doc, evidence=evidence)
     if doc["shared_tails"]:
         print("\nShared tail pages")
         _print_shared_tails(doc["shared_tails"])
@@ -417,11 +427,10 @@ def _print_hwpoisoned(poisoned: Optional[list[HwpoisonedEntry]]) -> None:
         print(f"  PFN {one['head_pfn']}: {text}")
 
 
-def _print_kernel(doc: ShowReport) -> None:
+def _print_kernel(doc: ShowReport, *, evidence: bool) -> None:
     page, tails, vmemmap = doc["struct_page"], doc["tail_layout"], doc["vmemmap"]
     enabled = {True: "on", False: "off", None: "unknown"}[doc["hvo_enabled"]]
-    is_plain = tails["kind"] == "plain" and doc["types_from"] != "vmcoreinfo"
-    if is_plain and doc["hvo_enabled"] is None:
+    if doc["hvo_built"] is False:
         enabled = "this kernel was built without it"
     kind = _known(tails["kind"])
     if tails["where"] is not None:
@@ -434,17 +443,25 @@ def _print_kernel(doc: ShowReport) -> None:
     print(f"Kernel       {_text(doc['release'])} {doc['arch']}")
     print(f"Types        {doc['types_from']}, symbols from {doc['symbols_from']}")
     print(f"HVO          {enabled}")
+    if evidence:
+        print(f"             - {_switch_text(doc)}")
     print(
         f"struct page  {page['size']} bytes, tails in {page['member']} at offset "
         f"{page['offset']}"
     )
     print(f"vmemmap      {vmemmap['base']}{alignment}")
     print(f"Encoding     {doc['encoding']['kind']}")
-    for line in doc["encoding"]["evidence"]:
+    for line in doc["encoding"]["evidence"] if evidence else ():
         print(f"             - {line}")
     print(f"Tail layout  {kind}")
-    for line in tails["evidence"]:
+    for line in tails["evidence"] if evidence else ():
         print(f"             - {line}")
+
+
+def _switch_text(doc: ShowReport) -> str:
+    if doc["hvo_enabled"] is None:
+        return "no vmemmap_optimize_enabled was found, the switch of v5.18 and later"
+    return f"vmemmap_optimize_enabled is {int(doc['hvo_enabled'])}"
 
 
 def _print_shared_tails(tails: list[SharedTailEntry]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 import os
 import time
 from typing import TYPE_CHECKING, Optional
@@ -161,8 +162,15 @@ def add_force_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_evidence_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--evidence", action="store_true", help="print how it was decided, too"
+    )
+
+
 def _add_show_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folios", action="store_true", help="list every folio, too")
+    _add_evidence_option(parser)
     _add_output_options(parser)
     parser.add_argument(
         "--html",
@@ -211,7 +219,8 @@ def _run_show(session: Session, args: argparse.Namespace) -> int:
     found = session.open()
     document = show_document(found, session.target, folios=args.folios)
     document = with_dump(document, found.kernel.prog, found.kernel)
-    print_document(document, print_show, as_json=args.format == "json")
+    print_text = partial(print_show, evidence=args.evidence)
+    print_document(document, print_text, as_json=args.format == "json")
     return 0
 
 
@@ -236,6 +245,7 @@ def _add_check_options(parser: argparse.ArgumentParser) -> None:
         help="leave these rules out (repeatable)",
     )
     parser.add_argument("--strict", action="store_true", help="warnings are errors")
+    _add_evidence_option(parser)
 
 
 def check_scope(args: argparse.Namespace) -> CheckScope:
@@ -268,7 +278,7 @@ def _run_check(session: Session, args: argparse.Namespace) -> int:
         print_ktap_plan(1)
         print_ktap_document(1, document, strict=scope.strict)
     else:
-        print_result(document, args.format)
+        print_result(document, args.format, evidence=args.evidence)
     return exit_status(document, strict=scope.strict)
 
 

@@ -78,6 +78,20 @@ class Hvo:
         return HeadResolver(self.vmemmap, self.layout)
 
     @property
+    def is_built(self) -> Optional[bool]:
+        """Whether the kernel was built with HVO, ``None`` if that is not known."""
+        kind = self.layout.tails.kind
+        if kind == "plain" and self.kernel.has_types:
+            return self.kernel.has_variable("vmemmap_optimize_enabled")
+        return None if kind in ("plain", None) else True
+
+    @property
+    def is_enabled(self) -> Optional[bool]:
+        """The run-time switch, ``None`` if there is none or it was not read."""
+        enabled = self.kernel.variable("vmemmap_optimize_enabled")
+        return None if enabled is None else bool(enabled)
+
+    @property
     def has_hugetlb(self) -> bool:
         """Whether pools and folios can be read at all."""
         return self.kernel.has_types

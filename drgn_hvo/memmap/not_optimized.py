@@ -78,7 +78,7 @@ def reason_of_all(hvo: Hvo, order: int) -> Optional[str]:
     geometry = hvo.kernel.geometry
     holds = {
         "too-small": geometry.struct_page_size << order < 2 * geometry.page_size,
-        "not-built": not _is_built(hvo),
+        "not-built": hvo.is_built is False,
         "odd-size": not geometry.power_of_2,
     }
     return next((reason for reason, held in holds.items() if held), None)
@@ -93,7 +93,7 @@ def _reasons(hvo: Hvo) -> Int64Array:
     no_mappings = not hvo.vmemmap.has_mappings
     holds: dict[str, BoolArray] = {
         "too-small": folios.slices < 2,
-        "not-built": np.full(len(folios), not _is_built(hvo)),
+        "not-built": np.full(len(folios), hvo.is_built is False),
         "odd-size": np.full(len(folios), not geometry.power_of_2),
         "not-read": ~folios.present | no_mappings | (folios.mapped < folios.slices),
         "in-transition": found.in_transition,
@@ -113,11 +113,6 @@ def _reasons(hvo: Hvo) -> Int64Array:
         reasons[undecided & which] = names.index(name)
         undecided &= ~which
     return reasons
-
-
-def _is_built(hvo: Hvo) -> bool:
-    tails = hvo.layout.tails
-    return tails.kind != "plain" or hvo.kernel.has_variable("vmemmap_optimize_enabled")
 
 
 def _levels(hvo: Hvo, head_pfns: Int64Array) -> Int64Array:

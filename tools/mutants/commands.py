@@ -29,6 +29,22 @@ COMMANDS = (
         ("test_devices.py::test_map",),
     ),
     Mutant(
+        "commands-healthy-though-unread",
+        "commands/conclusions.py::_without_findings",
+        'if doc["complete"]:',
+        "if True:",
+        "a dump of which half is missing would be called healthy",
+        ("test_conclusions.py::test_what_is_not_known_is_said",),
+    ),
+    Mutant(
+        "commands-whose-fault",
+        "commands/conclusions.py::_story",
+        'if root["defect"] is not None:',
+        "if False:",
+        "nobody would be told that it is the kernel",
+        ("test_conclusions.py::test_a_known_defect_is_the_kernels_fault",),
+    ),
+    Mutant(
         "helpers-poisoned-page-is-no-head",
         "helpers/_struct_page.py::StructPage.is_head",
         "not self.is_poisoned\n            and ",
