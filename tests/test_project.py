@@ -24,6 +24,7 @@ from drgn_hvo.synth.damage.faults import FAULTS
 from tests.command_support import run
 from tools.command_line import arguments, commands
 from tools.examples import differs, documents, examples, run_example
+from tools.first_commands import commands as first_commands
 from tools.shell_files import SHELL_FILES, completion, man_page
 from tools.site_pages import SITE_PAGES
 
@@ -43,6 +44,18 @@ def test_examples(example):
 
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1000
+
+
+def test_first_commands():
+    """What CI runs, in an environment of its own, is what README begins with."""
+    readme = (ROOT / "README.md").read_text()
+    first = list(first_commands(readme))
+    assert first == re.findall(r"^\$ (.*)$", readme, re.MULTILINE)[: len(first)]
+    assert first[0] == "python3 -m venv venv"
+    assert "venv/bin/drgn-hvo demo" in first
+    assert first[-1].endswith("pytest -n auto")
+    with pytest.raises(LookupError, match="no section"):
+        list(first_commands(readme.replace("## Test\n", "")))
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
