@@ -28,9 +28,12 @@ if TYPE_CHECKING:
         snapshot_page as snapshot_page,
     )
     from drgn_hvo.helpers.hugetlb import (
+        HugetlbFolioHolders as HugetlbFolioHolders,
+        HugetlbFolioMapping as HugetlbFolioMapping,
         VmemmapFrames as VmemmapFrames,
         folio_vmemmap_frames as folio_vmemmap_frames,
         for_each_hugetlb_folio as for_each_hugetlb_folio,
+        hugetlb_folio_holders as hugetlb_folio_holders,
         hugetlb_vmemmap_optimized as hugetlb_vmemmap_optimized,
         validate_hugetlb_folio as validate_hugetlb_folio,
         vmemmap_saved as vmemmap_saved,
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from drgn_hvo.helpers.slab import page_slab as page_slab
     from drgn_hvo.helpers.vmemmap import (
         VmemmapTail as VmemmapTail,
+        for_each_folio_on_vmemmap_tail as for_each_folio_on_vmemmap_tail,
         for_each_vmemmap_tail as for_each_vmemmap_tail,
         validate_shared_tail as validate_shared_tail,
         vmemmap_tails as vmemmap_tails,
@@ -52,6 +56,8 @@ __version__ = "1.0.0"
 
 # The module of drgn_hvo.helpers that each helper is in.
 _HELPERS = {
+    "HugetlbFolioHolders": "hugetlb",
+    "HugetlbFolioMapping": "hugetlb",
     "PageHead": "compound",
     "PageHuge": "compound",
     "PageSnapshot": "compound",
@@ -63,8 +69,10 @@ _HELPERS = {
     "compound_info_has_mask": "compound",
     "compound_order": "compound",
     "folio_vmemmap_frames": "hugetlb",
+    "for_each_folio_on_vmemmap_tail": "vmemmap",
     "for_each_hugetlb_folio": "hugetlb",
     "for_each_vmemmap_tail": "vmemmap",
+    "hugetlb_folio_holders": "hugetlb",
     "hugetlb_vmemmap_optimized": "hugetlb",
     "page_folio": "compound",
     "page_slab": "slab",

@@ -305,9 +305,10 @@ def test_write_to_a_tail(guest: Guest) -> None:
     assert document["pages"][0]["folio"]["refcount"] == 1
     # The write was refused, so that nothing is wrong.
     assert json.loads(command("check", core, "--format", "json"))["findings"] == []
-    who_maps = _ROOT / "contrib" / "examples" / "who_maps.py"
-    users = run("drgn", "-q", "--log-level", "none", "-c", core, who_maps, tail)
-    assert re.search(rf"^ *1 +init +{told['user']:x} ", users, re.MULTILINE)
+    who = json.loads(command("who", core, tail, "--json"))
+    (mapping,) = who["mappings"]
+    assert (mapping["pid"], mapping["start"]) == (1, f"{told['user']:#x}")
+    assert who["left_over"] == 0
 
 
 def _write(debugger: Debugger, address: int, data: bytes) -> None:

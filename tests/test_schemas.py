@@ -23,6 +23,7 @@ import pytest
 from drgn_hvo.audit.page_faults import VERDICTS
 from drgn_hvo.commands import (
     catalogue_reports,
+    holder_reports,
     log_reports,
     reports,
     single_page_reports,
@@ -46,6 +47,8 @@ REPORTS: dict[str, tuple[Any, ...]] = {
     "oops": (log_reports.OopsReport,),
     "progress": (reports.ProgressReport,),
     "map": (single_page_reports.MapReport,),
+    "who": (holder_reports.WhoReport,),
+    "sharers": (holder_reports.SharersReport,),
     "heads": (reports.HeadsReport,),
     "extract": (reports.ExtractReport,),
     "synth": (catalogue_reports.SynthReport,),
@@ -226,6 +229,8 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "oops": ("oops", "oops", OOPS),
     "map": ("map", "map", CORE, "4608"),
     "map-damaged": ("map", "map", DAMAGED, "4096"),
+    "who": ("who", "who", CORE, "4608"),
+    "sharers": ("sharers", "sharers", CORE, "32764"),
     "heads": ("heads", "heads", CORE, "-o", "out"),
     "extract": ("extract", "extract", CORE, "-o", "out"),
     "synth": ("synth", "synth", SAMPLES / "shared-7.3.toml", "--fault",

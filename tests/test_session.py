@@ -35,6 +35,8 @@ def test_alone_it_lists_its_verbs(capsys):
         "check",
         "page",
         "map",
+        "who",
+        "sharers",
         "heads",
         "extract",
         "rules",

@@ -164,6 +164,8 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("check", "TARGET", "--deep"),
     ("page", "TARGET", "0x1000", "0x1046"),
     ("map", "TARGET", "0x1000"),
+    ("who", "TARGET", "0x1000"),
+    ("sharers", "TARGET", "0x1000"),
 )
 
 
@@ -441,7 +443,8 @@ def _file_of(container: str) -> _Maker:
 
 # Of command lines, right and wrong.
 _WORDS = (
-    *("show", "check", "page", "map", "heads", "oops", "rules", "--json", "-o"),
+    *("show", "check", "page", "map", "heads", "who", "sharers", "oops", "rules"),
+    *("--json", "-o"),
     *("--deep", "--rules", "folio-list", "--assume", "vmemmap=0", "encoding=mask"),
     *("--pfns", "0-1", "0x1000", "-1", "TARGET", "--format", "ktap", "--targets-from"),
     *("\x1b[31m", "a\nb", "9" * 5000, "ffffea0000040000", "1-2-3", "phys:", "pfn:"),

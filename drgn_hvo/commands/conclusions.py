@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ("check_conclusions", "check_evidence", "show_conclusions")
 
 # How many things that are wrong are told in sentences; the table has all.
-_MAX_TOLD = 3
+_STORIES_TOLD = 3
 
 
 def _counted(count: int, what: str) -> str:
@@ -128,8 +128,8 @@ def check_conclusions(doc: AuditReport) -> list[str]:
     stories = _stories(doc)
     if not stories:
         return [state, *_without_findings(doc)]
-    told = [sentence for roots in stories[:_MAX_TOLD] for sentence in _story(roots)]
-    if len(stories) > _MAX_TOLD:
+    told = [sentence for roots in stories[:_STORIES_TOLD] for sentence in _story(roots)]
+    if len(stories) > _STORIES_TOLD:
         told.append("The table below has the others.")
     if not doc["complete"]:
         told.append("Not all could be read: there may be more.")

@@ -369,6 +369,31 @@ def _run_map(session: Session, args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_holder_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("page", metavar="PAGE", help=_PAGE_HELP)
+    add_format_options(parser)
+
+
+def _run_who(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.who import print_who, who_document
+    from drgn_hvo.memmap.page_spec import parse_page_spec
+
+    spec = parse_page_spec(args.page)
+    document = who_document(session.open(), session.target, spec)
+    print_document(document, print_who, as_json=args.format == "json")
+    return 0
+
+
+def _run_sharers(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.sharers import print_sharers, sharers_document
+    from drgn_hvo.memmap.page_spec import parse_page_spec
+
+    spec = parse_page_spec(args.page)
+    document = sharers_document(session.open(), session.target, spec)
+    print_document(document, print_sharers, as_json=args.format == "json")
+    return 0
+
+
 def _add_heads_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pfns", metavar="A-B", help="only these PFNs, both included (default: all)"
@@ -417,6 +442,18 @@ VERBS = (
         "draw how a folio's struct pages are mapped",
         _add_map_options,
         _run_map,
+    ),
+    Verb(
+        "who",
+        "find all who have a huge page: files, processes, pins",
+        _add_holder_options,
+        _run_who,
+    ),
+    Verb(
+        "sharers",
+        "find the huge pages whose tails lie on one page",
+        _add_holder_options,
+        _run_sharers,
     ),
     Verb(
         "heads",

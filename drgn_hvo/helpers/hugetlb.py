@@ -35,13 +35,17 @@ from drgn_hvo.helpers._struct_page import StructPage, page_pfn, read_folio, stru
 from drgn_hvo.helpers._validation import SubjectAudit, validate
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array
 from drgn_hvo.kernel.unread import READS_AS_ZEROS
+from drgn_hvo.memmap.holders import holders_of
 from drgn_hvo.memmap.hvo import Hvo, hvo_of, saved_by_node_order
 from drgn_hvo.memmap.pools import hpg_flags
 
 __all__ = (
+    "HugetlbFolioHolders",
+    "HugetlbFolioMapping",
     "VmemmapFrames",
     "folio_vmemmap_frames",
     "for_each_hugetlb_folio",
+    "hugetlb_folio_holders",
     "hugetlb_vmemmap_optimized",
     "validate_hugetlb_folio",
     "vmemmap_saved",
@@ -232,6 +236,84 @@ def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
     for table in hvo.vmemmap.walk.missing:
         raise FaultError(f"page table {table.reason}", table.address)
     return saved_by_node_order(hvo)
+
+
+class HugetlbFolioMapping(NamedTuple):
+    """Where a process maps a hugetlb folio; see :func:`hugetlb_folio_holders()`."""
+
+    task: Object
+    """``struct task_struct *`` of the process."""
+
+    start: int
+    """The first address."""
+
+    end: int
+    """The end of the range (exclusive)."""
+
+    writable: bool
+    """Whether the process may write there."""
+
+
+class HugetlbFolioHolders(NamedTuple):
+    """Who has a hugetlb folio; see :func:`hugetlb_folio_holders()`."""
+
+    file: Optional[Object]
+    """``struct address_space *`` of the file that has it in its page cache."""
+
+    mappings: list[HugetlbFolioMapping]
+    """Where processes map it."""
+
+    pincount: Optional[int]
+    """How many pins the kernel counts, ``None`` if it does not count them."""
+
+    left_over: Optional[int]
+    """References that neither the file nor mappings account for; ``None``: unknown."""
+
+    unread: list[str]
+    """What could not be looked at: with this, there may be more."""
+
+
+def hugetlb_folio_holders(folio: Object) -> HugetlbFolioHolders:
+    """
+    Find all who have a hugetlb folio: the file, the processes by their page tables, and
+    what references are left over, which are pins (``pin_user_pages()``), somebody who
+    uses it at this moment, or references that were never given back.
+
+    >>> holders = hugetlb_folio_holders(folio)
+    >>> holders.file.host.i_ino
+    (unsigned long)442
+    >>> [(m.task.pid.value_(), hex(m.start)) for m in holders.mappings]
+    [(193, '0x7fe767200000')]
+    >>> holders.left_over
+    0
+
+    :param folio: ``struct folio *``, or ``struct page *`` of its head.
+    :return: What was found, and what could not be looked at.
+    :raises FaultError: if the head cannot be read.
+    :raises HvoError: if *folio* is no hugetlb folio, or huge pages cannot be read.
+    """
+    head = _head(folio)
+    require_hugetlb(head.hvo)
+    if not head.is_hugetlb():
+        raise HvoError(f"{head.address:#x} is not a hugetlb folio")
+    prog = folio.prog_
+    found = holders_of(head.hvo, head.pfn, head.order())
+    file = found.file
+    return HugetlbFolioHolders(
+        None if file is None else Object(prog, "struct address_space *", file.address),
+        [
+            HugetlbFolioMapping(
+                Object(prog, "struct task_struct *", one.task),
+                one.start,
+                one.end,
+                one.writable,
+            )
+            for one in found.mappings
+        ],
+        found.pincount,
+        found.left_over,
+        list(found.unread),
+    )
 
 
 def validate_hugetlb_folio(folio: Object) -> None:

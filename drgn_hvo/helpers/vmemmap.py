@@ -24,16 +24,18 @@ from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.rules import rules_on
 from drgn_hvo.audit.scope import TailScope
 from drgn_hvo.errors import UnavailableError
-from drgn_hvo.helpers._arguments import pointer_value, require_hugetlb
+from drgn_hvo.helpers._arguments import folio_type, pointer_value, require_hugetlb
 from drgn_hvo.helpers._struct_page import page_pfn
 from drgn_hvo.helpers._validation import SubjectAudit, validate
 from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.shared_tails import SharedTail
+from drgn_hvo.memmap.sharers import sharers_of
 from drgn_hvo.memmap.tail_arrays import TailArray
 
 __all__ = (
     "VmemmapTail",
+    "for_each_folio_on_vmemmap_tail",
     "for_each_vmemmap_tail",
     "validate_shared_tail",
     "vmemmap_tails",
@@ -136,6 +138,35 @@ def for_each_vmemmap_tail(prog: Program) -> Iterator[VmemmapTail]:
 
 def _page_address(hvo: Hvo, tail: SharedTail) -> int:
     return _array(hvo).page(hvo.vmemmap, tail.value)
+
+
+def for_each_folio_on_vmemmap_tail(page: Object) -> Iterator[Object]:
+    """
+    Iterate over the hugetlb folios whose tails lie in a page: all of them are harmed by
+    one bad word there.
+
+    This works on kernels with fake heads, too, where the page that holds the head of a
+    folio holds its tails, and nobody else's.
+
+    >>> for tail in for_each_vmemmap_tail():
+    ...     print(tail.order, sum(1 for _ in for_each_folio_on_vmemmap_tail(tail.page)))
+    9 32
+    9 32
+
+    :param page: ``struct page *`` of the page frame, as :func:`for_each_vmemmap_tail()`
+        gives it.
+    :return: Iterator of ``struct folio *`` objects, by ascending PFN.
+    :raises FaultError: if *page* is no struct page.
+    :raises HvoError: if the kernel has no ``struct folio``, or pools and page tables
+        cannot be read.
+    """
+    prog, address = pointer_value(page, "page")
+    hvo = hvo_of(prog)
+    require_hugetlb(hvo)
+    pointer = folio_type(prog)
+    found = sharers_of(hvo, page_pfn(hvo, address))
+    for pfn in hvo.hugetlb.folios.head_pfn[found.folios].tolist():
+        yield Object(prog, pointer, hvo.vmemmap.page_address(pfn))
 
 
 def validate_shared_tail(page: Object, *, strict: bool = False) -> None:

@@ -13,6 +13,30 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-references-of-a-file",
+        "memmap/holders.py::holders_of",
+        "of_file = 1 << order if refcount >= 1 << order else 1",
+        "of_file = 1",
+        "each page of a file would look as if it was pinned 511 times",
+        ("test_holders.py::test_who_maps[6.12-mix]",),
+    ),
+    Mutant(
+        "memmap-private-memory-is-no-file",
+        "memmap/holders.py::holders_of",
+        "if mapping is not None and mapping and not anonymous:",
+        "if mapping is not None and mapping:",
+        "private memory of a process would be taken for a file",
+        ("test_holders.py::test_who_maps[6.12-mix]",),
+    ),
+    Mutant(
+        "memmap-sharers-of-a-frame",
+        "memmap/sharers.py::sharers_of",
+        "np.where(repeats, slices.count, 1)[maps]",
+        "np.where(repeats, slices.count, 1)[maps] * 0 + 1",
+        "one slice of each huge page would be counted",
+        ("test_holders.py::test_sharers[7.2-2node]",),
+    ),
+    Mutant(
         "memmap-overview-accounts",
         "memmap/overview.py::_stretches",
         "or int(shared.sum()) + private_ones != _occurrences(hvo, frames)",

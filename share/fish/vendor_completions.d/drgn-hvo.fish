@@ -50,7 +50,7 @@ function _shtab_drgn_hvo_using
   test "$_shtab_drgn_hvo_cmdpath" = "$argv"
 end
 
-set -g _shtab_drgn_hvo_commands help show check page map heads extract synth oops demo rules faults defects
+set -g _shtab_drgn_hvo_commands help show check page map who sharers heads extract synth oops demo rules faults defects
 set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --html --ignore --memory --oops --output --pfns --progress --resume --rules --scheduler --symbols --targets-from --timeout --vmcoreinfo -j -o -s
 
 complete -c drgn-hvo -e
@@ -119,6 +119,26 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l format -xka "text json sv
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l json -d 'the same as --format json'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map' -l svg -d 'print the picture as SVG; the same as --format svg'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using map; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a who -d 'find all who have a huge page: files, processes, pins'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -s h -l help -d 'show this help message and exit'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -l debug -d 'show tracebacks'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -l format -xka "text json" -d 'how to print the result'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who' -l json -d 'the same as --format json'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using who; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a sharers -d 'find the huge pages whose tails lie on one page'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -s h -l help -d 'show this help message and exit'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l debug -d 'show tracebacks'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l format -xka "text json" -d 'how to print the result'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l json -d 'the same as --format json'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a heads -d 'resolve the heads of all pages into a file'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s h -l help -d 'show this help message and exit'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
