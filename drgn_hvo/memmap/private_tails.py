@@ -169,7 +169,7 @@ class PrivateTails:
             return usual
         # Comparing is cheap, masking is not: most rows are as the first one is.
         same = words == words[0]
-        same[:, self._own_words] = True
+        same |= self._free_words
         as_first = same.all(axis=1)
         as_first[0] = False
         expected = self._usual_words(places[0], int(orders[0]), infos[0])
@@ -188,9 +188,10 @@ class PrivateTails:
         return np.concatenate((first, self._template.alike))
 
     @cached_property
-    def _own_words(self) -> Int64Array:
-        """Words of the first struct pages that each folio has its own of."""
-        return np.flatnonzero(self._usual_mask[: len(self._template.free)] == 0)
+    def _free_words(self) -> BoolArray:
+        """Which words of a frame may be anything."""
+        free: BoolArray = self._usual_mask == 0
+        return free
 
     @lru_cache(maxsize=8)  # noqa: B019
     def _usual_words(self, place: np.uint64, order: int, info: np.uint64) -> U64Array:
