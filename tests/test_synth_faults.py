@@ -43,6 +43,7 @@ CASES = [
 RULES = [
     "vmemmap-alignment",
     "hstate-identity",
+    "section-order",
     "shared-tail-entry",
     "shared-tail-unique",
     "shared-tail-info",

@@ -33,6 +33,7 @@ __all__ = (
 RuleId = Literal[
     "vmemmap-alignment",
     "hstate-identity",
+    "section-order",
     "shared-tail-entry",
     "shared-tail-unique",
     "shared-tail-info",
@@ -68,6 +69,7 @@ RuleId = Literal[
 Check = Literal[
     "alignment",
     "hstate-identities",
+    "sections",
     "shared-tails",
     "entry-bits",
     "mappings",
@@ -82,7 +84,9 @@ Check = Literal[
 ]
 
 #: What a rule is about: one of these holds or breaks it.
-SubjectKind = Literal["vmemmap", "slot", "folio", "hstate", "slice", "struct page"]
+SubjectKind = Literal[
+    "vmemmap", "section", "slot", "folio", "hstate", "slice", "struct page"
+]
 
 
 # What rules about all folios need: it tells which folios there are.
@@ -192,6 +196,19 @@ RULES = (
         decide=("hstate-identities",),
         subject="hstate",
         needs=(Need.POOLS, Need.POOL_IDENTITY),
+    ),
+    Rule(
+        "section-order",
+        "mem_section.compound_page_order of a section of a device is that of its "
+        "compound pages, or 0 if these share no pages of vmemmap; of memory that is "
+        "there since boot it is that of a gigantic pool, the same in all sections of "
+        "such a page, or 0, and of memory that was added later 0",
+        "section_set_compound_order_range(): section_activate(), "
+        "hugetlb_vmemmap_optimize_bootmem_page()",
+        _always,
+        decide=("sections",),
+        subject="section",
+        needs=(Need.PAGE_TABLES, Need.NODES, Need.POOLS, Need.SECTIONS),
     ),
     Rule(
         "shared-tail-entry",

@@ -22,6 +22,7 @@ from drgn_hvo.audit.check_identity import check_folio_nodes
 from drgn_hvo.audit.check_mappings import check_mappings
 from drgn_hvo.audit.check_pools import check_pools
 from drgn_hvo.audit.check_private_tails import check_private_tails
+from drgn_hvo.audit.check_sections import check_sections
 from drgn_hvo.audit.check_shared_tails import (
     BootTail,
     TailFaults,
@@ -89,6 +90,7 @@ class _Answers:
 _CHECKS: dict[Check, Callable[[_Answers], object]] = {
     "alignment": lambda a: check_alignment(a.context),
     "hstate-identities": lambda a: check_identities(a.context),
+    "sections": lambda a: check_sections(a.context),
     "shared-tails": lambda a: a.tail_faults,
     "entry-bits": lambda a: check_entry_bits(a.context),
     "mappings": lambda a: a.readable,

@@ -37,6 +37,7 @@ __all__ = (
     "PoolList",
     "PoolReserve",
     "PoolWord",
+    "SectionOrder",
     "StrayHead",
     "StraySlice",
     "Subject",
@@ -59,6 +60,13 @@ class Subject:
 @dataclass(frozen=True)
 class VmemmapBase(Subject):
     """Where vmemmap begins."""
+
+
+@dataclass(frozen=True)
+class SectionOrder(Subject):
+    """The order that a section has, by its number."""
+
+    number: int
 
 
 # Page tables of vmemmap.

@@ -47,6 +47,7 @@ class Need(enum.Enum):
     TAIL_STRUCT_PAGES = "the own struct pages of shared tail pages"
     TAIL_FRAMES = "the content of shared tail pages"
     PAGE_TABLES = "page tables of vmemmap"
+    SECTIONS = "sections of mem_section"
     POOLS = "which pools there are"
     POOL_IDENTITY = "what pools say of the size of their huge pages"
     COUNTERS = "counters of the pools"

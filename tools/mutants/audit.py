@@ -14,6 +14,22 @@ __all__ = ("AUDIT",)
 
 AUDIT = (
     Mutant(
+        "audit-section-majority",
+        "audit/check_sections.py::_Sections.check_memory",
+        "expected[members] = order",
+        "pass",
+        "every healthy machine with gigantic pages from boot would be accused",
+        ("test_sections.py::test_orders_are_those_of_the_description[booted]",),
+    ),
+    Mutant(
+        "audit-section-without-sharing",
+        "audit/check_sections.py::_Sections.check_devices",
+        "if not recorded and not self._shares(i):",
+        "if not recorded:",
+        "a section of device DAX that lost its order would not be noticed",
+        ("test_sections.py::test_a_section_of_a_device[5-0]",),
+    ),
+    Mutant(
         "audit-cause-first",
         "audit/findings.py::Audit.ordered",
         "order = roots + [f for f in ranked if self._causes(f, subjects)]",

@@ -16,7 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 from drgn_hvo.errors import UsageError
-from drgn_hvo.synth.damage import to_folios, to_mappings, to_pools, to_tails
+from drgn_hvo.synth.damage import (
+    to_folios,
+    to_mappings,
+    to_pools,
+    to_sections,
+    to_tails,
+)
 from drgn_hvo.synth.damage.targets import Change, Targets
 from drgn_hvo.synth.described.description import Description
 from drgn_hvo.synth.described.generations import Generation
@@ -240,6 +246,8 @@ FAULTS: tuple[Fault, ...] = (
           "hstate-reserve", _any, to_pools.reserve),
     Fault("vmemmap-misaligned", "vmemmap is not aligned to the largest folio",
           "vmemmap-alignment", lambda g: _mask(g) and g.array is not None, _nothing),
+    Fault("section-order", "a section says that it is of other compound pages",
+          "section-order", lambda g: g.array_is_allocated, to_sections.section_order),
     Fault("page-missing", "the dump lacks the frame of a folio's head",
           None, _any, _page_missing),
     Fault("truncated", "the core breaks off in the middle", None, _any, _nothing),

@@ -19,6 +19,7 @@ from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.synth.described.description import HugePages
 from drgn_hvo.synth.machine.machine import Machine
 from drgn_hvo.synth.machine.plan import AnyPlaced, Placed
+from drgn_hvo.synth.machine.sections import section_order
 from drgn_hvo.synth.machine.vmemmap_writer import HeadFrames, TailPage
 
 __all__ = ("Change", "Targets")
@@ -150,6 +151,13 @@ class Targets:
     def lru(self, pfn: int) -> int:
         """Virtual address of ``lru`` of a page."""
         return self.plan.space.page_address(pfn) + self.page.offset("lru")
+
+    # Sections.
+
+    def section(self) -> int:
+        """The number of a section, if possible of one with an order of its own."""
+        numbers = list(self.machine.sections)
+        return next((n for n in numbers if section_order(self.plan, n)), numbers[0])
 
     # Frames.
 
