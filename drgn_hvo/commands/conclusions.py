@@ -177,6 +177,7 @@ def _without_findings(doc: AuditReport) -> Iterator[str]:
 #: What is wrong, by what the rule that was broken is about.
 _SUBJECTS: dict[SubjectKind, str] = {
     "vmemmap": "The table that describes all pages is not mapped as it should be",
+    "section": "What is noted of a section of memory does not fit its pages",
     "slot": "One page describes the insides of many huge pages here, and that page, or "
     "what leads to it, is wrong",
     "folio": "What describes a huge page is wrong",
