@@ -43,6 +43,12 @@ if TYPE_CHECKING:
         page_zone as page_zone,
         page_zonenum as page_zonenum,
     )
+    from drgn_hvo.helpers.moments import (
+        HugetlbChanges as HugetlbChanges,
+        HugetlbSnapshot as HugetlbSnapshot,
+        hugetlb_changes as hugetlb_changes,
+        snapshot_hugetlb as snapshot_hugetlb,
+    )
     from drgn_hvo.helpers.slab import page_slab as page_slab
     from drgn_hvo.helpers.vmemmap import (
         VmemmapTail as VmemmapTail,
@@ -56,8 +62,10 @@ __version__ = "1.0.0"
 
 # The module of drgn_hvo.helpers that each helper is in.
 _HELPERS = {
+    "HugetlbChanges": "moments",
     "HugetlbFolioHolders": "hugetlb",
     "HugetlbFolioMapping": "hugetlb",
+    "HugetlbSnapshot": "moments",
     "PageHead": "compound",
     "PageHuge": "compound",
     "PageSnapshot": "compound",
@@ -72,6 +80,7 @@ _HELPERS = {
     "for_each_folio_on_vmemmap_tail": "vmemmap",
     "for_each_hugetlb_folio": "hugetlb",
     "for_each_vmemmap_tail": "vmemmap",
+    "hugetlb_changes": "moments",
     "hugetlb_folio_holders": "hugetlb",
     "hugetlb_vmemmap_optimized": "hugetlb",
     "page_folio": "compound",
@@ -79,6 +88,7 @@ _HELPERS = {
     "page_to_nid": "mmzone",
     "page_zone": "mmzone",
     "page_zonenum": "mmzone",
+    "snapshot_hugetlb": "moments",
     "snapshot_page": "compound",
     "validate_hugetlb_folio": "hugetlb",
     "validate_shared_tail": "vmemmap",

@@ -23,6 +23,7 @@ import pytest
 from drgn_hvo.audit.page_faults import VERDICTS
 from drgn_hvo.commands import (
     catalogue_reports,
+    diff_reports,
     holder_reports,
     log_reports,
     reports,
@@ -49,6 +50,7 @@ REPORTS: dict[str, tuple[Any, ...]] = {
     "map": (single_page_reports.MapReport,),
     "who": (holder_reports.WhoReport,),
     "sharers": (holder_reports.SharersReport,),
+    "diff": (diff_reports.DiffReport,),
     "heads": (reports.HeadsReport,),
     "extract": (reports.ExtractReport,),
     "synth": (catalogue_reports.SynthReport,),
@@ -231,6 +233,9 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
     "map-damaged": ("map", "map", DAMAGED, "4096"),
     "who": ("who", "who", CORE, "4608"),
     "sharers": ("sharers", "sharers", CORE, "32764"),
+    "diff": ("diff", "diff", CORE, DAMAGED),
+    "diff-instants": ("diff", "diff", *(SAMPLES / "instants" / f"n-7.3-enq-{n}.kdump"
+                                        for n in ("080", "083"))),
     "heads": ("heads", "heads", CORE, "-o", "out"),
     "extract": ("extract", "extract", CORE, "-o", "out"),
     "synth": ("synth", "synth", SAMPLES / "shared-7.3.toml", "--fault",

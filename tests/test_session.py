@@ -37,6 +37,7 @@ def test_alone_it_lists_its_verbs(capsys):
         "map",
         "who",
         "sharers",
+        "diff",
         "heads",
         "extract",
         "rules",

@@ -166,6 +166,7 @@ _COMMANDS: tuple[tuple[str, ...], ...] = (
     ("map", "TARGET", "0x1000"),
     ("who", "TARGET", "0x1000"),
     ("sharers", "TARGET", "0x1000"),
+    ("diff", "TARGET", "TARGET"),
 )
 
 

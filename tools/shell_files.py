@@ -30,7 +30,7 @@ SHELL_FILES = {
 }
 
 # What stands for a file in the help of commands.
-_FILES = ("DESCRIPTION", "FILE", "FILE.npy", "PATH", "TARGET")
+_FILES = ("DESCRIPTION", "FILE", "FILE.npy", "OTHER", "PATH", "TARGET")
 
 _SEE_ALSO = """\
 .SH SEE ALSO

@@ -394,6 +394,45 @@ def _run_sharers(session: Session, args: argparse.Namespace) -> int:
     return 0
 
 
+def _add_diff_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "other",
+        metavar="OTHER",
+        help="what to compare with: a later core, or 'live' or 'qemu:ADDRESS', read "
+        "after the first was",
+    )
+    parser.add_argument(
+        "--wait",
+        metavar="SECONDS",
+        type=_seconds,
+        default=0.0,
+        help="how long to wait in between, for two moments of a running kernel",
+    )
+    add_format_options(parser)
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < float("inf"):
+        raise ValueError
+    return number
+
+
+def _run_diff(session: Session, args: argparse.Namespace) -> int:
+    from drgn_hvo.commands.diff import diff_document, print_diff, side_of
+    from drgn_hvo.kernel.target import open_target
+    from drgn_hvo.memmap.hvo import hvo_of
+
+    before = side_of(session.open(), session.target)
+    time.sleep(args.wait)
+    # On the command line, debuginfo is for both.
+    other = open_target(args.other, getattr(args, "symbols", ()))
+    after = side_of(hvo_of(other, assumptions(args.assume)), args.other)
+    document = diff_document(before, after)
+    print_document(document, print_diff, as_json=args.format == "json")
+    return 0
+
+
 def _add_heads_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pfns", metavar="A-B", help="only these PFNs, both included (default: all)"
@@ -454,6 +493,12 @@ VERBS = (
         "find the huge pages whose tails lie on one page",
         _add_holder_options,
         _run_sharers,
+    ),
+    Verb(
+        "diff",
+        "compare two dumps, or two moments of a running kernel",
+        _add_diff_options,
+        _run_diff,
     ),
     Verb(
         "heads",

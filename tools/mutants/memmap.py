@@ -13,6 +13,22 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-what-was-not-read-did-not-change",
+        "memmap/moments.py::_folio_changes",
+        "changed &= there >= 0",
+        "pass",
+        "huge pages behind a broken link would be said to be gone",
+        ("test_diff.py::test_what_was_not_read_is_no_change",),
+    ),
+    Mutant(
+        "memmap-other-boots",
+        "memmap/moments.py::changes",
+        "if same_boot is False:",
+        "if False:",
+        "pages of different boots would be compared",
+        ("test_diff.py::test_other_boots",),
+    ),
+    Mutant(
         "memmap-references-of-a-file",
         "memmap/holders.py::holders_of",
         "of_file = 1 << order if refcount >= 1 << order else 1",

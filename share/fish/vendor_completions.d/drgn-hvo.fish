@@ -50,8 +50,8 @@ function _shtab_drgn_hvo_using
   test "$_shtab_drgn_hvo_cmdpath" = "$argv"
 end
 
-set -g _shtab_drgn_hvo_commands help show check page map who sharers heads extract synth oops demo rules faults defects
-set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --html --ignore --memory --oops --output --pfns --progress --resume --rules --scheduler --symbols --targets-from --timeout --vmcoreinfo -j -o -s
+set -g _shtab_drgn_hvo_commands help show check page map who sharers diff heads extract synth oops demo rules faults defects
+set -g _shtab_drgn_hvo_opts_with_value --assume --container --fault --format --html --ignore --memory --oops --output --pfns --progress --resume --rules --scheduler --symbols --targets-from --timeout --vmcoreinfo --wait -j -o -s
 
 complete -c drgn-hvo -e
 complete -c drgn-hvo -f
@@ -139,6 +139,18 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l debug -d 'show traceb
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l format -xka "text json" -d 'how to print the result'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers' -l json -d 'the same as --format json'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using sharers; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a diff -d 'compare two dumps, or two moments of a running kernel'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -s h -l help -d 'show this help message and exit'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -l vmcoreinfo -xka "(__fish_complete_path (commandline -ct))" -d 'read VMCOREINFO from this file, for a core that has none'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -l assume -x -d 'override a detected property: encoding=pointer|mask, tail_layout=plain|fake-head|shared, vmemmap=ADDRESS'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -l debug -d 'show tracebacks'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -l wait -x -d 'how long to wait in between, for two moments of a running kernel'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -l format -xka "text json" -d 'how to print the result'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff' -l json -d 'the same as --format json'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff; and test $_shtab_drgn_hvo_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a core, '"'"'live'"'"', or '"'"'qemu:ADDRESS'"'"' (QMP socket)'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using diff; and test $_shtab_drgn_hvo_npos -eq 1' -ka "(__fish_complete_path (commandline -ct))" -d 'what to compare with: a later core, or '"'"'live'"'"' or '"'"'qemu:ADDRESS'"'"', read after the first was'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using; and test $_shtab_drgn_hvo_npos -eq 0' -a heads -d 'resolve the heads of all pages into a file'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s h -l help -d 'show this help message and exit'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using heads' -s s -l symbols -xka "(__fish_complete_path (commandline -ct))" -d 'load the kernel'"'"'s debuginfo from this file; never required'
