@@ -29,6 +29,7 @@ from drgn_hvo.memmap.page_words import PageWordsReader
 from drgn_hvo.memmap.pools import Pools, hpg_flags, read_pools
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
+from drgn_hvo.memmap.tail_lengths import with_believed_length
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
@@ -63,7 +64,10 @@ class Hvo:
         """The detected layout."""
         if self.like is not None:
             return self.like.layout
-        return detect_layout(self.kernel, self.vmemmap)
+        found = detect_layout(self.kernel, self.vmemmap)
+        if found.tails.array is None or not found.tails.array.is_allocated:
+            return found
+        return with_believed_length(found, self.vmemmap, self.mmzone, self.pools)
 
     @cached_property
     def fields(self) -> FolioFields:

@@ -29,6 +29,24 @@ MEMMAP = (
         ("test_diff.py::test_other_boots",),
     ),
     Mutant(
+        "memmap-length-and-pools",
+        "memmap/tail_lengths.py::with_believed_length",
+        "_first_foreign(owned, array, vmemmap, least)",
+        "_first_foreign(owned, array, vmemmap, 0)",
+        "a wrong slot would be taken for the end of the array, and not be told",
+        (
+            "test_tail_lengths.py::test_a_slot_that_a_pool_needs_is_wrong_and_not_the_end",
+        ),
+    ),
+    Mutant(
+        "memmap-length-one-wrong-slot",
+        "memmap/tail_lengths.py::_first_foreign",
+        "return None  # one wrong slot, among others in use",
+        "pass",
+        "slots in use behind a wrong one would be lost",
+        ("test_tail_lengths.py::test_a_slot_in_use_behind_one_that_is_wrong",),
+    ),
+    Mutant(
         "memmap-references-of-a-file",
         "memmap/holders.py::holders_of",
         "of_file = 1 << order if refcount >= 1 << order else 1",

@@ -17,6 +17,7 @@ from typing import Any, Optional, Union
 from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.machine_models import KernelLayout, MachineModel
+from drgn_hvo.formats.tail_words import max_folio_order
 from drgn_hvo.synth.described.generations import Generation, generation
 from drgn_hvo.synth.machine.structures import HUGE_MAX_HSTATE, ZONE_NAMES
 
@@ -142,6 +143,7 @@ class Description:
         its beginning.
     :param page_offset_shift: KASLR: how far the direct map has moved.
     :param vmemmap_shift: KASLR: how far vmemmap has moved.
+    :param max_folio_order: ``MAX_FOLIO_ORDER``; ``None`` for the usual one.
     :param hstates: Orders of the pools, as the kernel lists them; empty for those that
         the architecture has.
     :param reserved: Reserved huge pages, by order.
@@ -163,6 +165,7 @@ class Description:
     physical_start: int = 0
     page_offset_shift: int = 0
     vmemmap_shift: int = 0
+    max_folio_order: Optional[int] = None
     hstates: tuple[int, ...] = ()
     reserved: dict[int, int] = field(default_factory=dict)
     hvo: Optional[bool] = None
@@ -202,11 +205,14 @@ class Description:
         kallsyms = entry.kallsyms
         if kallsyms == "percpu" and not self.model.percpu_symbols:
             kallsyms = "base"
+        largest = self.max_folio_order
+        if largest is None:
+            largest = self.model.max_folio_order.get(self.page_shift)
         return replace(
             entry,
             kallsyms=kallsyms,
             page_size=self.page_size,
-            largest_order=self.model.max_folio_order.get(self.page_shift),
+            largest_order=largest,
         )
 
     @property
@@ -326,6 +332,11 @@ def _check_pools(d: Description) -> None:
         or not all(0 < order <= largest for order in orders),
         f"there are one or two pools, of different orders from 1 to {largest}, "
         f"not {list(orders)}",
+    )
+    most = d.max_folio_order
+    _refuse(
+        most is not None and not max(orders) <= most <= max_folio_order(d.page_shift),
+        f"max_folio_order {most} is not from the order of the largest pool on",
     )
 
 
