@@ -10,6 +10,7 @@ kernel leaves free is none.
 """
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,6 +190,28 @@ def test_memory_that_failed(machine):
             with flipped(machine, address, 4):
                 (finding,) = findings(machine)
                 assert finding["rule"] == "folio-tail-rest"
+
+
+@pytest.mark.parametrize("areas", [8, 9, 10, 11, 14])
+def test_who_makes_a_folio_says_whether_its_tails_have_mappings(machine, areas):
+    """Folios that the buddy allocator made have them, whatever its largest order is."""
+    made = replace(
+        machine,
+        vmcoreinfo=machine.vmcoreinfo.replace(
+            b"LENGTH(zone.free_area)=11", f"LENGTH(zone.free_area)={areas}".encode()
+        ),
+    )
+    size = opened(made).kernel.struct_page.size
+    mapping = opened(made).kernel.struct_page.mapping
+    head = heads(made, "free")[1]
+    old = made.image.read(made.page_physical(head), 4096)
+    try:
+        for index in range(1, 4096 // size):
+            made.image.write(made.page_physical(head + index) + mapping, bytes(8))
+        found = [f for f in findings(made) if f["rule"] == "folio-tail-mapping"]
+    finally:
+        made.image.write(made.page_physical(head), old)
+    assert bool(found) == (areas > 9)
 
 
 def test_in_bulk_as_one_by_one(machine):

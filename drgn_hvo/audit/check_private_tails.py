@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Optional, cast
 
 import numpy as np
@@ -35,9 +36,9 @@ __all__ = ("check_private_tails",)
 # How many folios are read together: 1 MiB of 4 KiB pages.
 _AT_ONCE = 256
 
-# The largest order of the buddy allocator on x86-64, MAX_ORDER - 1 before v6.4: larger
-# folios are made by the hugetlb code.
-_MAX_PAGE_ORDER = 10
+# MAX_PAGE_ORDER (MAX_ORDER - 1 before v6.4) of most kernels, where VMCOREINFO does not
+# say how many free_area there are.
+_USUAL_MAX_PAGE_ORDER = 10
 
 # At most this many folios that break one rule get findings of their own; the rest are
 # counted with the first.
@@ -125,9 +126,15 @@ class _PrivateTails:
         found = self._compare(pages.data[pages.present], facts, count, behind)
         for row, wrong in found.items():
             i = int(there[row])
-            if folios.order[i] > _MAX_PAGE_ORDER:
+            if folios.order[i] > self._max_page_order:
                 wrong = _without_unset_mappings(wrong)
             self._add_all(i, wrong)
+
+    @cached_property
+    def _max_page_order(self) -> int:
+        """The largest order of the buddy allocator: hugetlb itself makes larger ones."""
+        areas = self._context.kernel.vmcoreinfo.length("zone.free_area")
+        return areas - 1 if areas else _USUAL_MAX_PAGE_ORDER
 
     def _flags(self, which: Int64Array) -> U64Array:
         """Flags of heads, with the node and zone that they should name."""
