@@ -132,7 +132,7 @@ class _PrivateTails:
 
     @cached_property
     def _max_page_order(self) -> int:
-        """The largest order of the buddy allocator: hugetlb itself makes larger ones."""
+        """The largest order of the buddy allocator; hugetlb makes larger ones."""
         areas = self._context.kernel.vmcoreinfo.length("zone.free_area")
         return areas - 1 if areas else _USUAL_MAX_PAGE_ORDER
 
