@@ -96,7 +96,7 @@ AUDIT_FOLIOS = (
     Mutant(
         "audit-gigantic-mappings",
         "audit/check_private_tails.py::_PrivateTails._look",
-        "if folios.order[i] > _MAX_PAGE_ORDER:",
+        "if folios.order[i] > self._max_page_order:",
         "if False:",
         "each gigantic page of kernels before v6.7 would be accused",
         ("test_booting.py::test_a_gigantic_folio_without_mappings",),
