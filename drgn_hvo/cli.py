@@ -44,6 +44,7 @@ from drgn_hvo.commands.verbs import (
     check_scope,
 )
 from drgn_hvo.errors import HvoError, UsageError
+from drgn_hvo.formats.what_ran import what_ran
 from drgn_hvo.progress import progress_as_json
 from drgn_hvo.synth import CONTAINER_NAMES
 
@@ -192,7 +193,7 @@ def command_line() -> _Parser:
         description="Explain HugeTLB Vmemmap Optimization (HVO) in a Linux kernel.",
         epilog="Exit status: "
         + "; ".join(f"{status}: {text}" for status, text in EXIT_STATUSES.items())
-        + ".",
+        + f". {what_ran()}",
     )
     parser.add_argument("--version", action="version", version=__version__)
     parser.set_defaults(run=lambda _args: _print_help(parser), debug=False)

@@ -20,6 +20,8 @@ import pytest
 import drgn_hvo
 from drgn_hvo.audit.rules import RULES
 from drgn_hvo.demo import DEMO_CORE, demo_steps
+from drgn_hvo.formats.architectures import ARCHITECTURES
+from drgn_hvo.formats.what_ran import WHAT_RAN
 from drgn_hvo.synth.damage.faults import FAULTS
 from tests.command_support import run
 from tools.command_line import arguments, commands
@@ -142,6 +144,21 @@ def test_completion_in_bash():
         shell.expect("--de(ep|bug)?", timeout=10)
     finally:
         shell.close(force=True)
+
+
+def test_what_was_run_is_one_table():
+    """README, --help and the documentation claim the same of each architecture."""
+    assert WHAT_RAN.keys() == ARCHITECTURES.keys()
+    readme, support = (
+        (ROOT / path).read_text() for path in ("README.md", "docs/support.md")
+    )
+    said = " ".join(run("--help").stdout.split())
+    made = "\n".join(SITE_PAGES["architectures"]())
+    for key, (name, kernels) in WHAT_RAN.items():
+        assert f"\n| {name} | {kernels} |\n" in readme
+        assert f"\n| {name} | " in support
+        assert f"{name} {kernels}" in said
+        assert f"| {key} | {kernels} |" in made
 
 
 def test_site_has_everything():

@@ -21,6 +21,7 @@ from typing import Any
 
 from drgn_hvo.cli import EXIT_STATUSES
 from drgn_hvo.formats.architectures import ARCHITECTURES
+from drgn_hvo.formats.what_ran import WHAT_RAN
 from drgn_hvo.synth.damage.faults import FAULTS
 from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
 from tools.command_line import arguments, commands
@@ -144,13 +145,21 @@ def architectures_page() -> Iterator[str]:
         rows.append(
             (
                 name,
+                WHAT_RAN[name][1],
                 ", ".join(pages),
                 ", ".join(map(str, sorted(levels))),
                 f"`{entry.illegal_pointer_value + 0x400:#x}`",
                 f"`{entry.lowest_kernel_address:#x}`",
             )
         )
-    head = ("architecture", "pages", "levels", "TAIL_MAPPING", "kernel addresses from")
+    head = (
+        "architecture",
+        "run on Linux",
+        "pages",
+        "levels",
+        "TAIL_MAPPING",
+        "kernel addresses from",
+    )
     yield from _table(head, *rows)
 
 
