@@ -72,13 +72,15 @@ def page_names(kernel: Kernel) -> PageNames:
             break
         name = enumerator.name[len("PG_") :].lower()
         flags.setdefault(enumerator.value, name)
-    types = {}
+    types, old_types = {}, {}
     enum = kernel.type("enum pagetype")
     for enumerator in enum.enumerators or () if enum is not None else ():
-        name = enumerator.name[len("PGTY_") :].lower()
-        if name != "mapcount_underflow":
+        prefix, _, name = enumerator.name.lower().partition("_")
+        if prefix == "pgty" and name != "mapcount_underflow":
             types[enumerator.value & 0xFF] = name
-    old_types = {}
+        elif prefix == "pg":
+            # Before v6.12, the bit that is clear.
+            old_types[~enumerator.value & 0xFFFFFFFF] = name
     for key, name in _VMCOREINFO_TYPES.items():
         value = kernel.vmcoreinfo.number(key)
         if value is not None and not types:

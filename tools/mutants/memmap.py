@@ -103,6 +103,22 @@ MEMMAP = (
         ("test_devices.py::test_what_was_not_read_is_not_known",),
     ),
     Mutant(
+        "memmap-hugetlb-flag-inverted",
+        "memmap/folio_fields.py::_hugetlb_flag",
+        "return _Test(field, 1 << bit, 1 << bit)",
+        "return _Test(field, 1 << bit, 0)",
+        "on v6.6 to v6.9, every compound page but those of hugetlb would be one of it",
+        ("test_hugetlb_marks.py::test_hugetlb_is_what_is_marked[fake-head-6.6]",),
+    ),
+    Mutant(
+        "memmap-page-types-of-6.11",
+        "memmap/page_flags.py::page_names",
+        'prefix == "pgty" and',
+        'prefix in ("pg", "pgty") and',
+        "on v6.11, a page that is mapped once would have a type of a name that is cut",
+        ("test_hugetlb_marks.py::test_types_of_pages_are_named[fake-head-6.11]",),
+    ),
+    Mutant(
         "memmap-subpage-indices",
         "memmap/tail_fields.py::TailFields._plain_fields",
         "if index in self._private_indices:",

@@ -23,7 +23,11 @@ from drgn_hvo.formats.tail_words import ALL_ONES, prep_compound_tail
 from drgn_hvo.synth.described.description import DeviceMemory, HugePages, Pages
 from drgn_hvo.synth.machine.ctype import Compound
 from drgn_hvo.synth.machine.plan import DEVICE_ZONE, Placed, Plan, Region
-from drgn_hvo.synth.machine.structures import COMPOUND_DTORS, HPG_FLAGS, PAGE_TYPES
+from drgn_hvo.synth.machine.structures import (
+    COMPOUND_DTORS,
+    HPG_FLAGS,
+    SECOND_FLAGS,
+)
 
 __all__ = ("Links", "PageWriter", "flags_shifts")
 
@@ -36,8 +40,8 @@ _LIST_POISON2 = 0x122
 _MINUS_1 = 0xFFFFFFFF
 # The destructors of those that have one of their own, before v6.6.
 _DTORS = {"hugetlb": "HUGETLB_PAGE", "thp": "TRANSHUGE_PAGE"}
-# -1 for PageBuddy before v6.12: PAGE_TYPE_BASE without PG_buddy.
-_BUDDY_MAPCOUNT = 0xFFFFFF7F
+# And what took their place in the flags of the first tail.
+_SECOND_FLAGS = {"hugetlb": "hugetlb", "thp": "large_rmappable"}
 
 
 @dataclass(frozen=True)
@@ -232,10 +236,21 @@ class PageWriter:
                     self._put_member(tail, folio, member, value)
             if i == 1 and fields.order_member == "_flags_1":
                 self.put(tail, 0, flags | order)
-            if i == 2:
-                offset = folio.offset("_deferred_list") - 2 * self._size
-                self._put_list_to_self(tail, offset, which, rows)
+            if i == 2 and not self._is_list_shared:
+                self._put_deferred_list(tail, which, rows)
             rows[which] = tail
+
+    @property
+    def _is_list_shared(self) -> bool:
+        """Whether ``_deferred_list`` has the bytes of fields of hugetlb."""
+        folio = self._plan.structures.folio
+        if not folio.has("_hugetlb_subpool"):
+            return False
+        return folio.offset("_deferred_list") == folio.offset("_hugetlb_subpool")
+
+    def _put_deferred_list(self, tail: U64, which: Int64, rows: U64) -> None:
+        offset = self._plan.structures.folio.offset("_deferred_list") - 2 * self._size
+        self._put_list_to_self(tail, offset, which, rows)
 
     def _put_list_to_self(
         self, tail: U64, offset: int, which: Int64, rows: U64
@@ -251,10 +266,13 @@ class PageWriter:
         fields = self._plan.structures.fields
         values = {fields.nr_pages_member: 1 << order}
         if fields.order_member == "_folio_order":
-            return {**values, "_folio_order": order, "_total_mapcount": _MINUS_1}
+            values["_folio_order"] = order
         if self._plan.structures.folio.has("_mm_id_mapcount"):
             values["_mm_id_mapcount"] = ALL_ONES
-        return {**values, "_large_mapcount": _MINUS_1, "_entire_mapcount": _MINUS_1}
+        for name in ("_total_mapcount", "_large_mapcount", "_entire_mapcount"):
+            if self._plan.structures.folio.has(name):
+                values[name] = _MINUS_1
+        return values
 
     def _put_member(self, rows: U64, folio: Compound, member: str, value: int) -> None:
         offset, member_type = folio.find(member)
@@ -270,14 +288,20 @@ class PageWriter:
     def _set_type(self, rows: U64, heads: Int64, firsts: Int64, type_name: str) -> None:
         """Mark heads as hugetlb or slab, the way this kernel does."""
         structures = self._plan.structures
-        if structures.fields.hugetlb_type:
-            if type_name in PAGE_TYPES:
-                which = rows[heads]
-                self.put32(which, self.offsets.mapcount, PAGE_TYPES[type_name] << 24)
-                rows[heads] = which
-            return
+        types = structures.fields.page_types
+        if type_name in types:
+            which = rows[heads]
+            self.put32(which, self.offsets.mapcount, types[type_name])
+            rows[heads] = which
         if type_name == "slab":
             rows[heads, 0] |= np.uint64(structures.page_flag("slab"))
+        second = _SECOND_FLAGS.get(type_name)
+        if second is not None and structures.fields.hugetlb in ("flag", "type bit"):
+            bit = structures.page_flag(SECOND_FLAGS[second])
+            if second != "hugetlb" or structures.fields.hugetlb == "flag":
+                rows[firsts, 0] |= np.uint64(bit)
+        if structures.fields.hugetlb != "destructor":
+            return
         dtor = _DTORS.get(type_name, "COMPOUND_PAGE")
         which = rows[firsts]
         folio = structures.folio
@@ -310,6 +334,12 @@ class PageWriter:
         self.put32(head, self.offsets.refcount, 1)
         rows[heads] = head
         self._set_type(rows, heads, np.flatnonzero(index == 1), type_name)
+        seconds = np.flatnonzero(index == 2)
+        if type_name == "thp" and self._is_list_shared and len(seconds):
+            tail = rows[seconds]
+            plain = self._tails(flags, pfns[seconds], first_pfn, order)
+            self._put_deferred_list(tail, np.arange(len(seconds)), plain)
+            rows[seconds] = tail
         return rows, heads, index
 
     def folios(self, placed: Placed[HugePages], pfns: Int64) -> U64:
@@ -398,8 +428,7 @@ class PageWriter:
         self.put32(rows, self.offsets.refcount, 0)
         heads = np.flatnonzero((pfns - first) % (1 << order) == 0)
         head = rows[heads]
-        typed = self._plan.structures.fields.hugetlb_type
-        value = PAGE_TYPES["buddy"] << 24 if typed else _BUDDY_MAPCOUNT
+        value = self._plan.structures.fields.page_types["buddy"]
         self.put32(head, self.offsets.mapcount, value)
         self.put(head, self.offsets.private, order)
         self._link(head, pfns[heads], placed)

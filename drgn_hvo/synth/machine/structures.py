@@ -61,7 +61,7 @@ MEMDESC_FLAGS_T = typedef("memdesc_flags_t", struct(None, ("f", ULONG)))
 PHYS_ADDR_T = typedef("phys_addr_t", typedef("u64", Base("long long unsigned int", 8)))
 STATIC_KEY = struct("static_key", ("enabled", ATOMIC_T), ("type", ULONG))
 STATIC_KEY_FALSE = struct("static_key_false", ("key", STATIC_KEY))
-FREE_AREA_LISTS = {"6.1": 5, "6.12": 5, "7.2": 6}
+FREE_AREA_LISTS = {"6.1": 5, "6.4": 5, "6.6": 5, "6.11": 5, "6.12": 5, "7.2": 6}
 FREE_AREA_ORDERS = 11
 HUGE_MAX_HSTATE = 2
 HSTATE_NAME_LEN = 32
@@ -76,6 +76,14 @@ _PAGEFLAGS_6_1 = (
     "private_2", "writeback", "head", "mappedtodisk", "reclaim", "swapbacked",
     "unevictable", "mlocked", "uncached", "hwpoison",
 )  # fmt: skip
+# Up to v6.9, where PG_slab became a type of pages.
+_PAGEFLAGS_6_6 = (
+    "locked", "writeback", "referenced", "uptodate", "dirty", "lru", "head",
+    "waiters", "active", "workingset", "error", "slab", "owner_priv_1", "arch_1",
+    "reserved", "private", "private_2", "mappedtodisk", "reclaim", "swapbacked",
+    "unevictable", "mlocked", "uncached", "hwpoison",
+)  # fmt: skip
+_PAGEFLAGS_6_11 = tuple(name for name in _PAGEFLAGS_6_6 if name != "slab")
 _PAGEFLAGS_6_12 = (
     "locked", "writeback", "referenced", "uptodate", "dirty", "lru", "head",
     "waiters", "active", "workingset", "owner_priv_1", "owner_2", "arch_1",
@@ -91,8 +99,10 @@ class Fields:
     How the kernels of one time shape pages and folios.
 
     :param page_flags: Names of the bits of ``page->flags`` from bit 0 on.
-    :param hugetlb_type: ``PGTY_hugetlb`` and its like are in the head; before
-        v6.12 there was a destructor in the first tail.
+    :param hugetlb: What makes a folio hugetlb: a ``"destructor"`` in the first tail; a
+        ``"flag"`` there since 9c5ccf2db04b ("mm: remove HUGETLB_PAGE_DTOR") (in v6.6);
+        a ``"type bit"`` in the head since d99e3140a4d3 ("mm: turn folio_test_hugetlb
+        into a PageType") (in v6.10); a ``"type"`` there since v6.12.
     :param order_member: The member of ``struct folio`` that holds its order.
     :param nr_pages_member: The member that holds the number of its pages.
     :param metadata_pages: How many tails hold fields of the folio, so that their
@@ -101,17 +111,44 @@ class Fields:
     """
 
     page_flags: tuple[str, ...]
-    hugetlb_type: bool
+    hugetlb: str
     order_member: str
     nr_pages_member: str
     metadata_pages: int
     last_cpupid_bits: int
 
+    @property
+    def hugetlb_type(self) -> bool:
+        """Whether ``PGTY_hugetlb`` and its like are in the head."""
+        return self.hugetlb == "type"
+
+    @property
+    def page_types(self) -> dict[str, int]:
+        """``page_type`` of those that have one."""
+        if self.hugetlb == "type":
+            return {name: value << 24 for name, value in PAGE_TYPES.items()}
+        if self.hugetlb == "type bit":
+            return {name: ~bit & 0xFFFFFFFF for name, bit in PAGE_TYPE_BITS.items()}
+        return {"buddy": _BUDDY_MAPCOUNT, "offline": _OFFLINE_MAPCOUNT}
+
 
 FIELDS: dict[str, Fields] = {
-    "6.1": Fields(_PAGEFLAGS_6_1, False, "_folio_order", "_folio_nr_pages", 1, 21),
-    "6.12": Fields(_PAGEFLAGS_6_12, True, "_flags_1", "_folio_nr_pages", 3, 21),
-    "7.2": Fields(_PAGEFLAGS_7_2, True, "_flags_1", "_nr_pages", 3, 21),
+    "6.1": Fields(
+        _PAGEFLAGS_6_1, "destructor", "_folio_order", "_folio_nr_pages", 1, 21
+    ),
+    "6.4": Fields(
+        _PAGEFLAGS_6_1, "destructor", "_folio_order", "_folio_nr_pages", 2, 21
+    ),
+    "6.6": Fields(_PAGEFLAGS_6_6, "flag", "_flags_1", "_folio_nr_pages", 2, 21),
+    "6.11": Fields(_PAGEFLAGS_6_11, "type bit", "_flags_1", "_folio_nr_pages", 2, 21),
+    "6.12": Fields(_PAGEFLAGS_6_12, "type", "_flags_1", "_folio_nr_pages", 3, 21),
+    "7.2": Fields(_PAGEFLAGS_7_2, "type", "_flags_1", "_nr_pages", 3, 21),
+}
+#: Second names of bits of ``page->flags``, in the first tail, while hugetlb had one.
+SECOND_FLAGS = {
+    "has_hwpoisoned": "error",
+    "hugetlb": "active",
+    "large_rmappable": "workingset",
 }
 
 #: ``PGTY_*`` of :linux:`include/linux/page-flags.h`, since v6.12.
@@ -123,6 +160,20 @@ PAGE_TYPES = {
     "hugetlb": 0xF4,
     "slab": 0xF5,
 }
+#: ``enum pagetype`` of v6.11: the bit that is clear, of those that all others have set.
+PAGE_TYPE_BITS = {
+    "buddy": 0x40000000,
+    "offline": 0x20000000,
+    "table": 0x10000000,
+    "guard": 0x08000000,
+    "hugetlb": 0x04000000,
+    "slab": 0x02000000,
+    "zsmalloc": 0x01000000,
+}
+_PAGE_TYPE_BASE = 0x80000000
+# PAGE_TYPE_BASE without PG_buddy and PG_offline, up to v6.9.
+_BUDDY_MAPCOUNT = 0xFFFFFF7F
+_OFFLINE_MAPCOUNT = 0xFFFFFEFF
 #: ``enum compound_dtor_id``, up to v6.5.
 COMPOUND_DTORS = {
     "NULL_COMPOUND": 0,
@@ -237,6 +288,8 @@ def _folio(generation: Generation, page: Compound) -> Compound:
             ("_folio_nr_pages", UINT),
         )
         return struct("folio", (None, first), (None, tail))
+    if generation.fields in _FIRST_TAILS:
+        return _folio_of_three(generation, first, page)
     nr_pages: tuple[tuple[Optional[str], CType], ...]
     if generation.fields == "6.12":
         nr_pages = (
@@ -277,6 +330,60 @@ def _folio(generation: Generation, page: Compound) -> Compound:
         (None, union(None, (None, second), ("__page_1", page))),
         (None, union(None, (None, third), ("__page_2", page))),
         (None, union(None, (None, fourth), ("__page_3", page))),
+    )
+
+
+# What the first tail holds of a folio, in those that have fields of hugetlb in the
+# second one.
+_FIRST_TAILS: dict[str, tuple[tuple[Optional[str], CType], ...]] = {
+    "6.4": (
+        ("_folio_dtor", UCHAR),
+        ("_folio_order", UCHAR),
+        ("_entire_mapcount", ATOMIC_T),
+        ("_nr_pages_mapped", ATOMIC_T),
+        ("_pincount", ATOMIC_T),
+        ("_folio_nr_pages", UINT),
+    ),
+    "6.6": (
+        ("_folio_avail", ULONG),
+        ("_entire_mapcount", ATOMIC_T),
+        ("_nr_pages_mapped", ATOMIC_T),
+        ("_pincount", ATOMIC_T),
+        ("_folio_nr_pages", UINT),
+    ),
+    "6.11": (
+        ("_large_mapcount", ATOMIC_T),
+        ("_entire_mapcount", ATOMIC_T),
+        ("_nr_pages_mapped", ATOMIC_T),
+        ("_pincount", ATOMIC_T),
+        ("_folio_nr_pages", UINT),
+    ),
+}
+
+
+def _folio_of_three(
+    generation: Generation, first: Compound, page: Compound
+) -> Compound:
+    """``struct folio`` of v6.3 to v6.14: hugetlb shares the second tail with THP."""
+    members = _FIRST_TAILS[generation.fields]
+    second = struct(None, ("_flags_1", ULONG), ("_head_1", ULONG), *members)
+    hugetlb = struct(
+        None,
+        ("_flags_2", ULONG),
+        ("_head_2", ULONG),
+        ("_hugetlb_subpool", pointer()),
+        ("_hugetlb_cgroup", pointer()),
+        ("_hugetlb_cgroup_rsvd", pointer()),
+        ("_hugetlb_hwpoison", pointer()),
+    )
+    thp = struct(
+        None, ("_flags_2a", ULONG), ("_head_2a", ULONG), ("_deferred_list", LIST_HEAD)
+    )
+    return struct(
+        "folio",
+        (None, first),
+        (None, union(None, (None, second), ("__page_1", page))),
+        (None, union(None, (None, hugetlb), (None, thp), ("__page_2", page))),
     )
 
 
@@ -359,11 +466,18 @@ def _hstate(generation: Generation) -> Compound:
 
 def _enums(generation: Generation, fields: Fields) -> list[Enum]:
     flags = [(f"PG_{name}", bit) for bit, name in enumerate(fields.page_flags)]
+    second: list[tuple[str, int]] = []
+    if fields.order_member == "_flags_1" and fields.hugetlb != "type":
+        second = [
+            (f"PG_{name}", fields.page_flags.index(bit))
+            for name, bit in SECOND_FLAGS.items()
+            if name != "hugetlb" or fields.hugetlb == "flag"
+        ]
     zones = ["DMA", "DMA32", "NORMAL", "MOVABLE", "DEVICE"]
     zones = zones if generation.zone_device else zones[:-1]
     zone_type = [(f"ZONE_{name}", i) for i, name in enumerate(zones)]
     enums = [
-        Enum("pageflags", (*flags, ("__NR_PAGEFLAGS", len(flags)))),
+        Enum("pageflags", (*flags, ("__NR_PAGEFLAGS", len(flags)), *second)),
         Enum("zone_type", (*zone_type, ("__MAX_NR_ZONES", len(zones)))),
         Enum(
             "node_states",
@@ -389,7 +503,10 @@ def _enums(generation: Generation, fields: Fields) -> list[Enum]:
     if fields.hugetlb_type:
         types = ((f"PGTY_{name}", value) for name, value in PAGE_TYPES.items())
         enums.append(Enum("pagetype", (*types, ("PGTY_mapcount_underflow", 0xFF))))
-    else:
+    elif fields.hugetlb == "type bit":
+        bits = ((f"PG_{name}", bit) for name, bit in PAGE_TYPE_BITS.items())
+        enums.append(Enum("pagetype", (*bits, ("PAGE_TYPE_BASE", _PAGE_TYPE_BASE))))
+    elif fields.hugetlb == "destructor":
         dtors = ((f"{name}_DTOR", value) for name, value in COMPOUND_DTORS.items())
         enums.append(Enum("compound_dtor_id", (*dtors, ("NR_COMPOUND_DTORS", 4))))
     return enums

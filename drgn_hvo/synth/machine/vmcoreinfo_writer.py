@@ -21,7 +21,7 @@ from drgn_hvo.synth.machine.structures import (
     ATOMIC_LONG_T,
     COMPOUND_DTORS,
     LIST_HEAD,
-    PAGE_TYPES,
+    SECOND_FLAGS,
 )
 
 __all__ = ("made_kernel", "mem_section_roots", "write_vmcoreinfo")
@@ -86,6 +86,8 @@ def _pages(plan: Plan) -> Iterator[str]:
         "compound_head",
         "compound_info",
     )
+    if s.fields.hugetlb == "destructor" and not s.page.has("compound_dtor"):
+        yield from _offsets("folio", s.folio, "_folio_dtor", "_folio_order")
 
 
 def _nodes(plan: Plan) -> Iterator[str]:
@@ -114,15 +116,17 @@ def _numbers(plan: Plan) -> Iterator[str]:
     yield f"NUMBER(PG_private)={flags.index('private')}"
     yield f"NUMBER(PG_swapcache)={flags.index('owner_priv_1')}"
     yield f"NUMBER(PG_swapbacked)={flags.index('swapbacked')}"
-    if s.fields.hugetlb_type:
-        for name in ("slab", "buddy", "hugetlb", "offline"):
-            value = _signed(PAGE_TYPES[name] << 24)
+    types, mark = s.fields.page_types, s.fields.hugetlb
+    for name in ("slab", "buddy", "hugetlb", "offline"):
+        if name in types:
+            value = _signed(types[name])
             yield f"NUMBER(PAGE_{name.upper()}_MAPCOUNT_VALUE)={value}"
-    else:
-        yield f"NUMBER(PG_slab)={flags.index('slab')}"
-        yield "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-129"
-        yield f"NUMBER(HUGETLB_PAGE_DTOR)={COMPOUND_DTORS['HUGETLB_PAGE']}"
-        yield "NUMBER(PAGE_OFFLINE_MAPCOUNT_VALUE)=-257"
+        elif name == "slab":
+            yield f"NUMBER(PG_slab)={flags.index('slab')}"
+        elif mark == "destructor":
+            yield f"NUMBER(HUGETLB_PAGE_DTOR)={COMPOUND_DTORS['HUGETLB_PAGE']}"
+        elif mark == "flag":
+            yield f"NUMBER(PG_hugetlb)={flags.index(SECOND_FLAGS['hugetlb'])}"
     yield f"NUMBER(PG_hwpoison)={flags.index('hwpoison')}"
     yield f"NUMBER(PG_head_mask)={1 << flags.index('head')}"
 

@@ -241,7 +241,8 @@ class VmemmapWriter:
         slices = self.plan.generation.geometry.slices(group.order)
         entries = np.empty((group.count, slices), dtype=np.uint64)
         page = pages.get(self._key(placed))
-        dirty = self.plan.generation.fields == "6.1"
+        # Since v6.6, x86's PAGE_KERNEL_RO has no _PAGE_DIRTY.
+        dirty = self.plan.generation.fields in ("6.1", "6.4")
         form = self.tables.format
         flags = tail_flags(form, boot=boot, dirty=dirty)
         heads = frames * np.uint64(self._page_size)
