@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Optional
 
 from drgn_hvo.audit.defects import DEFECTS
 from drgn_hvo.audit.rules import RULE_BY_ID, SubjectKind
+from drgn_hvo.commands.allocation_text import exhausted
+from drgn_hvo.commands.document import human_size
 from drgn_hvo.commands.page_conclusions import next_step
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def show_conclusions(doc: ShowReport, broken_lists: int) -> list[str]:
     return [
         _state(built=doc["hvo_built"], enabled=doc["hvo_enabled"]),
         *_huge_pages(doc),
+        *_exhausted(doc),
         *_seen_by_show(doc, broken_lists),
     ]
 
@@ -101,6 +104,13 @@ def _optimized(doc: ShowReport, total: int) -> Iterator[str]:
     if reasons:
         most = max(reasons, key=lambda one: one["count"])
         yield f"Of the others, {most['count']}: {most['reason']}."
+
+
+def _exhausted(doc: ShowReport) -> Iterator[str]:
+    for hstate in doc["hstates"] or ():
+        if exhausted(hstate):
+            size = human_size(hstate["page_bytes"])
+            yield f"No further huge page of {size} can be had."
 
 
 def _seen_by_show(doc: ShowReport, broken_lists: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ from drgn_hvo.audit.rules import RuleId
 
 __all__ = (
     "AuditReport",
+    "CgroupLimitEntry",
     "CheckReport",
     "CheckedEntry",
     "DumpEntry",
@@ -46,6 +47,7 @@ __all__ = (
     "ShowReport",
     "SplitEntry",
     "StructPageEntry",
+    "SubpoolEntry",
     "TailLayoutEntry",
     "TargetReport",
     "ToolEntry",
@@ -221,6 +223,10 @@ class HstateEntry(TypedDict):
     free: Optional[int]
     surplus: Optional[int]
     reserved: Optional[int]
+    available: Optional[int]
+    asked: Optional[int]
+    overcommit: Optional[int]
+    surplus_left: Optional[int]
     nodes: list[HstateNodeEntry]
 
 
@@ -309,6 +315,27 @@ class NotOptimizedEntry(TypedDict):
     count: int
 
 
+class SubpoolEntry(TypedDict):
+    """The share of a mount of hugetlbfs, in huge pages."""
+
+    device: str
+    order: int
+    limit: Optional[int]
+    used: int
+    minimum: Optional[int]
+    reserved: int
+
+
+class CgroupLimitEntry(TypedDict):
+    """A limit of a cgroup, in huge pages."""
+
+    path: str
+    order: int
+    of_reservations: bool
+    limit: int
+    used: int
+
+
 class ShowReport(KernelReport, Pools):
     """``show``."""
 
@@ -327,6 +354,8 @@ class ShowReport(KernelReport, Pools):
     hwpoisoned: Optional[list[HwpoisonedEntry]]
     not_optimized: Optional[list[NotOptimizedEntry]]
     devices: Optional[list[DeviceEntry]]
+    subpools: Optional[list[SubpoolEntry]]
+    cgroup_limits: Optional[list[CgroupLimitEntry]]
     notes: list[str]
 
 

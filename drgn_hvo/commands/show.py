@@ -17,6 +17,7 @@ from drgn.helpers.common.format import CellFormat, print_table
 import numpy as np
 
 from drgn_hvo.audit.properties import kernel_properties
+from drgn_hvo.commands.allocation_text import allocation_lines
 from drgn_hvo.commands.conclusions import show_conclusions
 from drgn_hvo.commands.document import (
     dump_problems,
@@ -25,6 +26,7 @@ from drgn_hvo.commands.document import (
     kernel_document,
 )
 from drgn_hvo.kernel.unread import Need
+from drgn_hvo.memmap.allocation import Limits, limits_of, room_of
 from drgn_hvo.memmap.devices import device_memory, is_device_zone
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
@@ -36,6 +38,7 @@ from drgn_hvo.memmap.shared_tails import SharedTail
 
 if TYPE_CHECKING:
     from drgn_hvo.commands.reports import (
+        CgroupLimitEntry,
         DeviceEntry,
         FolioEntry,
         HstateEntry,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
         SavedEntry,
         SharedTailEntry,
         ShowReport,
+        SubpoolEntry,
         TailLayoutEntry,
         VmemmapEntry,
     )
@@ -55,15 +59,19 @@ if TYPE_CHECKING:
 __all__ = ("print_show", "show_document")
 
 
-def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
+def show_document(
+    hvo: Hvo, target: str, *, folios: bool, limits: bool = False
+) -> ShowReport:
     """
     What ``show --json`` prints.
 
     :param folios: Whether to list every folio.
+    :param limits: Whether to look at mounts and cgroups, too, which no extract keeps.
     """
     kernel, layout = hvo.kernel, hvo.layout
     struct_page = kernel.struct_page
     overview = overview_of(hvo, whole=folios) if hvo.has_hugetlb else None
+    found = limits_of(hvo) if limits and hvo.has_hugetlb else Limits(None, None, ())
     shown: ShowReport = {
         **kernel_document(target, kernel.release),
         "conclusions": [],
@@ -88,12 +96,15 @@ def show_document(hvo: Hvo, target: str, *, folios: bool) -> ShowReport:
         "properties": _properties(hvo, overview),
         "hwpoisoned": _hwpoisoned(overview),
         "not_optimized": _not_optimized(overview),
+        "subpools": _subpools(found),
+        "cgroup_limits": _cgroup_limits(found),
         "devices": _devices(hvo),
         # What could not be read, which is known when all of the above was looked at.
         "notes": [
             *layout.notes,
             *_unread(hvo),
             *_missing_tables(hvo),
+            *found.unread,
             *(overview.left_out if overview is not None else ()),
         ],
     }
@@ -161,6 +172,37 @@ def _devices(hvo: Hvo) -> Optional[list[DeviceEntry]]:
             "saved_pages": one.slices - one.frames,
         }
         for one in found
+    ]
+
+
+def _subpools(found: Limits) -> Optional[list[SubpoolEntry]]:
+    if found.subpools is None:
+        return None
+    return [
+        {
+            "device": one.device,
+            "order": one.order,
+            "limit": one.limit,
+            "used": one.used,
+            "minimum": one.minimum,
+            "reserved": one.reserved,
+        }
+        for one in found.subpools
+    ]
+
+
+def _cgroup_limits(found: Limits) -> Optional[list[CgroupLimitEntry]]:
+    if found.cgroups is None:
+        return None
+    return [
+        {
+            "path": one.path,
+            "order": one.order,
+            "of_reservations": one.of_reservations,
+            "limit": one.limit,
+            "used": one.used,
+        }
+        for one in found.cgroups
     ]
 
 
@@ -234,6 +276,7 @@ def _hstate(hvo: Hvo, overview: Overview, hstate: HState) -> HstateEntry:
                 "optimized": counts.optimized,
             }
         )
+    room = room_of(hvo, hstate)
     return {
         "order": hstate.order,
         "page_bytes": hvo.kernel.geometry.page_size << hstate.order,
@@ -241,6 +284,10 @@ def _hstate(hvo: Hvo, overview: Overview, hstate: HState) -> HstateEntry:
         "free": hstate.free,
         "surplus": hstate.surplus,
         "reserved": hstate.reserved,
+        "available": room.available,
+        "asked": room.asked,
+        "overcommit": room.overcommit,
+        "surplus_left": room.surplus_left,
         "nodes": nodes,
     }
 
@@ -391,7 +438,7 @@ def print_show(doc: ShowReport, *, evidence: bool = False) -> None:
     if doc["hstates"] is not None:
         print("\nHuge pages")
         _print_hstates(doc["hstates"])
-    _print_not_optimized(doc)
+    _print_below_pools(doc)
     if doc["saved"] is not None:
         print()
         _print_saved(doc["saved"], doc["page_size"])
@@ -411,11 +458,13 @@ def print_show(doc: ShowReport, *, evidence: bool = False) -> None:
             print(f"  {note}")
 
 
-def _print_not_optimized(doc: ShowReport) -> None:
+def _print_below_pools(doc: ShowReport) -> None:
     for one in doc["not_optimized"] or ():
         size = human_size(doc["page_size"] << one["order"])
         node = "" if one["nid"] is None else f" of node {one['nid']}"
         print(f"  {one['count']} of {size}{node} not optimized: {one['reason']}")
+    for line in allocation_lines(doc):
+        print(f"  {line}")
 
 
 def _print_hwpoisoned(poisoned: Optional[list[HwpoisonedEntry]]) -> None:

@@ -217,7 +217,7 @@ def _run_show(session: Session, args: argparse.Namespace) -> int:
         print(show_code(session.open(), folios=args.folios), end="")
         return 0
     found = session.open()
-    document = show_document(found, session.target, folios=args.folios)
+    document = show_document(found, session.target, folios=args.folios, limits=True)
     document = with_dump(document, found.kernel.prog, found.kernel)
     print_text = partial(print_show, evidence=args.evidence)
     print_document(document, print_text, as_json=args.format == "json")

@@ -129,6 +129,11 @@ VARIABLES: dict[str, Variable] = {
     "init_uts_ns": Variable(
         "struct uts_namespace", "init/version.c", in_extracts=False
     ),
+    # Mounts and cgroups.
+    "super_blocks": Variable("struct list_head", "fs/super.c", in_extracts=False),
+    "root_h_cgroup": Variable(
+        "struct hugetlb_cgroup *", "mm/hugetlb_cgroup.c", in_extracts=False
+    ),
     # The log; a static pointer, prb_dynamic or prb_static.
     "prb": Variable(
         "struct printk_ringbuffer *", "kernel/printk/printk.c", in_extracts=False

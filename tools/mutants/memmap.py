@@ -13,6 +13,14 @@ __all__ = ("MEMMAP",)
 
 MEMMAP = (
     Mutant(
+        "memmap-reserved-is-not-available",
+        "memmap/allocation.py::room_of",
+        "hstate.free - max(hstate.reserved, 0)",
+        "hstate.free",
+        "huge pages that are promised would be offered",
+        ("test_allocation.py::test_counters[6.12-mix]",),
+    ),
+    Mutant(
         "memmap-what-was-not-read-did-not-change",
         "memmap/moments.py::_folio_changes",
         "changed &= there >= 0",
