@@ -6,8 +6,13 @@ own plan says which huge page each page is in; whatever its word says, that is t
 answer, with the finding that ``check`` has.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 
+from drgn_hvo.audit.findings import Audit, Finding
+from drgn_hvo.audit.subjects import FolioHead
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
@@ -23,6 +28,8 @@ from tests.command_support import run
 from tests.cores import core_path
 from tests.page_support import pages_of
 from tests.synth_support import ALL, describe
+
+SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
 
 CASES = [
     (fault, entry.name)
@@ -76,7 +83,8 @@ def test_all_sources_agree_in_a_healthy_machine(name):
 def test_a_damaged_word(fault, name, capsys):
     machine, (applied,) = make_machine(describe(name), [fault.name])
     found = hvo_of(program(machine))
-    first = check_document(found, "core", CheckScope())["findings"][0]
+    checked = check_document(found, "core", CheckScope())["findings"]
+    first = checked[0]
     for pfn in pages_of(machine, applied.changes):
         doc = page_document(found, "core", [spec(pfn)])
         (page,) = doc["pages"]
@@ -84,6 +92,11 @@ def test_a_damaged_word(fault, name, capsys):
         assert cited["rule"] == fault.rule
         assert cited["physical_address"] == first["physical_address"]
         assert cited["actual"] == first["actual"]
+        assert cited["index"] == 0
+        for finding in page["findings"]:
+            assert finding["index"] is not None
+            named = checked[finding["index"]]
+            assert named["rule"] == finding["rule"]
         rules = {finding["rule"] for finding in page["findings"]}
         assert rules <= {fault.rule, *fault.consequences}
         one, expected = page["covering_folio"], folio_at(machine, pfn)
@@ -140,6 +153,29 @@ def test_damage_where_lists_are_not_followed(fault, monkeypatch):
         if fault.name == "two-lists":
             continue  # the wrong word is the end of another list, far away
         assert page["findings"][0]["rule"] == fault.rule
+
+
+def test_findings_are_those_of_check():
+    """Also those that check folds, of which there are more than it lists."""
+    core = str(SAMPLES / "debian-6.12-restored.kdump")
+    checked = json.loads(run("check", core, "--json").stdout)["findings"]
+    page = json.loads(run("page", core, "6720", "--json").stdout)["pages"][0]
+    for finding in page["findings"]:
+        named = checked[finding["index"]]
+        for key in ("rule", "severity", "defect"):
+            assert named[key] == finding[key]
+    assert (
+        f"#{page['findings'][0]['index']} of check" in run("page", core, "6720").stdout
+    )
+
+
+def test_what_is_found_beyond_those_that_are_listed():
+    audit = Audit()
+    for n in range(40):
+        audit.add(Finding("folio-head", f"{n}", about=FolioHead(n)))
+    assert audit.has_rest("folio-head")
+    assert not audit.has_rest("folio-node")
+    assert len(audit.findings) == 16
 
 
 def test_a_word_of_another_order(capsys):

@@ -227,6 +227,10 @@ class Audit:
         """Whether anything is wrong with what was looked at."""
         return bool(self.findings)
 
+    def has_rest(self, rule: RuleId) -> bool:
+        """Whether there may be more findings of a rule, folded into its last one."""
+        return sum(f.rule == rule for f in self.findings) >= _MAX_PER_RULE
+
     def failed(self, rule: RuleId) -> bool:
         """Whether anything broke a rule."""
         return any(finding.rule == rule for finding in self.findings)

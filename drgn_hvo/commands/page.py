@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Optional
 import numpy as np
 
 from drgn_hvo.audit.difference import difference_of
+from drgn_hvo.audit.full_check import FullCheck
 from drgn_hvo.audit.one_page import PageAudit, audit_page
 from drgn_hvo.audit.page_sources import (
     Answer,
@@ -68,9 +69,10 @@ def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> PageReport:
 
     :raises UsageError: if a specification names no page.
     """
+    whole = FullCheck(hvo)
     return {
         **document(target, hvo.kernel.release),
-        "pages": [_page(hvo, spec) for spec in specs],
+        "pages": [_page(hvo, spec, whole) for spec in specs],
     }
 
 
@@ -111,7 +113,7 @@ def _is_shared_tail(hvo: Hvo, frame: Optional[int]) -> bool:
     return frame is not None and any(tail.pfn == frame for tail in tails)
 
 
-def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
+def _page(hvo: Hvo, spec: PageSpec, whole: FullCheck) -> PageEntry:
     vmemmap = hvo.vmemmap
     pfn = resolve_page(vmemmap, spec)
     page: PageEntry = {
@@ -147,7 +149,7 @@ def _page(hvo: Hvo, spec: PageSpec) -> PageEntry:
     }
     word = _add_word(hvo, page)
     if hvo.has_hugetlb:
-        _add_covering(hvo, page, word)
+        _add_covering(hvo, page, word, whole)
     elif word is not None:
         said = answers(hvo, pfn, word, None)["word"]
         page["resolved_by"]["word"] = _source(said)
@@ -252,7 +254,9 @@ def _set_index(hvo: Hvo, page: PageEntry, head_pfn: int) -> None:
     )
 
 
-def _add_covering(hvo: Hvo, page: PageEntry, word: Optional[Word]) -> None:
+def _add_covering(
+    hvo: Hvo, page: PageEntry, word: Optional[Word], whole: FullCheck
+) -> None:
     """What all sources say of the page, and what an audit does."""
     pfn = page["pfn"]
     audit = audit_page(hvo, pfn)
@@ -272,7 +276,7 @@ def _add_covering(hvo: Hvo, page: PageEntry, word: Optional[Word]) -> None:
         }
         for wrong in disagreements(hvo, audit, word, found)
     ]
-    page["findings"] = _findings(hvo, audit)
+    page["findings"] = _findings(hvo, audit, whole)
     page["undecided"] = [
         {"rule": rule, "why": why, "count": count}
         for rule, reasons in audit.undecided.items()
@@ -324,7 +328,7 @@ def _hex(value: Optional[int]) -> Optional[str]:
     return None if value is None else f"{value & (1 << 64) - 1:#x}"
 
 
-def _findings(hvo: Hvo, audit: PageAudit) -> list[PageFindingEntry]:
+def _findings(hvo: Hvo, audit: PageAudit, whole: FullCheck) -> list[PageFindingEntry]:
     entries: list[PageFindingEntry] = []
     for finding, cause in audit.ordered():
         difference = difference_of(hvo, finding)
@@ -335,6 +339,7 @@ def _findings(hvo: Hvo, audit: PageAudit) -> list[PageFindingEntry]:
                 "message": finding.message,
                 "defect": finding.defect,
                 "here": _is_here(hvo, audit.pfn, finding),
+                "index": whole.index(finding),
                 "caused_by": cause,
                 "difference": None if difference is None else difference.text,
                 "suspect": None if difference is None else difference.suspect,

@@ -125,7 +125,8 @@ def _finding_text(finding: PageFindingEntry) -> str:
     words = ""
     if finding["expected"] is not None and finding["actual"] is not None:
         words = f": {finding['actual']}, should be {finding['expected']}"
-    return f"{finding['rule']}, {finding['severity']}, {where}{words}"
+    index = "" if finding["index"] is None else f"#{finding['index']} of check, "
+    return f"{index}{finding['rule']}, {finding['severity']}, {where}{words}"
 
 
 def _list_text(page: PageEntry) -> str:

@@ -121,7 +121,8 @@ class DisagreementEntry(TypedDict):
 class PageFindingEntry(TypedDict):
     """
     What ``check`` finds about a page, its huge page or what these map: ``here`` if the
-    wrong word is the page's own, or its page table entry's.
+    wrong word is the page's own, or its page table entry's; ``index`` is that of the
+    finding in ``check`` of the whole kernel.
     """
 
     rule: RuleId
@@ -129,6 +130,7 @@ class PageFindingEntry(TypedDict):
     message: str
     defect: Optional[str]
     here: bool
+    index: Optional[int]
     caused_by: Optional[int]
     difference: Optional[str]
     suspect: Optional[str]

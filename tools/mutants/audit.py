@@ -14,6 +14,14 @@ __all__ = ("AUDIT",)
 
 AUDIT = (
     Mutant(
+        "audit-index-of-what-is-folded",
+        "audit/findings.py::Audit.has_rest",
+        ">= _MAX_PER_RULE",
+        "> _MAX_PER_RULE",
+        "a finding beyond those that check lists would be none of check's",
+        ("test_page_faults.py::test_what_is_found_beyond_those_that_are_listed",),
+    ),
+    Mutant(
         "audit-section-majority",
         "audit/check_sections.py::_Sections.check_memory",
         "expected[members] = order",
