@@ -159,3 +159,28 @@ def test_what_is_not_known_is_said():
     text = "\n".join(check_conclusions(checked))
     assert "whether it is healthy is not known" in text
     assert "Healthy" not in text
+
+
+def test_evidence_of_a_page():
+    """What each source says, and the rule that was broken with who makes it hold."""
+    for name, pfn, words in (
+        ("debian-7.2", 7300, ["By word ", "By tables ", "By lists "]),
+        (
+            "shared-7.3-pte-writable",
+            4096,
+            [
+                "vmemmap-tail-writable: ",
+                "the kernel makes it so in vmemmap_remap_pte()",
+            ],
+        ),
+    ):
+        core = SAMPLES / f"{name}.kdump"
+        without = run("page", core, pfn).stdout
+        with_it = run("page", core, pfn, "--evidence").stdout
+        assert with_it.startswith(without)
+        for word in words:
+            assert word in with_it[len(without) :]
+    log = SAMPLES / "debian-7.1-boot-oops.txt"
+    refused = run("page", core, "--oops", log, "--evidence")
+    assert refused.returncode == 2
+    assert "--evidence needs PAGE" in refused.stderr

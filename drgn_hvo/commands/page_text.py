@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drgn_hvo.audit.rules import RULE_BY_ID
 from drgn_hvo.commands.document import human_size, hwpoison_text
 from drgn_hvo.commands.page_conclusions import frame_of_text
 
@@ -25,15 +26,36 @@ if TYPE_CHECKING:
 __all__ = ("page_lines", "print_lines", "print_pages")
 
 
-def print_pages(doc: PageReport) -> None:
-    """Print a document of :func:`page_document()` for people."""
+def print_pages(doc: PageReport, *, evidence: bool = False) -> None:
+    """
+    Print a document of :func:`page_document()` for people.
+
+    :param evidence: Whether to print how things were decided, too.
+    """
     for i, page in enumerate(doc["pages"]):
         if i:
             print()
         for sentence in page["conclusions"]:
             print(sentence)
         print()
-        print_lines(page_lines(page))
+        lines = page_lines(page)
+        if evidence:
+            lines += _evidence_lines(page)
+        print_lines(lines)
+
+
+def _evidence_lines(page: PageEntry) -> list[tuple[str, str]]:
+    """What each source says where all agree, and the rules that findings break."""
+    agree = [] if page["disagreements"] else _sources(page)
+    lines = [(name, str(value)) for name, value in agree]
+    for finding in page["findings"]:
+        rule = RULE_BY_ID[finding["rule"]]
+        lines.append(("Rule", f"{rule.id}: {rule.holds}"))
+        lines.append(("", f"the kernel makes it so in {rule.source}"))
+        if finding["difference"] is not None:
+            suspect = f"suspect {finding['suspect']}"
+            lines.append(("", f"{finding['difference']}: {suspect}"))
+    return lines
 
 
 def print_lines(lines: list[tuple[str, str]]) -> None:
@@ -107,8 +129,13 @@ def _source_lines(page: PageEntry) -> list[tuple[str, object]]:
     """What each source says, where they do not say the same."""
     if not page["disagreements"]:
         return []
+    said = [("Disagrees", one["says"]) for one in page["disagreements"]]
+    return [*_sources(page), *said]
+
+
+def _sources(page: PageEntry) -> list[tuple[str, object]]:
     said = page["resolved_by"]
-    lines: list[tuple[str, object]] = [
+    return [
         (name, source["says"])
         for name, source in (
             ("By word", said["word"]),
@@ -117,7 +144,6 @@ def _source_lines(page: PageEntry) -> list[tuple[str, object]]:
         )
         if source is not None
     ]
-    return [*lines, *(("Disagrees", one["says"]) for one in page["disagreements"])]
 
 
 def _finding_text(finding: PageFindingEntry) -> str:

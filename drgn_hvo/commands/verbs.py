@@ -298,6 +298,7 @@ def _add_page_options(parser: argparse.ArgumentParser) -> None:
         help="instead of PAGE: explain the reports about pages in this log "
         "('-': stdin, '@core': the log that the target holds)",
     )
+    _add_evidence_option(parser)
     _add_output_options(parser)
 
 
@@ -316,7 +317,8 @@ def _run_page(session: Session, args: argparse.Namespace) -> int:
         print(page_code(specs), end="")
         return 0
     document = page_document(session.open(), session.target, specs)
-    print_document(document, print_pages, as_json=args.format == "json")
+    print_text = partial(print_pages, evidence=args.evidence)
+    print_document(document, print_text, as_json=args.format == "json")
     return 0
 
 
@@ -331,6 +333,8 @@ def _run_oops(session: Session, args: argparse.Namespace) -> int:
 
     if args.drgn:
         raise UsageError("--drgn needs PAGE: a log has no equivalent in drgn")
+    if args.evidence:
+        raise UsageError("--evidence needs PAGE: of a log, all is printed")
     same_boot = args.oops == LOG_OF_CORE
     hvo = session.open() if same_boot else None
     log = read_log(args.oops) if hvo is None else log_of_core(hvo)

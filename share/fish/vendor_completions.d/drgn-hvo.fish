@@ -104,6 +104,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l assume -x -d 'override a
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l progress -xka "auto json" -d 'how to say on stderr how far it is: a bar on a terminal, or JSON lines'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l oops -xka "(__fish_complete_path (commandline -ct))" -d 'instead of PAGE: explain the reports about pages in this log ('"'"'-'"'"': stdin, '"'"'@core'"'"': the log that the target holds)'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l evidence -d 'print how it was decided, too'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l format -xka "text json" -d 'how to print the result'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l json -d 'the same as --format json'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using page' -l drgn -d 'print drgn code that finds out the same'
