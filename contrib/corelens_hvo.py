@@ -57,7 +57,8 @@ class Hvo(CorelensModule):
         # What a report does not run must not cost it the import of NumPy.
         from drgn_hvo.commands.check import CheckScope, check_document, print_result
         from drgn_hvo.commands.document import with_dump
-        from drgn_hvo.commands.show import print_show, show_document
+        from drgn_hvo.commands.show import show_document
+        from drgn_hvo.commands.show_text import print_show
         from drgn_hvo.errors import HvoError
         from drgn_hvo.memmap.hvo import hvo_of
 

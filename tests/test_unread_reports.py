@@ -20,7 +20,8 @@ from drgn_hvo import (
 from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.page_text import page_lines
-from drgn_hvo.commands.show import print_show, show_document
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.commands.show_text import print_show
 from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.kernel.pagetables import find_entry
 from drgn_hvo.memmap.hvo import hvo_of

@@ -211,7 +211,8 @@ def _run_show(session: Session, args: argparse.Namespace) -> int:
     if args.html is not None:
         return _write_page(session, args)
     from drgn_hvo.commands.drgn_code import show_code
-    from drgn_hvo.commands.show import print_show, show_document
+    from drgn_hvo.commands.show import show_document
+    from drgn_hvo.commands.show_text import print_show
 
     if args.drgn:
         print(show_code(session.open(), folios=args.folios), end="")

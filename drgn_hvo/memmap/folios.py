@@ -309,9 +309,8 @@ class _Finder:
             slices = slices[~runs.writable[shared]]
         slices = np.concatenate((slices, self._heads_elsewhere(shared)))
         # So far that is the slice whose frame is repeated, the last private one.
-        slices = slices - (self._private_slices - 1)
-        pfns = distinct(slices) * geometry.pages_per_slice
-        pfns = pfns[pfns >= 0]
+        slices = distinct(slices - (self._private_slices - 1))
+        pfns = slices[slices >= 0] * geometry.pages_per_slice
         if self._fields.order_place is None or self._fields.hugetlb_place is None:
             return _Found.merge([])
         heads = self.heads.of(pfns)
@@ -322,8 +321,7 @@ class _Finder:
         good &= orders >= geometry.vmemmap_tail_min_order
         good &= orders <= geometry.largest_order
         good[good] &= pfns[good] % (1 << orders[good]) == 0
-        found = pfns[good]
-        return _Found(found, orders[good], np.full_like(found, NO_LIST))
+        return _Found(pfns[good], orders[good], np.full_like(pfns[good], NO_LIST))
 
     def _heads_elsewhere(self, shared: BoolArray) -> Int64Array:
         """

@@ -244,7 +244,7 @@ def _stretches(hvo: Hvo) -> Optional[_Stretches]:
 
 
 def _orders(hvo: Hvo, slices: Int64Array) -> Int64Array:
-    """The orders of pools whose struct pages fill so many slices; -1 if none's do."""
+    """The orders of pools whose struct pages fill each number of slices, else -1."""
     orders = np.full(len(slices), -1, dtype=np.int64)
     if hvo.kernel.geometry.power_of_2:
         for hstate in hvo.pools.hstates:
