@@ -23,7 +23,16 @@ import tempfile
 from typing import Any, Optional
 
 from benchmarks import machines
-from benchmarks.measure import Result, Usage, best, best_of, hvo, run, together
+from benchmarks.measure import (
+    Result,
+    Usage,
+    best,
+    best_of,
+    hvo,
+    peak_of_all,
+    run,
+    together,
+)
 
 # Loading DWARF is what drgn does before its first answer.
 _LOAD = """
@@ -192,8 +201,29 @@ def _large(options: argparse.Namespace, directory: Path) -> Iterator[Result]:
     large.unlink()
     packed = machines.write(machines.folios(gib, 9), directory / "large.kdump", "kdump")
     yield from _audit(f"{name}, kdump-compressed", packed, 30)
+    yield from _shared(f"{gib} GiB of 2 MiB pages, kdump-compressed", packed)
     yield from _one_page(packed, f"{gib} GiB, kdump-compressed")
     packed.unlink()
+
+
+def _shared(what: str, core: Path) -> Iterator[Result]:
+    """What two processes are worth for one core."""
+    ways = [hvo("check", "-j", jobs, core) for jobs in (1, 2)]
+    one, two, both = best_of(
+        [
+            *(partial(run, way) for way in ways),
+            lambda: together([hvo("check", core)] * 2),
+        ],
+        3,
+    )
+    name = f"check -j 2 of {what}"
+    faster = one.seconds / two.seconds
+    yield Result(name, faster, "times faster", 1.6, "-j 1", two, one)
+    # What two processes can do here at all.
+    faster = 2 * one.seconds / both.seconds
+    yield Result(name, faster, "times faster", None, "limit: two such checks at once")
+    ratio = peak_of_all(ways[1]) / peak_of_all(ways[0])
+    yield Result(name, ratio, "times the memory", 1.5, "-j 1")
 
 
 def _gigantic(options: argparse.Namespace, directory: Path) -> Iterator[Result]:

@@ -9,15 +9,28 @@ Commands in processes of their own: time, processor time and peak memory of each
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 import os
+from pathlib import Path
 import subprocess
 import sys
 import time
 from typing import Any, Optional
 
-__all__ = ("Result", "Usage", "best", "best_of", "hvo", "run", "together")
+__all__ = (
+    "Result",
+    "Usage",
+    "best",
+    "best_of",
+    "hvo",
+    "peak_of_all",
+    "run",
+    "together",
+)
+
+# Seconds between two looks at the memory of a command.
+_SAMPLED_EACH = 0.02
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,39 @@ def together(
         if process.returncode not in statuses:
             raise RuntimeError(f"{' '.join(command)}: status {process.returncode}")
     return Usage(seconds, cpu_seconds, peak / 1024)
+
+
+def peak_of_all(command: Sequence[str]) -> float:
+    """
+    The most memory, in MiB, that a command and the processes that it starts have at
+    once. What several share is counted once.
+    """
+    peak = 0
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    while process.poll() is None:
+        peak = max(peak, sum(_proportional_kib(p) for p in _family(process.pid)))
+        time.sleep(_SAMPLED_EACH)
+    return peak / 1024
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from _family(int(child))
+    except OSError:
+        return  # it has ended
+
+
+def _proportional_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line[:4] == "Pss:"), 0)
 
 
 def best(command: Sequence[str], times: int, statuses: Sequence[int] = (0,)) -> Usage:

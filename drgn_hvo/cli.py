@@ -164,7 +164,8 @@ def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=_jobs,
         default=1,
-        help="how many targets to audit at the same time",
+        help="how many processes audit at the same time, several targets or one large "
+        "core",
     )
     parser.add_argument(
         "--timeout",

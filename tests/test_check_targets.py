@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 
+import pebble.pool.process
 import pytest
 
+from drgn_hvo.commands.workers import Limits, results
 from drgn_hvo.kernel.target import open_target
 from tests.command_support import run
 from tests.ktap_support import parse_ktap
@@ -97,6 +99,22 @@ def test_one_lost_process_costs_one_result(tmp_path):
 def test_killed_is_no_bug(tmp_path):
     targets = links(tmp_path, ["killed", "good"])
     assert ran(*targets).returncode == 2
+
+
+def test_a_process_lost_between_two_targets(monkeypatch):
+    """pebble gives the pool up; what is left is done by another one."""
+    fetch = pebble.pool.process.fetch_task
+    fetched: list[object] = []
+
+    def fetch_once(channel):
+        if fetched:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fetched.append(channel)
+        return fetch(channel)
+
+    monkeypatch.setattr(pebble.pool.process, "fetch_task", fetch_once)
+    tasks = [-1, 2, -3, 4]
+    assert list(results(abs, tasks, Limits(jobs=1))) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])

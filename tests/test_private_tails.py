@@ -245,7 +245,7 @@ def test_in_bulk_as_one_by_one(machine):
     for byte, bit in zip(*(part.tolist() for part in flips)):
         changed = rows.copy()
         changed[0, byte] ^= 1 << bit
-        _, used, free = tails.look(changed, address, order)
+        _, used, free = tails.frames.look(changed, address, order)
         offset = bound.kernel.struct_page.offset
         if byte >= size and byte % size // 8 * 8 == offset:
             continue  # tail words have rules of their own

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 import os
 import sys
@@ -29,6 +29,7 @@ from drgn_hvo.commands.check import (
 from drgn_hvo.commands.document import printable, with_dump
 from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
 from drgn_hvo.commands.ktap import print_ktap_document, print_ktap_plan
+from drgn_hvo.commands.shards import CoreShards, shards_of
 from drgn_hvo.commands.workers import Limits, Lost, results
 from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
@@ -48,9 +49,17 @@ __all__ = ("CheckOptions", "check_targets")
 _PRECEDENCE = (1, EXIT_BUG, EXIT_USAGE, 3, 0)
 
 
+# A target that one process reads, this one.
+_ALONE = Limits()
+
+
 @dataclass(frozen=True)
 class CheckOptions:
-    """What to do with every target."""
+    """
+    What to do with every target.
+
+    :param within: Processes that read one target.
+    """
 
     scope: CheckScope
     symbols: tuple[str, ...] = ()
@@ -58,6 +67,7 @@ class CheckOptions:
     assume: tuple[tuple[str, str], ...] = ()
     debug: bool = False
     evidence: bool = False
+    within: Limits = _ALONE
 
     def argv(self, limits: Limits) -> list[str]:
         """The same as options of the command, for a process elsewhere."""
@@ -81,18 +91,22 @@ class CheckOptions:
 def _check(options: CheckOptions, target: str) -> _Result:
     """Audit one target: exit status and document, whatever happens."""
     start = time.monotonic()
-    status, document = _audited(options, target)
+    with shards_of(target, options.vmcoreinfo, options.within) as shards:
+        status, document = _audited(options, target, shards)
     # All that it cost, opening included.
     document["duration_s"] = round(time.monotonic() - start, 3)
     return status, document
 
 
-def _audited(options: CheckOptions, target: str) -> _Result:
+def _audited(
+    options: CheckOptions, target: str, shards: Optional[CoreShards]
+) -> _Result:
     before = _state(target)
     prog: Optional[Program] = None
     try:
         prog = open_target(target, options.symbols, options.vmcoreinfo)
         found = hvo_of(prog, dict(options.assume))
+        found.kernel.reader.shards = shards
         document = check_document(found, target, options.scope)
         document = with_dump(document, prog, found.kernel)
     except Exception as e:
@@ -148,7 +162,10 @@ def _results(
         argv = options.argv(limits)
         yield from map(_result, results_of_cluster(scheduler, argv, targets, limits))
         return
-    check = partial(_check, options)
+    # Processes that have no target of their own help with those of others.
+    jobs = max(1, limits.jobs // max(1, len(targets)))
+    within = Limits(jobs, memory=limits.memory)
+    check = partial(_check, replace(options, within=within))
     if len(targets) == 1 and limits.seconds is None and limits.memory is None:
         yield check(targets[0])
         return

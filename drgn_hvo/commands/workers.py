@@ -24,10 +24,13 @@ from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, Union
 if TYPE_CHECKING:
     from pebble import ProcessFuture
 
-__all__ = ("Limits", "Lost", "die_with", "results")
+__all__ = ("Limits", "Lost", "begin_process", "die_with", "how_it_ended", "results")
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+# Seconds after which to ask whether there are still processes to wait for.
+_PATIENCE = 1
 
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -74,8 +77,12 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _begin(parent: int, log_level: int, memory: Optional[int]) -> None:
-    """Set up a process: it logs as its parent, which Ctrl-C is for."""
+def begin_process(parent: int, log_level: int, memory: Optional[int]) -> None:
+    """
+    Set up a process: it logs as its parent, which Ctrl-C is for, and ends with it.
+
+    :param memory: Bytes that it may allocate; ``None`` is no limit.
+    """
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("drgn").setLevel(log_level)
@@ -86,7 +93,7 @@ def _begin(parent: int, log_level: int, memory: Optional[int]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _how_it_ended(code: int) -> tuple[str, bool]:
+def how_it_ended(code: int) -> tuple[str, bool]:
     """What to say of an exit code, and whether the process broke down by itself."""
     if code >= 0:
         return f"ended with status {code}", True
@@ -109,7 +116,7 @@ def _result(
     except concurrent.futures.TimeoutError:
         return Lost(task, f"not done after {seconds:g} seconds", timeout=True)
     except ProcessExpired as e:
-        how, crashed = _how_it_ended(e.exitcode)
+        how, crashed = how_it_ended(e.exitcode)
         return Lost(task, f"the process that read this target {how}", crashed=crashed)
 
 
@@ -122,12 +129,34 @@ def results(
     :param work: A function of a module. What it raises is raised here.
     :return: Results in the order of the tasks, each as soon as it is there.
     """
+    left = tasks
+    while left:
+        done = 0
+        for result in _results_of_pool(work, left, limits):
+            yield result
+            done += 1
+        if not done:
+            # Else there would be no end if no process can live.
+            yield Lost(left[0], "the process to read this target was lost")
+            done = 1
+        left = left[done:]
+
+
+def _results_of_pool(
+    work: Callable[[_T], _R], tasks: Sequence[_T], limits: Limits
+) -> Iterator[Union[_R, Lost[_T]]]:
+    """
+    As :func:`results()`, until a process is lost that had no task: pebble then gives
+    up, and what is left is for another pool.
+    """
+    from concurrent.futures.process import BrokenProcessPool
+
     from pebble import ProcessPool
 
     level = logging.getLogger("drgn").level
     pool = ProcessPool(
         min(limits.jobs, len(tasks)),
-        initializer=_begin,
+        initializer=begin_process,
         initargs=(os.getpid(), level, limits.memory),
     )
     try:
@@ -135,10 +164,12 @@ def results(
             pool.schedule(work, args=(task,), timeout=limits.seconds) for task in tasks
         ]
         for task, future in zip(tasks, futures):
+            while not concurrent.futures.wait([future], _PATIENCE).done:
+                if not pool.active:
+                    break
+            if not future.done() or isinstance(future.exception(), BrokenProcessPool):
+                break
             yield _result(task, future, limits.seconds)
-        pool.close()  # type: ignore[no-untyped-call] # pebble annotates no returns
-    except BaseException:
-        pool.stop()  # type: ignore[no-untyped-call] # as above
-        raise
     finally:
+        pool.stop()  # type: ignore[no-untyped-call] # pebble annotates no returns
         pool.join()

@@ -350,10 +350,14 @@ class KdumpFrame:
         count = 0
         for at in range(start, end, _PIECE):
             piece = self.file.read(second + at, min(_PIECE, end - at))
-            bits = np.unpackbits(
-                np.frombuffer(piece, dtype=np.uint8), bitorder="little"
-            )
-            count += int(bits[max(0, first - 8 * at) : max(0, last - 8 * at)].sum())
+            data = np.frombuffer(piece, dtype=np.uint8)
+            # Most of the bitmap of a large machine is zeros.
+            (some,) = data.nonzero()
+            bits = np.unpackbits(data[some, None], axis=1, bitorder="little")
+            if self.split is not None:
+                pfns = 8 * (at + some[:, None]) + np.arange(8)
+                bits = bits[(first <= pfns) & (pfns < last)]
+            count += int(bits.sum())
         return count
 
     @cached_property

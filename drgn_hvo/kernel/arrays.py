@@ -27,6 +27,9 @@ __all__ = (
 )
 
 
+# So few numbers are looked for one by one.
+_FEW = 4
+
 Int64Array = npt.NDArray[np.int64]
 U64Array = npt.NDArray[np.uint64]
 BoolArray = npt.NDArray[np.bool_]
@@ -128,6 +131,11 @@ def _covers(starts: Int64Array, ends: Int64Array, values: Int64Array) -> BoolArr
 
 def is_in(values: Int64Array, sorted_values: Int64Array) -> BoolArray:
     """Which values occur in an ascending array."""
+    if len(sorted_values) <= _FEW:
+        found = np.zeros(len(values), dtype=np.bool_)
+        for one in sorted_values:
+            found |= values == one
+        return found
     index = np.searchsorted(sorted_values, values)
     found = np.zeros(len(values), dtype=np.bool_)
     inside = index < len(sorted_values)

@@ -99,6 +99,12 @@ class EntryBits:
         room = _KEPT - len(group.addresses)
         group.addresses += addresses[:room].tolist()
 
+    def add(self, others: EntryBits) -> None:
+        """Add what was seen of entries behind these, by another process."""
+        for (level, is_mapping, bits), group in others._groups.items():
+            addresses = np.array(group.addresses, dtype=np.uint64)
+            self._count(level, is_mapping, bits, group.count, addresses)
+
     def odd(self) -> list[OddEntries]:
         """Entries that are not as most of their siblings, of high levels first."""
         found = []

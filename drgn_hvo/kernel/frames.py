@@ -20,6 +20,7 @@ import numpy as np
 from drgn_hvo.formats.byteorder import type_prefix
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array
 from drgn_hvo.kernel.core_sources import program_byteorder
+from drgn_hvo.kernel.shards import Shards
 
 __all__ = (
     "FrameReader",
@@ -134,6 +135,8 @@ class FrameReader:
         self._kept = _KeptFrames(page_size)
         # A live kernel changes: there, only reading again tells.
         self.is_live = bool(prog.flags & ProgramFlags.IS_LIVE)
+        #: What else reads the same target, if anything does.
+        self.shards: Optional[Shards] = None
 
     def read_bytes(self, address: int, size: int) -> Optional[bytes]:
         """A few bytes of physical memory; ``None`` if they are not in the dump."""

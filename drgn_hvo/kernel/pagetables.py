@@ -11,7 +11,7 @@ virtual pages whose frames follow each other, or are all the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Optional, Union
 
@@ -38,6 +38,10 @@ __all__ = (
 
 # How many tables are decoded at once: 2 MiB of them at 4 KiB each.
 _TABLES_PER_BATCH = 512
+
+# Fewer batches than that are decoded sooner than other processes have begun: those of
+# the vmemmap of half a TiB.
+_FEW_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -167,19 +171,74 @@ def walk(
         if page_table.none_is_a_table:
             tables = _without_none(reader, tables, page_table, level)
         tables = _without_repeats(tables, page_table, level, missing)
-        for first in range(0, len(tables.va), _TABLES_PER_BATCH):
-            batch = tables.take(slice(first, first + _TABLES_PER_BATCH))
-            entries = _read_entries(
-                reader, page_table, batch, level, (start, end), missing
+        batches = [
+            _Batch(
+                page_table,
+                tables.take(slice(first, first + _TABLES_PER_BATCH)),
+                level,
+                (start, end),
+                watched=watch is not None,
             )
-            if watch is not None and len(entries):
-                watch.look(level, entries.value, entries.va)
-            leaves, others = _split(page_table, entries, level, missing)
-            if len(leaves.va):
-                parts.append(_compress(page_table, leaves, level))
-            below.append(others)
+            for first in range(0, len(tables.va), _TABLES_PER_BATCH)
+        ]
+        for found in _look_at(reader, batches):
+            if watch is not None and found.entry_bits is not None:
+                watch.add(found.entry_bits)
+            if found.runs is not None:
+                parts.append(found.runs)
+            below.append(found.below)
+            missing += found.missing
         tables = _Tables.concatenate(below)
     return Walk(Runs.merge(parts), tuple(missing))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """
+    Tables of one level to look at together.
+
+    :param limits: The range that is asked for.
+    :param watched: Whether the bits of all entries are of interest.
+    """
+
+    page_table: PageTableFormat
+    tables: _Tables
+    level: int
+    limits: tuple[int, int]
+    watched: bool
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is in a batch: mappings, further tables, and what could not be used."""
+
+    runs: Optional[Runs]
+    below: _Tables
+    missing: list[MissingTable]
+    entry_bits: Optional[EntryBits]
+
+
+def _look_at(reader: FrameReader, batches: list[_Batch]) -> Iterator[_Found]:
+    """Look at tables in order, in other processes, too, if there are many."""
+    if reader.shards is None or len(batches) < _FEW_BATCHES:
+        yield from (_look_at_batch(reader, batch) for batch in batches)
+        return
+    found = dict(reader.shards.map(_look_at_batch, batches, reader))
+    yield from (found[number] for number in range(len(batches)))
+
+
+def _look_at_batch(reader: FrameReader, batch: _Batch) -> _Found:
+    page_table, level = batch.page_table, batch.level
+    missing: list[MissingTable] = []
+    entries = _read_entries(
+        reader, page_table, batch.tables, level, batch.limits, missing
+    )
+    entry_bits = EntryBits(page_table) if batch.watched else None
+    if entry_bits is not None and len(entries):
+        entry_bits.look(level, entries.value, entries.va)
+    leaves, others = _split(page_table, entries, level, missing)
+    runs = _compress(page_table, leaves, level) if len(leaves.va) else None
+    return _Found(runs, others, missing, entry_bits)
 
 
 def _without_none(

@@ -11,10 +11,15 @@ taken out on the way, one record a folio, and the frame is forgotten.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Optional
+
 import numpy as np
 import numpy.typing as npt
 
 from drgn_hvo.kernel.arrays import (
+    BoolArray,
     ByteArray,
     Int64Array,
     U64Array,
@@ -23,10 +28,12 @@ from drgn_hvo.kernel.arrays import (
     distinct_index,
     is_in,
 )
+from drgn_hvo.kernel.frames import FrameReader
+from drgn_hvo.kernel.struct_page import StructPageLayout
 from drgn_hvo.memmap.folio_fields import HEAD_PAGES, FolioFields
-from drgn_hvo.memmap.private_tails import PrivateTails
+from drgn_hvo.memmap.private_tails import PrivateTails, TailFrames
 from drgn_hvo.memmap.vmemmap import Vmemmap
-from drgn_hvo.progress import progress
+from drgn_hvo.progress import Bar, progress
 
 __all__ = ("FolioHeads", "HeadRecords")
 
@@ -72,6 +79,13 @@ _RECORD = np.dtype(
 # Behind this many struct pages each is compared with the one in front of it.
 _COMPARED = 6
 
+# Fewer frames than that are read sooner than other processes have begun: 64 GiB of huge
+# pages of 2 MiB.
+_FEW_FRAMES = 1 << 15
+
+# How many frames are handed to a process at once: they take 20 ms to unpack.
+_FRAMES_PER_SHARE = 1 << 11
+
 
 class FolioHeads:
     """Reads heads of folios and remembers them."""
@@ -112,7 +126,7 @@ class FolioHeads:
             records[whole] = self._read_whole(pfns[whole])
             pages = self._vmemmap.read_pages(pfns[~whole], HEAD_PAGES)
             others = np.zeros(len(pages.data), dtype=_RECORD)
-            self._record(pages.data, pages.present, others)
+            self._frames.record(pages.data, pages.present, others)
             records[~whole] = others
         if len(pfns):
             self._new.append((pfns, records))
@@ -131,6 +145,18 @@ class FolioHeads:
         ((self._pfns, self._records),) = self._new
         self._new = []
 
+    @cached_property
+    def _frames(self) -> _HeadFrames:
+        kernel = self._vmemmap.kernel
+        return _HeadFrames(
+            self._fields,
+            self._tails.frames,
+            kernel.struct_page,
+            self._vmemmap.base,
+            kernel.PG_head_mask,
+            kernel.reader.u64,
+        )
+
     def _read_whole(self, pfns: Int64Array) -> HeadRecords:
         """Read heads with all of their page of vmemmap, in the order of frames."""
         vmemmap = self._vmemmap
@@ -138,8 +164,7 @@ class FolioHeads:
             pages = vmemmap.read_pages(pfns, vmemmap.kernel.geometry.pages_per_slice)
             found: HeadRecords = np.zeros(len(pfns), dtype=_RECORD)
             if len(pfns):
-                self._record(pages.data, pages.present, found)
-                self._look_behind(pages.data, pfns, found)
+                self._frames.take(pages.data, pages.present, pfns, found)
             return found
         behind, _ = vmemmap.frames(pfns * vmemmap.size // vmemmap.page_size)
         frames, index = distinct_index(behind)
@@ -148,19 +173,79 @@ class FolioHeads:
         heads = np.empty(len(frames), dtype=np.int64)
         heads[index[::-1]] = pfns[::-1]
         with progress(len(frames), "huge page") as bar:
-            for place, read in vmemmap.kernel.reader.stream(frames):
-                part = records[place]
-                self._record(read.data, read.present, part)
-                self._look_behind(read.data, heads[place], part)
-                bar.update(len(part))
+            self._read_frames(frames, heads, records, bar)
         return records if np.array_equal(frames, behind) else records.take(index)
 
-    def _record(
-        self, rows: ByteArray, present: npt.NDArray[np.bool_], records: HeadRecords
+    def _read_frames(
+        self, frames: Int64Array, heads: Int64Array, records: HeadRecords, bar: Bar
     ) -> None:
+        """
+        Fill records of the heads that frames begin with, in other processes, too, if
+        there are some and it is worth it.
+        """
+        reader = self._vmemmap.kernel.reader
+        if reader.shards is None or len(frames) < _FEW_FRAMES:
+            self._frames.read(reader, frames, heads, records, bar)
+            return
+        places = [
+            slice(first, first + _FRAMES_PER_SHARE)
+            for first in range(0, len(frames), _FRAMES_PER_SHARE)
+        ]
+        shares = [_Share(self._frames, frames[at], heads[at]) for at in places]
+        for number, part in reader.shards.map(_read_share, shares, reader):
+            records[places[number]] = part
+            bar.update(len(part))
+
+
+@dataclass(frozen=True)
+class _HeadFrames:
+    """
+    Makes records of frames that begin with heads. It can be handed to another process.
+
+    :param base: Address of the struct page of PFN 0.
+    """
+
+    fields: FolioFields
+    tails: TailFrames
+    page: StructPageLayout
+    base: int
+    PG_head_mask: int
+    u64: np.dtype[np.generic]
+
+    def read(
+        self,
+        reader: FrameReader,
+        frames: Int64Array,
+        heads: Int64Array,
+        records: HeadRecords,
+        bar: Optional[Bar] = None,
+    ) -> None:
+        """
+        Read frames.
+
+        :param heads: The PFN of the head that each begins with.
+        :param records: To fill; zeros.
+        """
+        for place, read in reader.stream(frames):
+            self.take(read.data, read.present, heads[place], records[place])
+            if bar is not None:
+                bar.update(len(read.data))
+
+    def take(
+        self,
+        rows: ByteArray,
+        present: BoolArray,
+        pfns: Int64Array,
+        records: HeadRecords,
+    ) -> None:
+        """Take all that is wanted out of frames."""
+        self.record(rows, present, records)
+        self._look_behind(rows, pfns, records)
+
+    def record(self, rows: ByteArray, present: BoolArray, records: HeadRecords) -> None:
         """Take what is wanted of each head out of its row of bytes."""
-        page, fields = self._vmemmap.kernel.struct_page, self._fields
-        size, lru = self._vmemmap.size, page.require("lru")
+        page, fields = self.page, self.fields
+        size, lru = page.size, page.require("lru")
         for name, offset in (
             ("flags", page.flags),
             ("private", page.require("private")),
@@ -185,22 +270,22 @@ class FolioHeads:
         self, rows: ByteArray, pfns: Int64Array, records: HeadRecords
     ) -> None:
         """Note what the other struct pages in the frames of heads are."""
-        vmemmap, page = self._vmemmap, self._vmemmap.kernel.struct_page
-        has_order = self._fields.order_place is not None
-        alike, regular, idle = self._tails.look(
+        has_order = self.fields.order_place is not None
+        size = np.uint64(self.page.size)
+        alike, regular, idle = self.tails.look(
             rows,
-            vmemmap.page_addresses(pfns),
+            np.uint64(self.base) + pfns.astype(np.uint64) * size,
             records["order"] if has_order else None,
         )
-        tails = self._words(rows, page.offset)
+        tails = self._words(rows, self.page.offset)
         third = tails[:, 2]
         uniform = alike
         uniform &= (tails[:, 3:_COMPARED] == third[:, None]).all(axis=1)
         some = np.flatnonzero(~uniform)
         uniform[some] = (tails[some, 3:] == third[some, None]).all(axis=1)
         # Nothing is a head in a frame of tails, but perhaps the second struct page.
-        mask = np.uint64(vmemmap.kernel.PG_head_mask)
-        flags = self._words(rows, page.flags)
+        mask = np.uint64(self.PG_head_mask)
+        flags = self._words(rows, self.page.flags)
         suspect = ~(uniform & ((third & np.uint64(1)) != 0))
         suspect |= ((flags[:, 1] & mask) != 0) & ((tails[:, 1] & np.uint64(1)) == 0)
         quiet = ~suspect
@@ -218,6 +303,20 @@ class FolioHeads:
 
     def _words(self, rows: ByteArray, offset: int) -> U64Array:
         """A word of all struct pages of frames, a row a frame."""
-        pages = rows.reshape(-1, self._vmemmap.size)
-        words = column(pages, offset, self._vmemmap.kernel.reader.u64)
+        words = column(rows.reshape(-1, self.page.size), offset, self.u64)
         return words.astype(np.uint64, copy=False).reshape(len(rows), -1)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Frames for one process to read; arguments of :meth:`_HeadFrames.read()`."""
+
+    look: _HeadFrames
+    frames: Int64Array
+    heads: Int64Array
+
+
+def _read_share(reader: FrameReader, share: _Share) -> HeadRecords:
+    records: HeadRecords = np.zeros(len(share.frames), dtype=_RECORD)
+    share.look.read(reader, share.frames, share.heads, records)
+    return records

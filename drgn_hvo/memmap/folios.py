@@ -386,8 +386,10 @@ class _FolioSlices:
         first = np.maximum(firsts[run], start[folio])
         last = np.minimum(ends[run], end[folio])
         self.mapped = self._sum(folio, last - first)
-        last_private = np.minimum(start + private_slices, end) - 1
-        self.tail_frame, _ = vmemmap.frames(last_private)
+        self.tail_frame = self.head_frame
+        if private_slices > 1:
+            last_private = np.minimum(start + private_slices, end) - 1
+            self.tail_frame, _ = vmemmap.frames(last_private)
         # Behind the private slices.
         first = np.maximum(first, start[folio] + private_slices)
         keep = first < last
@@ -416,9 +418,9 @@ class _FolioSlices:
         )
 
     def _sum(self, folio: Int64Array, values: Int64Array) -> Int64Array:
-        totals = np.zeros(len(self.count), dtype=np.int64)
-        np.add.at(totals, folio, values)
-        return totals
+        # As floats, which have all whole numbers up to 2**53.
+        totals = np.bincount(folio, weights=values, minlength=len(self.count))
+        return totals.astype(np.int64)
 
 
 def read_hugetlb(

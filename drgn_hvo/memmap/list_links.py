@@ -13,6 +13,7 @@ together with its neighbours.
 from __future__ import annotations
 
 from array import array
+from functools import cached_property
 
 import numpy as np
 
@@ -88,12 +89,44 @@ class Links:
         row = -1 if pfn is None else self.row(pfn)
         rows = array("q")
         while row >= 0 and len(rows) < most:
-            row = self._successors[row]
-            if row < 0 or passed.rows[row]:
+            following = self._successors[row]
+            if following < 0 or passed.rows[following]:
                 break
-            passed.rows[row] = 1
-            rows.append(row)
+            if abs(following - row) == 1:
+                straight = self._straight(row, following - row, most - len(rows))
+                following = passed.pass_straight(straight, rows)
+            else:
+                passed.rows[following] = 1
+                rows.append(following)
+            row = following
         return self.pfns[np.frombuffer(rows, dtype=np.int64)]
+
+    def _straight(self, row: int, step: int, most: int) -> range:
+        """
+        The rows that a list leads to from one on, as long as each is the next.
+
+        :param step: 1, or -1 if each is the one in front.
+        """
+        if step > 0:
+            ends = self._ends_upwards
+            last = int(ends[ends.searchsorted(row)])
+            return range(row + 1, min(last, row + most) + 1)
+        ends = self._ends_downwards
+        last = int(ends[ends.searchsorted(row, side="right") - 1])
+        return range(row - 1, max(last, row - most) - 1, -1)
+
+    @cached_property
+    def _ends_upwards(self) -> Int64Array:
+        """Rows that do not lead to the next one, ascending."""
+        successors = np.asarray(self._successors)
+        return np.flatnonzero(successors != np.arange(1, len(successors) + 1))
+
+    @cached_property
+    def _ends_downwards(self) -> Int64Array:
+        """Rows that do not lead to the one in front, ascending."""
+        successors = np.asarray(self._successors)
+        ends = successors != np.arange(-1, len(successors) - 1)
+        return np.flatnonzero(ends | (successors < 0))
 
     def find(self, address: int, order: int) -> tuple[int, int]:
         """
@@ -143,6 +176,26 @@ class Passed:
         #: Of the folios that are known from the beginning.
         self.rows = bytearray(len(links.pfns))
         self._others: set[int] = set()
+
+    def pass_straight(self, straight: range, rows: array[int]) -> int:
+        """
+        Pass rows, as far as none was passed before.
+
+        :param straight: At least one, which was not.
+        :param rows: Gets them.
+        :return: The last one.
+        """
+        first, last = straight[0], straight[-1]
+        if straight.step > 0:
+            taken = self.rows.find(1, first, last + 1)
+            last = last if taken < 0 else taken - 1
+            self.rows[first : last + 1] = b"\1" * (last + 1 - first)
+        else:
+            taken = self.rows.rfind(1, last, first + 1)
+            last = last if taken < 0 else taken + 1
+            self.rows[last : first + 1] = b"\1" * (first + 1 - last)
+        rows.extend(range(first, last + straight.step, straight.step))
+        return last
 
     def add(self, pfn: int) -> None:
         """Pass a folio."""

@@ -18,13 +18,15 @@ from typing import Optional, Union
 
 import numpy as np
 
+from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array, column
 from drgn_hvo.kernel.bound import Kernel
+from drgn_hvo.kernel.struct_page import StructPageLayout
 from drgn_hvo.memmap.tail_fields import ALIGNED, FIRST_PLAIN, TailField, TailFields
 from drgn_hvo.memmap.zones import FlagsLayout
 
-__all__ = ("FolioFacts", "PrivateTails")
+__all__ = ("FolioFacts", "PrivateTails", "TailFrames")
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,7 @@ class PrivateTails:
         hpg_flags: Mapping[str, int],
     ) -> None:
         self._kernel = kernel
-        self._page = kernel.struct_page
         self._size = kernel.struct_page.size
-        self._byteorder = kernel.sources.byteorder
         self._tail_fields = TailFields(kernel, layout, hpg_flags)
         self._place_mask = self._tail_fields.place_mask
         self._hwpoison = kernel.constant("PG_hwpoison")
@@ -123,7 +123,45 @@ class PrivateTails:
             np.where(fixed, mask, loose),
         )
 
-    # In bulk, words are taken as they are in memory: what is compared is made alike.
+    @cached_property
+    def frames(self) -> TailFrames:
+        """The same in bulk."""
+        return TailFrames(
+            self._kernel.struct_page,
+            self._kernel.sources.byteorder,
+            self._kernel.geometry.pages_per_slice,
+            self._place_mask,
+            self.fields,
+        )
+
+
+class TailFrames:
+    """
+    Whether frames of private tails hold what they have to, many at once. It can be
+    handed to another process.
+
+    :param per_slice: How many struct pages a frame has.
+    :param place_mask: Bits of flags that name node and zone.
+    :param fields: As :attr:`PrivateTails.fields`.
+    """
+
+    def __init__(
+        self,
+        page: StructPageLayout,
+        byteorder: ByteOrder,
+        per_slice: int,
+        place_mask: int,
+        fields: tuple[TailField, ...],
+    ) -> None:
+        self._page = page
+        self._size = page.size
+        self._byteorder = byteorder
+        self._per_slice = per_slice
+        self._place_mask = place_mask
+        self._fields = fields
+        self._u64 = np.dtype(f"{type_prefix(byteorder)}u8")
+
+    # Words are taken as they are in memory: what is compared is made alike.
 
     def look(
         self, rows: ByteArray, addresses: U64Array, orders: Optional[Int64Array]
@@ -177,7 +215,7 @@ class PrivateTails:
         usual[as_first] = found[0]
         usual[~as_first] = found
         for at, behind in self._links:
-            own = (addresses + np.uint64(behind)).astype(self._kernel.reader.u64)
+            own = (addresses + np.uint64(behind)).astype(self._u64)
             usual &= words[:, at] == own.view(np.uint64)
         return usual
 
@@ -235,7 +273,7 @@ class PrivateTails:
                 mine = (places == place) & (orders == order)
             odd[mine] = words[mine] ^ self._expected_words(place, order)
         for at, behind in self._links:
-            own = (addresses + np.uint64(behind)).astype(self._kernel.reader.u64)
+            own = (addresses + np.uint64(behind)).astype(self._u64)
             odd[:, at] ^= own.view(np.uint64)
         return odd
 
@@ -247,7 +285,7 @@ class PrivateTails:
         """
         words = self._template.expected.copy()
         raw = words.view(np.uint8)
-        for field in self.fields:
+        for field in self._fields:
             at = field.index * self._size + field.offset
             if field.kind == "flags":
                 words[at // 8] = place
@@ -261,7 +299,7 @@ class PrivateTails:
         """Which words are links, and how far behind the head they lead."""
         return [
             ((field.index * self._size + field.offset) // 8, field.value)
-            for field in self.fields
+            for field in self._fields
             if field.kind == "links"
         ]
 
@@ -269,7 +307,7 @@ class PrivateTails:
     def _template(self) -> _Template:
         expected = np.zeros((FIRST_PLAIN + 1) * self._size, dtype=np.uint8)
         used, free = expected.copy(), expected.copy()
-        for field in self.fields:
+        for field in self._fields:
             at = field.index * self._size + field.offset
             place = slice(at, at + field.size)
             if field.kind in ("number", "pointer"):
@@ -280,7 +318,7 @@ class PrivateTails:
             used[place] |= self._bytes(fixed, field.size)
         last = used[-self._size :].copy().view(np.uint64)
         last[self._page.offset // 8] = np.uint64(ALL_ONES)
-        behind = self._kernel.geometry.pages_per_slice - FIRST_PLAIN - 1
+        behind = self._per_slice - FIRST_PLAIN - 1
         return _Template(
             expected.view(np.uint64),
             used.view(np.uint64),

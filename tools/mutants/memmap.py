@@ -179,7 +179,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-private-tails-alike",
-        "memmap/private_tails.py::PrivateTails._look_closer",
+        "memmap/private_tails.py::TailFrames._look_closer",
         "odd &= self._template.alike",
         "odd &= self._template.alike[0]",
         "what private tails hold besides flags would not be noticed",
@@ -341,7 +341,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-uniform-tails",
-        "memmap/folio_heads.py::FolioHeads._look_behind",
+        "memmap/folio_heads.py::_HeadFrames._look_behind",
         "(tails[:, 3:_COMPARED] == third[:, None]).all(axis=1)",
         "(tails[:, 4:_COMPARED] == third[:, None]).all(axis=1)",
         "a damaged word of the fourth struct page would not be noticed",
@@ -349,7 +349,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-zeros-are-no-head",
-        "memmap/folio_heads.py::FolioHeads._record",
+        "memmap/folio_heads.py::_HeadFrames.record",
         'records["zeros"][blank] = ',
         'records["zeros"][blank] = False & ',
         "struct pages that an ELF core leaves out would be damaged heads",

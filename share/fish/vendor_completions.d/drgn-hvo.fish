@@ -84,7 +84,7 @@ complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l progress -xka "auto jso
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l debug -d 'show tracebacks'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l targets-from -xka "(__fish_complete_path (commandline -ct))" -d 'more targets, one a line ('"'"'-'"'"': stdin)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l resume -xka "(__fish_complete_path (commandline -ct))" -d 'leave out what FILE, the JSON lines of an earlier run, has already'
-complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -s j -x -d 'how many targets to audit at the same time'
+complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -s j -x -d 'how many processes audit at the same time, several targets or one large core'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l timeout -x -d 'give a target up after this long, and go on with the others'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l memory -x -d 'give a target up that needs more memory (several targets: 16)'
 complete -c drgn-hvo -n '_shtab_drgn_hvo_using check' -l scheduler -x -d 'audit on the Dask cluster of this scheduler, tcp://HOST:PORT, whose workers see the targets by the same paths; '"'"'local'"'"' starts one here'
