@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 import sys
 
+from drgn_hvo.audit.rules import RULES
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.errors import UsageError
 from drgn_hvo.memmap.hvo import hvo_of
@@ -31,7 +32,9 @@ def cell(fault: Fault, description: Description) -> str:
         machine, _ = make_machine(description, [fault.name])
     except UsageError:
         return "(nothing to damage in this machine)"
-    doc = check_document(hvo_of(program(machine)), "core", CheckScope())
+    deep = {rule.id for rule in RULES if rule.deep}
+    scope = CheckScope(deep=fault.rule in deep)
+    doc = check_document(hvo_of(program(machine)), "core", scope)
     rules = [finding["rule"] for finding in doc["findings"]]
     if not rules:
         text = "clean" if doc["complete"] else "incomplete"

@@ -12,6 +12,8 @@ Without any, it is a page of the kernel and stays, so that each test can fail.
 import numpy as np
 import pytest
 
+from drgn_hvo.extract.owners import Owner, owners
+from drgn_hvo.formats.kdump_writer import kdump_pages
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.pagetables import find_entry
 from drgn_hvo.memmap.hvo import hvo_of
@@ -19,11 +21,21 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.description import HugePages, Pages
 from drgn_hvo.synth.machine.machine import build_machine
+from drgn_hvo.synth.machine.page_uses import PAGE_USES
 from drgn_hvo.synth.machine.plan import AnyPlaced
 from tests.extract_support import MARK, Marked, extract, marks
-from tests.synth_support import describe
+from tests.synth_support import ALL, describe
 
 NAMES = ["shared-7.3", "fake-head-6.12", "fake-head-6.1"]
+
+# Pages of these kinds are always more than one.
+COMPOUND = ("thp", "slab", "compound")
+USED = [
+    *((kind, 0) for kind in PAGE_USES if kind not in COMPOUND),
+    *((kind, 9 if kind == "thp" else 3) for kind in PAGE_USES),
+]
+# All others are somebody's.
+OWNERS = {"slab": Owner.OBJECTS, "compound": Owner.OBJECTS}
 
 
 class Case:
@@ -99,35 +111,64 @@ def test_memory_of_processes_and_page_cache_have_a_mapping(name, mapping, tmp_pa
     assert not case.is_kept(tmp_path / "core")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_on_an_lru_list_can_be_reclaimed(name, tmp_path):
-    case = Case(name)
-    case.flag("lru")
-    assert not case.is_kept(tmp_path / "core")
+def kept_texts(case, path):
+    """Of all pages with a text that a damaged entry lets into an extract."""
+    case.map_victim()
+    extract(program(case.machine), path)
+    contents = b"".join(data for _, data in kdump_pages(path.read_bytes()))
+    return [kind for kind, use in PAGE_USES.items() if use.text in contents]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_charged_is_of_a_process(name, tmp_path):
-    case = Case(name)
-    case.set("memcg_data", 0xFFFF888000567802)
-    assert not case.is_kept(tmp_path / "core")
+def used(kind, order, index):
+    """A machine with pages of a kind, each full of its text, and the entry's page."""
+    pages = Pages(0, "DMA32", kind, order, 2, first_pfn=0x4000)
+    return Case("shared-7.3", 0x4000 + index, pages=(pages,), marked=True)
+
+
+@pytest.mark.parametrize("kind", [k for k in PAGE_USES if k not in COMPOUND])
+def test_one_sign_is_enough(kind, tmp_path):
+    """Of "isolated", "truncated" and "charged" pages, each has another one alone."""
+    case = used(kind, 0, 1)
+    assert case.machine.image.read(0x4001 << 12, 16) == PAGE_USES[kind].text
+    assert kept_texts(case, tmp_path / "core") == []
+
+
+@pytest.mark.parametrize("kind", PAGE_USES)
+@pytest.mark.parametrize("index", [0, 3])
+def test_what_a_tail_is_its_head_says(kind, index, tmp_path):
+    """All signs are in the head; inside a transparent huge page, too."""
+    case = used(kind, 9 if kind == "thp" else 3, index)
+    assert case.machine.image.read((0x4000 + index) << 12, 16) == PAGE_USES[kind].text
+    assert kept_texts(case, tmp_path / "core") == []
+
+
+def test_what_is_marked_would_be_found(tmp_path):
+    """A charged page whose struct page is overwritten looks like one of the kernel."""
+    case = used("charged", 0, 1)
+    case.set("memcg_data", 0)
+    assert kept_texts(case, tmp_path / "core") == ["charged"]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_whose_pages_are(name):
+    groups = [
+        Pages(0, "DMA32", kind, order, 1, first_pfn=0x4000 + 512 * i)
+        for i, (kind, order) in enumerate(USED)
+    ]
+    machine = build_machine(describe(name, pages=tuple(groups)))
+    hvo = hvo_of(program(machine))
+    for group in groups:
+        first = group.first_pfn
+        assert first is not None
+        pfns = np.arange(first, first + (1 << group.order))
+        owner = OWNERS.get(group.kind, Owner.DATA)
+        assert set(owners(hvo, pfns).tolist()) == {owner}, group
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_free_has_what_its_last_user_left(name, tmp_path):
     case = Case(name)
     case.set("_refcount", 0, 4)
-    assert not case.is_kept(tmp_path / "core")
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["slab", "compound", "thp"])
-@pytest.mark.parametrize("index", [0, 3])
-def test_compound_pages_are_objects(name, kind, index, tmp_path):
-    """What a tail is, its head says."""
-    order = 9 if kind == "thp" else 3
-    pages = (Pages(0, "DMA32", kind, order, 2, first_pfn=0x4000),)
-    case = Case(name, 0x4000 + index, pages=pages)
     assert not case.is_kept(tmp_path / "core")
 
 

@@ -20,10 +20,14 @@ from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Audit
 from drgn_hvo.audit.lock import LOCK_FORMS, Lock, hugetlb_lock
 from drgn_hvo.audit.rules import RULES
-from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.commands.check import CheckScope, check_document, exit_status
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.overlay import Overlay, image_to_phys
+from tests.synth_support import ALL, describe
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
 KERNELS = ("debian-6.1", "debian-6.12", "debian-7.2")
@@ -278,3 +282,48 @@ def test_rules_on_what_the_lock_protects_say_what_is_excused():
         "hstate-counters",
         "hstate-reserve",
     }
+
+
+# What hugetlb_lock is in a made-up kernel, whether it is held, and what is then said of
+# a folio on a free list that has no HPG_freed: enqueue_hugetlb_folio() sets that last.
+LOCKED = [
+    ("queued", True, "excused"),
+    ("queued", False, "found"),
+    ("rt-mutex", True, "excused"),
+    ("rt-mutex", False, "found"),
+    ("unknown", True, "undecided"),
+    ("unknown", False, "undecided"),
+]
+
+
+@pytest.mark.parametrize("name", ["fake-head-6.1", "fake-head-6.12", "shared-7.3"])
+@pytest.mark.parametrize(("locks", "is_held", "said"), LOCKED)
+def test_the_lock_of_every_kernel_is_looked_at(name, locks, is_held, said):
+    description = describe(name, locks=locks, is_lock_held=is_held)
+    machine, _ = make_machine(description, ["head-not-freed"])
+    found = check_document(hvo_of(program(machine)), "core", CheckScope())
+    excused = [item["rule"] for item in found["excused"]]
+    (rule,) = (one for one in found["rules"] if one["id"] == "folio-list")
+    assert {
+        "excused": (excused == ["folio-list"], rule["result"]) == (True, "pass"),
+        "found": (excused, rule["result"]) == ([], "fail"),
+        "undecided": (excused, rule["result"]) == ([], "skip"),
+    }[said], (excused, rule)
+    assert (
+        exit_status(found, strict=False)
+        == {
+            "excused": 0,
+            "found": 1,
+            "undecided": 3,
+        }[said]
+    )
+
+
+@pytest.mark.parametrize("locks", ["queued", "rt-mutex"])
+@pytest.mark.parametrize("is_held", [True, False])
+@pytest.mark.parametrize("name", ALL)
+def test_the_lock_of_a_made_up_kernel(name, locks, is_held):
+    """With PREEMPT_RT, who waits does not hold it."""
+    description = describe(name, locks=locks, is_lock_held=is_held)
+    kernel = hvo_of(program(build_machine(description))).kernel
+    assert hugetlb_lock(kernel).state == ("held" if is_held else "free")

@@ -6,22 +6,34 @@ failed there, and why a huge page is not optimized. drgn's own helpers, the kern
 and descriptions of machines are what it is compared with.
 """
 
+from dataclasses import replace
 import json
 from pathlib import Path
 import re
+from typing import Any
 
 from drgn import FaultError
 from drgn.helpers.linux.mm import PageSlab, decode_page_flags_value, pfn_to_page
 import pytest
 
+from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.commands.page import page_document
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.errors import UsageError
 from drgn_hvo.kernel.bound import kernel
 from drgn_hvo.kernel.printk import kernel_log
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.not_optimized import REASONS, why_not_optimized
+from drgn_hvo.memmap.page_spec import parse_page_spec
 from drgn_hvo.memmap.page_words import PageWordsReader
+from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.described.description import HugePages
+from drgn_hvo.synth.described.generations import GENERATIONS
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.command_support import run
 from tests.cores import core_path
+from tests.synth_support import describe
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
 
@@ -100,6 +112,48 @@ def test_poisoned_pages_are_those_of_the_log():
     (well,) = document("page", core, shown["folios"][0]["head_pfn"])["pages"]
     if well["pfn"] not in heads:
         assert well["hwpoison"]["poisoned"] is False
+
+
+# Where their hugetlb folios have a list of the pages that failed.
+LISTING = [entry.name for entry in GENERATIONS if entry.lists_failed]
+
+
+@pytest.mark.parametrize("name", LISTING)
+def test_pages_that_failed_are_those_that_were_made_to(name):
+    """In optimized folios and in others; on free lists and in use."""
+    description = describe(name)
+    failed = {0: (0,), 1: (5, 300), 5: (511, 64, 63)}
+    huge_pages = [
+        replace(group, failed=failed.get(i, ()))
+        for i, group in enumerate(description.huge_pages)
+    ]
+    machine = build_machine(replace(description, huge_pages=tuple(huge_pages)))
+    heads = [placed.first_pfn for placed in machine.plan.huge]
+    expected = {heads[i]: sorted(heads[i] + k for k in failed[i]) for i in failed}
+    hvo = hvo_of(program(machine))
+    shown: Any = show_document(hvo, "core", folios=True)
+    assert {f["head_pfn"] for f in shown["folios"] if f["hwpoison"]} == set(expected)
+    assert {p["head_pfn"]: p["raw_pages"] for p in shown["hwpoisoned"]} == expected
+    assert {p["unknown"] for p in shown["hwpoisoned"]} == {None}
+    checked = check_document(hvo, "core", CheckScope())
+    assert (checked["hwpoisoned"], checked["findings"]) == (len(failed), [])
+    for head, pfns in expected.items():
+        specs = [parse_page_spec(str(head + 7))]
+        (page,) = page_document(hvo, "core", specs)["pages"]
+        assert page["hwpoison"] == {
+            "poisoned": True,
+            "raw_pages": pfns,
+            "unknown": None,
+        }
+
+
+def test_kernels_that_list_no_pages_that_failed():
+    huge_pages = (HugePages(0, "DMA32", 9, 1, failed=(3,)),)
+    with pytest.raises(UsageError, match="lists no pages that have failed"):
+        describe("5.15", huge_pages=huge_pages)
+    huge_pages = (HugePages(0, "DMA32", 9, 1, failed=(512,)),)
+    with pytest.raises(UsageError, match="failed are 0 to 511"):
+        describe("shared-7.3", huge_pages=huge_pages)
 
 
 def test_nothing_is_poisoned_elsewhere():

@@ -81,8 +81,8 @@ def test_same_bytes_every_time(tmp_path):
 
 
 DIGESTS = {
-    "elf": "89d03bf0bf42896f0fce035b87b5d09fc6f4d71f2bbd738e2de9d74190d81952",
-    "vmcore": "68aed6826687e6e4f0fd226c19c77afce38b053f792cc9026b4e538ee33c3737",
+    "elf": "7ba7c35f22191eb76a39609234e7813ec383a0943809c135bd7ca90bd7f8c78b",
+    "vmcore": "07cc1cd9f329682a1870b886bfdca0db494602dee532420ef06b9406afc34007",
 }
 
 

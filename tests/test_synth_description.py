@@ -22,6 +22,9 @@ generation = "shared-7.3"
 release = "7.3.1-test"
 seed = 5
 paging_levels = 5
+locks = "rt-mutex"
+is_lock_held = true
+marked = true
 reserved = {9 = 1}
 
 [[node]]
@@ -35,6 +38,7 @@ zone = "DMA32"
 order = 9
 count = 2
 list = "active"
+failed = [3, 500]
 
 [[pages]]
 node = 0
@@ -61,6 +65,9 @@ def test_good():
         release="7.3.1-test",
         seed=5,
         paging_levels=5,
+        locks="rt-mutex",
+        is_lock_held=True,
+        marked=True,
         reserved={9: 1},
         nodes=(
             Node(
@@ -69,7 +76,7 @@ def test_good():
                 {"DMA": (1, 0x1000), "DMA32": (0x1000, 0x8000)},
             ),
         ),
-        huge_pages=(HugePages(0, "DMA32", 9, 2, list="active"),),
+        huge_pages=(HugePages(0, "DMA32", 9, 2, list="active", failed=(3, 500)),),
         pages=(Pages(0, "DMA32", "slab", 3),),
     )
     build_machine(description)
@@ -103,6 +110,10 @@ NONSENSE = [
     ("seed = 5", "struct_page_size = 56", "64 bytes in shared-7.3, not 56"),
     ("seed = 5", "kernel_offset = 4096", "kernel_offset 0x1000 is not a multiple"),
     ("seed = 5", "physical_start = 0x40000000", "no room for the kernel"),
+    ("rt-mutex", "ticket", "locks is one of queued, rt-mutex, unknown"),
+    ("[3, 500]", "[3, 512]", "pages that have failed are 0 to 511"),
+    ("[3, 500]", "[3, 'x']", "failed is no list of numbers"),
+    ("[3, 500]", "3", "failed is no list"),
     ("seed = 5", "hstates = [9, 9]", "of different orders"),
     ("seed = 5", "hstates = [0]", "orders from 1 to 18"),
     ("seed = 5", "hstates = ['x']", "no list of orders"),
@@ -167,7 +178,7 @@ def test_hvo_where_there_is_none(generation, words):
 
 def test_hvo_needs_a_minimal_order():
     text = GOOD.replace("seed = 5", "hstates = [4]").replace("{9 = 1}", "{}")
-    text = text.replace("order = 9", "order = 4")
+    text = text.replace("order = 9", "order = 4").replace("[3, 500]", "[3]")
     build_machine(parse_description(text))
     assert "HVO needs order 7 at least" in refused(
         text.replace('list = "active"', OPTIMIZED)

@@ -20,6 +20,7 @@ EXTRACT = (
         "memory of processes would leave the machine",
         (
             "test_extract_signs.py::test_memory_of_processes_and_page_cache_have_a_mapping",
+            "test_extract_signs.py::test_one_sign_is_enough[isolated]",
         ),
     ),
     Mutant(
@@ -28,7 +29,7 @@ EXTRACT = (
         'lambda rows: rows.flag("PG_lru")',
         'lambda rows: rows.flag("PG_no_such_flag")',
         "memory of processes would leave the machine",
-        ("test_extract_signs.py::test_what_is_on_an_lru_list_can_be_reclaimed",),
+        ("test_extract_signs.py::test_one_sign_is_enough[truncated]",),
     ),
     Mutant(
         "extract-is-charged",
@@ -36,7 +37,7 @@ EXTRACT = (
         "lambda rows: rows.memcg_data() != 0",
         "lambda rows: rows.memcg_data() == 1",
         "kernel stacks, with what they hold of users, would leave the machine",
-        ("test_extract_signs.py::test_what_is_charged_is_of_a_process",),
+        ("test_extract_signs.py::test_one_sign_is_enough[charged]",),
     ),
     Mutant(
         "extract-is-free",
@@ -52,7 +53,7 @@ EXTRACT = (
         "_Sign(_is_slab, Owner.OBJECTS",
         "_Sign(_is_slab, Owner.KERNEL",
         "objects of the kernel, keys among them, would leave the machine",
-        ("test_extract_signs.py::test_compound_pages_are_objects",),
+        ("test_extract_signs.py::test_what_a_tail_is_its_head_says",),
     ),
     Mutant(
         "extract-is-inside-a-huge-page",
@@ -72,7 +73,7 @@ EXTRACT = (
         "tails say nothing: all but the first page of a THP would leave the machine",
         (
             "test_extract_signs.py::test_a_tail_is_what_its_head_says",
-            "test_extract_signs.py::test_compound_pages_are_objects",
+            "test_extract_signs.py::test_what_a_tail_is_its_head_says",
         ),
     ),
     Mutant(

@@ -16,7 +16,7 @@ from typing import Optional
 from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.byteorder import ByteOrder
 from drgn_hvo.formats.page_table_formats import PageTableFormat
-from drgn_hvo.synth.described.description import HugePages
+from drgn_hvo.synth.described.description import HugePages, Pages
 from drgn_hvo.synth.machine.machine import Machine
 from drgn_hvo.synth.machine.plan import AnyPlaced, Placed
 from drgn_hvo.synth.machine.sections import section_order
@@ -115,6 +115,28 @@ class Targets:
                 return placed
         raise self._missing("folio that is not optimized")
 
+    def split(self) -> Placed[HugePages]:
+        """Folios that are not optimized, on page table entries of their own."""
+        for placed in self.plan.huge:
+            large = placed.group.order >= self.plan.generation.min_order
+            if not placed.optimized and large and self._is_split(placed.first_pfn):
+                return placed
+        raise self._missing("folio that was optimized once")
+
+    def _is_split(self, pfn: int) -> bool:
+        try:
+            self.machine.slice_entry(pfn)
+        except KeyError:
+            return False
+        return True
+
+    def slab(self) -> Placed[Pages]:
+        """Slabs of several pages."""
+        for placed in self.plan.pages:
+            if placed.group.kind == "slab" and placed.group.order > 1:
+                return placed
+        raise self._missing("slab")
+
     def any_folio(self) -> Placed[HugePages]:
         """Some folios."""
         if not self.plan.huge:
@@ -186,11 +208,8 @@ class Targets:
                     for other in taken
                 ):
                     continue
-                try:
-                    self.machine.slice_entry(pfn)
-                except KeyError:
-                    continue
-                return pfn
+                if self._is_split(pfn):
+                    return pfn
         raise self._missing("neighbour of a folio with page table entries")
 
     # Reading.

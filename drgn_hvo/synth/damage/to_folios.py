@@ -25,6 +25,7 @@ __all__ = (
     "hpg_unknown",
     "mapping_only",
     "no_PG_head",
+    "not_freed",
     "private_flag",
     "private_mapcount",
     "private_mapping",
@@ -32,6 +33,7 @@ __all__ = (
     "private_refcount",
     "private_rest",
     "private_tail",
+    "slab_tail",
     "stray_head",
     "wrong_nr_pages",
     "wrong_order",
@@ -144,6 +146,25 @@ def _hpg_optimized(t: Targets, pfn: int) -> Changes:
     bit = 1 << HPG_FLAGS.index("vmemmap_optimized")
     address = t.page_field(pfn, "private")
     return [t.flip(address, bit, "HPG_vmemmap_optimized of a folio")]
+
+
+def not_freed(t: Targets) -> Changes:
+    """What enqueue_hugetlb_folio() sets behind list_move()."""
+    placed, _ = t.free_list()
+    bit = 1 << HPG_FLAGS.index("freed")
+    address = t.page_field(placed.first_pfn, "private")
+    return [t.flip(address, bit, "HPG_freed of a folio on a free list")]
+
+
+def slab_tail(t: Targets) -> Changes:
+    """In a compound page that is no huge page, so that only all of vmemmap shows it."""
+    pfn = t.slab().first_pfn
+    g = t.plan.generation
+    elsewhere = t.plan.space.page_address(t.kernel_frame())
+    # The mask of the first order by which it is no part of its slab.
+    order = next(order for order in range(64) if pfn >> order << order != pfn)
+    word = set_compound_head(g.geometry, elsewhere, order, g.has_mask)
+    return [t.word(t.page_field(pfn + 3, "tail_word"), word, "word of a slab's tail")]
 
 
 def flag_only(t: Targets) -> Changes:

@@ -17,6 +17,7 @@ __all__ = (
     "entry_bits",
     "head_read_only",
     "head_shared",
+    "plain_read_only",
     "pte_foreign",
     "pte_none",
     "pte_writable",
@@ -68,6 +69,12 @@ def head_read_only(t: Targets) -> Changes:
     entry = t.machine.slice_entry(t.optimized_head())
     value = t.page_table.with_write(t.read_entry(entry), 0, allowed=False)
     return [t.entry(entry, value, "writable bit of slice 0 of a folio")]
+
+
+def plain_read_only(t: Targets) -> Changes:
+    entry = t.machine.slice_entry(t.split().first_pfn, 3)
+    value = t.page_table.with_write(t.read_entry(entry), 0, allowed=False)
+    return [t.entry(entry, value, "writable bit of slice 3 of a folio")]
 
 
 def stray(t: Targets) -> Changes:

@@ -19,6 +19,7 @@ from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.machine_models import KernelLayout, MachineModel
 from drgn_hvo.formats.tail_words import max_folio_order
 from drgn_hvo.synth.described.generations import Generation, generation
+from drgn_hvo.synth.machine.page_uses import PAGE_USES
 from drgn_hvo.synth.machine.structures import HUGE_MAX_HSTATE, ZONE_NAMES
 
 __all__ = (
@@ -35,7 +36,9 @@ _PMD_SIZE = 2 << 20
 #: Where huge pages can be, and how they came to be as they are.
 LISTS = ("free", "active", "none")
 ORIGINS = ("runtime", "boot", "restored", "demoted")
-KINDS = ("slab", "thp", "compound", "buddy", "poisoned", "reserved")
+KINDS = (*PAGE_USES, "buddy", "poisoned", "reserved")
+#: What spinlock_t is.
+LOCKS = ("queued", "rt-mutex", "unknown")
 
 Range = tuple[int, int]
 
@@ -70,6 +73,8 @@ class HugePages:
     :param restored_slices: How many slices behind the private ones have got frames of
         their own again although the rest could not be restored, which left the folio
         partly optimized for good (VMEMMAP_REMAP_INCOMPLETE).
+    :param failed: Which pages of the first one have failed, by their place in it:
+        ``PG_hwpoison``, and what ``_hugetlb_hwpoison`` lists.
     """
 
     node: int
@@ -82,6 +87,7 @@ class HugePages:
     origin: str = "runtime"
     surplus: bool = False
     restored_slices: int = 0
+    failed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Pages:
     """
     Other pages that lie behind each other.
 
-    :param kind: ``"slab"``, ``"thp"``, ``"compound"`` (any other compound page),
+    :param kind: A key of :data:`~drgn_hvo.synth.machine.page_uses.PAGE_USES`, or
         ``"buddy"`` (free), ``"reserved"`` (of the firmware), or ``"poisoned"``
         (struct pages that were never initialised).
     """
@@ -148,6 +154,11 @@ class Description:
         the architecture has.
     :param reserved: Reserved huge pages, by order.
     :param hvo: The run-time switch; ``None`` for on where HVO is built.
+    :param locks: What ``spinlock_t`` is: ``"queued"``, ``"rt-mutex"`` (PREEMPT_RT), or
+        ``"unknown"``, if the kernel's types lack it.
+    :param is_lock_held: A processor holds ``hugetlb_lock``.
+    :param marked: Pages that are somebody's hold the text that
+        :data:`~drgn_hvo.synth.machine.page_uses.PAGE_USES` has for them, not zeros.
     :param seed: Decides the order in which frames were handed out.
     """
 
@@ -169,6 +180,9 @@ class Description:
     hstates: tuple[int, ...] = ()
     reserved: dict[int, int] = field(default_factory=dict)
     hvo: Optional[bool] = None
+    locks: str = "queued"
+    is_lock_held: bool = False
+    marked: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -277,6 +291,7 @@ def _check(description: Description) -> None:
     _check_nodes(description)
     for group in description.huge_pages:
         _check_huge_pages(description, group)
+        _check_failed(description, group)
     for other in description.pages:
         _check_pages(description, other)
     for device in description.devices:
@@ -317,6 +332,7 @@ def _check_machine(d: Description) -> None:
         "a release has 1 to 64 characters",
     )
     _refuse(not 0 <= d.seed < 1 << 64, "a seed has 64 bits")
+    _refuse(d.locks not in LOCKS, f"locks is one of {', '.join(LOCKS)}")
     _check_pools(d)
     _refuse(
         bool(d.hvo) and not entry.hvo_built,
@@ -473,13 +489,25 @@ def _check_huge_pages(d: Description, group: HugePages) -> None:
     )
 
 
+def _check_failed(d: Description, group: HugePages) -> None:
+    what = f"huge pages of order {group.order} on node {group.node}"
+    _refuse(
+        not all(0 <= index < 1 << group.order for index in group.failed),
+        f"{what}: pages that have failed are 0 to {(1 << group.order) - 1}",
+    )
+    _refuse(
+        bool(group.failed) and not d.kernel_generation.lists_failed,
+        f"{what}: {d.kernel_generation.name} lists no pages that have failed",
+    )
+
+
 def _check_pages(d: Description, group: Pages) -> None:
     what = f"{group.kind} pages of order {group.order} on node {group.node}"
     _refuse(group.kind not in KINDS, f"{what}: kind is one of {', '.join(KINDS)}")
     single = group.kind in ("poisoned", "reserved")
     thp = d.model.huge_orders[d.page_shift][0]
     most = {"buddy": 10, "thp": thp}.get(group.kind, 0 if single else 10)
-    least = 0 if single or group.kind == "buddy" else 1
+    least = int(group.kind in ("slab", "thp", "compound"))
     _refuse(
         not least <= group.order <= most,
         f"{what}: order is {least} to {most}",

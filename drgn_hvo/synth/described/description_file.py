@@ -111,6 +111,17 @@ def _node(table: Any) -> Node:
     )
 
 
+def _huge_pages(table: Any) -> HugePages:
+    what = "a [[huge_pages]]"
+    _refuse(not isinstance(table, dict), f"{what} is no table")
+    failed = _list(table, "failed")
+    _refuse(
+        not all(_is_a(index, "int") for index in failed),
+        f"{what}: failed is no list of numbers",
+    )
+    return _table(HugePages, table, what, failed=tuple(failed))
+
+
 def load_toml(text: str, name: str) -> dict[str, Any]:
     """
     Read a TOML document.
@@ -134,10 +145,7 @@ def parse_description(text: str, name: str = "description") -> Description:
     """
     document = load_toml(text, name)
     nodes = tuple(_node(table) for table in _list(document, "node"))
-    huge_pages = tuple(
-        _table(HugePages, table, "a [[huge_pages]]")
-        for table in _list(document, "huge_pages")
-    )
+    huge_pages = tuple(_huge_pages(table) for table in _list(document, "huge_pages"))
     pages = tuple(
         _table(Pages, table, "a [[pages]]") for table in _list(document, "pages")
     )

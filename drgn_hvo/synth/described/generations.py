@@ -127,6 +127,15 @@ class Generation:
         return 2 if self.tails == "first-tail" else 1
 
     @property
+    def lists_failed(self) -> bool:
+        """
+        Whether a folio lists which of its pages have failed, since Linux kernel commit
+        161df60e9e89 ("mm, hwpoison, hugetlb: support saving mechanism of raw error
+        pages") (in v6.0).
+        """
+        return self.private_slices == 1
+
+    @property
     def shared(self) -> bool:
         """Whether optimized folios share pages of tails."""
         return self.tails == "shared"

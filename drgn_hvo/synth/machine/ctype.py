@@ -103,9 +103,9 @@ class Typedef:
 
 @dataclass(frozen=True)
 class Enum:
-    """An enumeration of non-negative values."""
+    """An enumeration of non-negative values; anonymous if it has no name."""
 
-    name: str
+    name: Optional[str]
     values: tuple[tuple[str, int], ...]
     size: int = 4
     align: int = 4

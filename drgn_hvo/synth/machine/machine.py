@@ -21,6 +21,7 @@ from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.synth.described.description import Description, HugePages, Node
+from drgn_hvo.synth.machine.contents import FailedPages, hugetlb_lock, marks
 from drgn_hvo.synth.machine.ctype import Compound
 from drgn_hvo.synth.machine.frames import Extent, Image, Range, subtract
 from drgn_hvo.synth.machine.kernel_image import KernelImage, StructBytes
@@ -194,7 +195,7 @@ class _Builder:
         number("__highest_present_section_nr", last)
         number("hugetlb_max_hstate", len(plan.description.hstates), "I")
         number("default_hstate_idx", 0, "I")
-        number("hugetlb_lock", 0, "I")
+        kernel.variable("hugetlb_lock", hugetlb_lock(plan))
         if plan.generation.hvo_built:
             enabled = plan.description.hvo_enabled
             number("vmemmap_optimize_enabled", int(enabled), "B")
@@ -568,9 +569,12 @@ def build_machine(description: Description, vmemmap_offset: int = 0) -> Machine:
     kernel.fill("swapper_pg_dir", top.make(0, top.count).tobytes())
     kernel.mark("_end", kernel.end(), "B")
     kernel.kallsyms()
+    failed = FailedPages.of(plan)
     regions = plan.regions(builder.reserved, vmemmap.counted)
-    writer = PageWriter(plan, regions, builder.links)
+    writer = PageWriter(plan, regions, builder.links, failed.firsts)
     extents = [
+        *marks(plan),
+        *failed.extents,
         *kernel.extents(),
         *builder.extents,
         *built.extents,

@@ -138,6 +138,8 @@ class Plan:
 
     :param sections: Numbers of the sections with memory, ascending.
     :param device_sections: Those of the sections of devices.
+    :param failed: A slab for ``struct raw_hwp_page`` of all pages that have failed;
+        ``None`` if there are none.
     """
 
     description: Description
@@ -151,6 +153,7 @@ class Plan:
     sections: tuple[int, ...]
     device_sections: tuple[int, ...]
     kernel_pfn: int
+    failed: Optional[Placed[Pages]]
 
     @property
     def page_size(self) -> int:
@@ -211,7 +214,8 @@ class Plan:
         references = {start: count for start, _, count in counted}
         uses += (((start, end), "used") for start, end, _ in counted)
         groups: dict[int, AnyPlaced] = {}
-        everything: list[AnyPlaced] = [*self.huge, *self.pages]
+        failed = () if self.failed is None else (self.failed,)
+        everything: list[AnyPlaced] = [*self.huge, *self.pages, *failed]
         for placed in everything:
             groups[placed.first_pfn] = placed
             uses.append(((placed.first_pfn, placed.end_pfn), "group"))
@@ -309,6 +313,18 @@ def _zones(d: Description) -> tuple[ZoneSpan, ...]:
     return tuple(sorted(spans, key=lambda zone: zone.start))
 
 
+def _slab_of_failed(
+    allocator: FrameAllocator, d: Description
+) -> Optional[Placed[Pages]]:
+    """Room for what ``raw_hwp_list_head()`` leads to."""
+    most = max((len(group.failed) for group in d.huge_pages), default=0)
+    if not most:
+        return None
+    group = next(group for group in d.huge_pages if group.failed)
+    slab = Pages(group.node, group.zone, "slab", order=1)
+    return Placed(slab, _place(allocator, d, slab))
+
+
 def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
     """
     Give everything its place.
@@ -331,6 +347,7 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
             if (group.first_pfn is None) == automatic:
                 first_pfns[i] = _place(allocator, d, group)
     huge = len(d.huge_pages)
+    failed = _slab_of_failed(allocator, d)
     space = _address_space(d, kernel_pfn)
     if vmemmap_offset:
         space = AddressSpace(
@@ -351,7 +368,7 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
     return Plan(
         description=d,
         generation=d.kernel_generation,
-        structures=structures(d.kernel_generation),
+        structures=structures(d.kernel_generation, d.locks),
         space=space,
         allocator=allocator,
         huge=tuple(
@@ -365,4 +382,5 @@ def make_plan(d: Description, vmemmap_offset: int = 0) -> Plan:
         sections=tuple(sorted(sections)),
         device_sections=tuple(sorted(device_sections)),
         kernel_pfn=kernel_pfn,
+        failed=failed,
     )

@@ -22,11 +22,13 @@ from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.tail_words import ALL_ONES, prep_compound_tail
 from drgn_hvo.synth.described.description import DeviceMemory, HugePages, Pages
 from drgn_hvo.synth.machine.ctype import Compound
+from drgn_hvo.synth.machine.page_uses import PAGE_USES, PageUse
 from drgn_hvo.synth.machine.plan import DEVICE_ZONE, Placed, Plan, Region
 from drgn_hvo.synth.machine.structures import (
     COMPOUND_DTORS,
     HPG_FLAGS,
     SECOND_FLAGS,
+    SUBPAGE_INDEX,
 )
 
 __all__ = ("Links", "PageWriter", "flags_shifts")
@@ -74,6 +76,7 @@ class _Offsets:
     private: int
     mapcount: int
     refcount: int
+    memcg_data: int
 
     @classmethod
     def of(cls, page: Compound, tail_word: str) -> _Offsets:
@@ -84,6 +87,7 @@ class _Offsets:
             page.offset("private"),
             page.offset("_mapcount"),
             page.offset("_refcount"),
+            page.offset("memcg_data"),
         )
 
 
@@ -93,15 +97,21 @@ class PageWriter:
 
     :param regions: What pages are used for.
     :param links: What the folios of a group are linked to, by its first PFN.
+    :param failed: What the list of pages that have failed begins with, by head.
     """
 
     def __init__(
-        self, plan: Plan, regions: list[Region], links: dict[int, Links]
+        self,
+        plan: Plan,
+        regions: list[Region],
+        links: dict[int, Links],
+        failed: dict[int, int],
     ) -> None:
         self._plan = plan
         self._regions = regions
         self._starts = [region.start for region in regions]
         self._links = links
+        self._failed = failed
         self._size = plan.generation.struct_page_size
         self.offsets = _Offsets.of(plan.structures.page, plan.generation.tail_word)
         self._shifts = flags_shifts(plan)
@@ -373,7 +383,25 @@ class PageWriter:
         if placed.first_pfn in self._links:
             self._link(head, pfns[heads], placed)
         rows[heads] = head
+        if placed.first_pfn in self._failed:
+            self._fail(rows, pfns - placed.first_pfn, self._failed[placed.first_pfn])
         return rows
+
+    def _fail(self, rows: U64, index: Int64, first: int) -> None:
+        """
+        What folio_set_hugetlb_hwpoison() and the like leave in a folio.
+
+        :param index: Of each row, counted from the head.
+        :param first: The first entry of the list.
+        """
+        folio = self._plan.structures.folio
+        if folio.has("_hugetlb_hwpoison"):
+            page, offset = divmod(folio.offset("_hugetlb_hwpoison"), self._size)
+        else:
+            page, offset = SUBPAGE_INDEX["SUBPAGE_INDEX_HWPOISON"], self.offsets.private
+        flag = np.uint64(self._plan.structures.page_flag("hwpoison"))
+        rows[index == 0, 0] |= flag
+        rows[index == page, offset // 8] = np.uint64(first)
 
     def _hpg(self, placed: Placed[HugePages]) -> int:
         names = {"free": ("freed",), "active": ("migratable",), "none": ()}
@@ -410,12 +438,34 @@ class PageWriter:
             return self._single(reserved, len(pfns))
         if group.kind == "buddy":
             return self._buddy(region, first, pfns)
-        thp = 0
-        if group.kind == "thp":
-            flag = self._plan.structures.page_flag
-            thp = flag("uptodate") | flag("swapbacked")
-        rows, _, _ = self._compound(first, group.order, pfns, flags, thp, group.kind)
+        use = PAGE_USES[group.kind]
+        set_flags = sum(map(self._plan.structures.page_flag, use.flags))
+        if group.order:
+            rows, heads, _ = self._compound(
+                first, group.order, pfns, flags, set_flags, group.kind
+            )
+        else:
+            rows, heads = self._single(region, len(pfns)), np.arange(len(pfns))
+            self.put(rows, 0, flags | set_flags)
+            self.put32(rows, self.offsets.mapcount, use.mapcount)
+        head = rows[heads]
+        self._use(head, use, pfns[heads])
+        rows[heads] = head
         return rows
+
+    def _use(self, head: U64, use: PageUse, pfns: Int64) -> None:
+        """What tells in first struct pages whose pages they are."""
+        # The objects that words lead to are somewhere in the kernel's memory.
+        somewhere = self._plan.space.virtual(self._plan.kernel_pfn)
+        if use.mapping is not None:
+            self.put(head, self.offsets.mapping, somewhere | use.mapping)
+        if use.memcg_data is not None:
+            self.put(head, self.offsets.memcg_data, somewhere | use.memcg_data)
+        if "lru" in use.flags:
+            # Lists of one.
+            lru = self.addresses(pfns) + np.uint64(self.offsets.lru)
+            self.put(head, self.offsets.lru, lru)
+            self.put(head, self.offsets.lru + 8, lru)
 
     def _buddy(self, region: Region, first: int, pfns: Int64) -> U64:
         placed = region.placed

@@ -58,6 +58,37 @@ _RAW_SPINLOCK = struct(
 SPINLOCK_T = typedef("spinlock_t", struct("spinlock", ("rlock", _RAW_SPINLOCK)))
 PGD_T = typedef("pgd_t", struct(None, ("pgd", typedef("pgdval_t", ULONG))))
 MEMDESC_FLAGS_T = typedef("memdesc_flags_t", struct(None, ("f", ULONG)))
+# PREEMPT_RT: include/linux/spinlock_types.h, include/linux/rtmutex.h.
+_RT_MUTEX_BASE = struct(
+    "rt_mutex_base",
+    ("wait_lock", typedef("raw_spinlock_t", _RAW_SPINLOCK)),
+    (
+        "waiters",
+        struct(
+            "rb_root_cached",
+            ("rb_root", struct("rb_root", ("rb_node", pointer("struct rb_node")))),
+            ("rb_leftmost", pointer("struct rb_node")),
+        ),
+    ),
+    ("owner", pointer("struct task_struct")),
+)
+#: ``spinlock_t``, by what a description calls it; ``None`` where types lack it.
+SPINLOCKS: dict[str, Optional[Typedef]] = {
+    "queued": SPINLOCK_T,
+    "rt-mutex": typedef("spinlock_t", struct("spinlock", ("lock", _RT_MUTEX_BASE))),
+    "unknown": None,
+}
+RAW_HWP_PAGE = struct(
+    "raw_hwp_page", ("node", LLIST_NODE), ("page", pointer("struct page"))
+)
+#: Of the enumeration in :linux:`include/linux/hugetlb.h`, before v6.2.
+SUBPAGE_INDEX = {
+    "SUBPAGE_INDEX_SUBPOOL": 1,
+    "SUBPAGE_INDEX_CGROUP": 2,
+    "SUBPAGE_INDEX_CGROUP_RSVD": 3,
+    "SUBPAGE_INDEX_HWPOISON": 4,
+    "__NR_USED_SUBPAGE": 5,
+}
 PHYS_ADDR_T = typedef("phys_addr_t", typedef("u64", Base("long long unsigned int", 8)))
 STATIC_KEY = struct("static_key", ("enabled", ATOMIC_T), ("type", ULONG))
 STATIC_KEY_FALSE = struct("static_key_false", ("key", STATIC_KEY))
@@ -207,6 +238,7 @@ class Structures:
     mm_struct: Compound
     uts_namespace: Compound
     nodemask_t: Typedef
+    spinlock_t: Optional[Typedef]
     fields: Fields
     all: tuple[CType, ...]
 
@@ -394,7 +426,7 @@ def _tails_array(generation: Generation) -> CType:
     return array(element, generation.slots)
 
 
-def _zone(generation: Generation, free_area: Compound) -> Compound:
+def _zone(generation: Generation, free_area: Compound, locks: str) -> Compound:
     nr_zones = len(ZONE_NAMES) - (not generation.zone_device)
     members: list[tuple[Optional[str], CType]] = [
         ("_watermark", array(ULONG, 4)),
@@ -411,7 +443,7 @@ def _zone(generation: Generation, free_area: Compound) -> Compound:
         ("initialized", INT),
         ("free_area", array(free_area, FREE_AREA_ORDERS)),
         ("flags", ULONG),
-        ("lock", SPINLOCK_T),
+        ("lock", SPINLOCKS[locks] or filler(1)),
         ("vm_stat", array(ATOMIC_LONG_T, generation.zone_stats)),
     ]
     if generation.array == "zone":
@@ -509,6 +541,8 @@ def _enums(generation: Generation, fields: Fields) -> list[Enum]:
     elif fields.hugetlb == "destructor":
         dtors = ((f"{name}_DTOR", value) for name, value in COMPOUND_DTORS.items())
         enums.append(Enum("compound_dtor_id", (*dtors, ("NR_COMPOUND_DTORS", 4))))
+        if generation.lists_failed and generation.fields == "6.1":
+            enums.append(Enum(None, tuple(SUBPAGE_INDEX.items())))
     return enums
 
 
@@ -530,13 +564,18 @@ def _uts_namespace() -> Compound:
 
 
 @cache
-def structures(generation: Generation) -> Structures:
-    """The types of a generation."""
+def structures(generation: Generation, locks: str = "queued") -> Structures:
+    """
+    The types of a generation.
+
+    :param locks: A key of :data:`SPINLOCKS`.
+    """
     fields = FIELDS[generation.fields]
     page = _page(generation)
     free_list = array(LIST_HEAD, FREE_AREA_LISTS[generation.fields])
     free_area = struct("free_area", ("free_list", free_list), ("nr_free", ULONG))
-    zone = _zone(generation, free_area)
+    zone = _zone(generation, free_area, locks)
+    spinlock = SPINLOCKS[locks]
     mask = array(ULONG, generation.max_numnodes // 64)
     nodemask_t = typedef("nodemask_t", struct(None, ("bits", mask)))
     usage = struct(
@@ -569,7 +608,8 @@ def structures(generation: Generation) -> Structures:
         BOOL,
         PHYS_ADDR_T,
         LLIST_NODE,
-        SPINLOCK_T,
+        *((spinlock,) if spinlock else ()),
+        *((RAW_HWP_PAGE,) if generation.lists_failed else ()),
         STATIC_KEY_FALSE,
         hugetlb_cgroup,
         nodemask_t,
@@ -590,6 +630,7 @@ def structures(generation: Generation) -> Structures:
         mm_struct=mm_struct,
         uts_namespace=uts_namespace,
         nodemask_t=nodemask_t,
+        spinlock_t=spinlock,
         fields=fields,
         all=(*others, *_enums(generation, fields), hstate, pglist_data, folio),
     )
