@@ -24,7 +24,10 @@ from typing import IO, Any
 import drgn
 import pytest
 
-__all__ = ("CORES", "core_path", "open_core", "truth")
+__all__ = ("CORES", "SAMPLES", "core_path", "open_core", "truth")
+
+#: Cores that every clone has.
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "cores"
 
