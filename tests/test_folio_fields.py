@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
 """
-How kernels between those that there are cores of recognise hugetlb: a machine of 6.1
-that says so in VMCOREINFO, and has the fields as those kernels fill them.
+How kernels recognise hugetlb, also those between the ones that there are cores of: a
+machine of 6.1 says so in VMCOREINFO, and has the fields as those kernels fill them.
 """
 
 import pytest
@@ -14,7 +14,10 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.overlay import Overlay, vmcoreinfo_text
-from tests.synth_support import describe
+from tests.synth_support import ALL, describe
+
+# Pages that are not compound.
+SINGLE = ("buddy", "poisoned", "reserved")
 
 # v6.6 to v6.9: enum pageflags, PG_hugetlb = PG_active, in flags of the first tail.
 PG_HUGETLB = 8
@@ -31,6 +34,26 @@ def flag_in_the_first_tail(machine, targets, pfn):
 def page_type_of_the_head(machine, targets, pfn):
     at = targets.page_field(pfn, "_mapcount")
     machine.image.write(at, PAGE_TYPE.to_bytes(4, "little"))
+
+
+def hugetlb_heads(bound, machine):
+    """Which compound pages are told to be hugetlb."""
+    heads = {
+        pfn: read_head(bound, pfn)
+        for placed in (*machine.plan.huge, *machine.plan.pages)
+        if getattr(placed.group, "kind", "huge") not in SINGLE
+        for pfn in placed.heads()
+    }
+    found = {pfn for pfn, head in heads.items() if head is not None and head.hugetlb}
+    assert None not in heads.values()
+    return found
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_hugetlb_and_no_other_compound_page(name):
+    machine = build_machine(describe(name))
+    huge = {pfn for placed in machine.plan.huge for pfn in placed.heads()}
+    assert hugetlb_heads(hvo_of(program(machine)), machine) == huge
 
 
 @pytest.mark.parametrize(
@@ -56,15 +79,7 @@ def test_hugetlb_is_what_the_kernel_of_that_time_marks(line, mark):
     prog = Overlay(base, vmcoreinfo=note.encode()).prog
     install(prog)
     bound = hvo_of(prog)
-    others = [
-        pfn
-        for placed in machine.plan.pages
-        if placed.group.kind in ("slab", "thp", "compound")
-        for pfn in placed.heads()
-    ]
-    heads = {pfn: read_head(bound, pfn) for pfn in (*huge, *others)}
-    found = {pfn for pfn, head in heads.items() if head is not None and head.hugetlb}
-    assert found == set(huge[1:])
+    assert hugetlb_heads(bound, machine) == set(huge[1:])
     folios = bound.hugetlb.folios
     assert folios.is_hugetlb is not None
     listed = dict(zip(folios.head_pfn.tolist(), folios.is_hugetlb.tolist()))

@@ -43,64 +43,16 @@ from drgn_hvo import (
 )
 from drgn_hvo.errors import HvoError
 from drgn_hvo.formats.tail_words import ALL_ONES
-from drgn_hvo.helpers._struct_page import StructPage
-from drgn_hvo.kernel.finders import install
 from drgn_hvo.synth.containers.elf import program
-from drgn_hvo.synth.damage.faults import FAULTS, make_machine
-from drgn_hvo.synth.described.generations import GENERATIONS, generation
+from drgn_hvo.synth.damage.faults import make_machine
+from drgn_hvo.synth.machine.struct_pages import flags_shifts
 from drgn_hvo.synth.machine.structures import ZONE_NAMES
+from tests.helpers_support import DRGN_IS_WRONG, Case, changed
 from tests.synth_support import (
     ALL,
     describe,
-    expected_folios,
-    expected_heads,
     machine_and_program,
 )
-
-# drgn takes the masks of these kernels for pointers.
-DRGN_IS_WRONG = [
-    entry.name for entry in GENERATIONS if entry.has_mask and entry.array != "zone"
-]
-OFFSETS = (0, 1, 2, 3, 5, 63, 64, 65, 128, 320, 448, 510, 511)
-
-
-class Case:
-    def __init__(self, name):
-        self.generation = generation(name)
-        self.machine, self.prog = machine_and_program(describe(name))
-        self.plan = self.machine.plan
-        self.base = self.plan.space.vmemmap
-        self.heads = expected_heads(self.machine)
-        self.folios = expected_folios(self.machine)
-        # Nothing leads to what is on no list and not optimized.
-        self.found = {
-            pfn: folio
-            for pfn, folio in self.folios.items()
-            if folio.list is not None or folio.optimized
-        }
-
-    @property
-    def drgn_is_right(self):
-        return self.generation.name not in DRGN_IS_WRONG
-
-    def page(self, pfn):
-        # A struct page by arithmetic, so that no helper is its own oracle.
-        address = self.base + pfn * self.generation.struct_page_size
-        return drgn.Object(self.prog, "struct page *", address)
-
-    def pfn(self, page):
-        pfn, rest = divmod(page.value_() - self.base, self.generation.struct_page_size)
-        assert not rest
-        return pfn
-
-    def sample(self):
-        """Pages of folios and of other compound pages, and single ones."""
-        pfns: set[int] = set()
-        for head, order in set(self.heads.values()):
-            pfns.update(head + offset for offset in OFFSETS if offset < 1 << order)
-            pfns.add(head + (1 << order) - 1)
-        singles = [pfn for pfn in range(0x100, 0x8000, 37) if pfn not in self.heads]
-        return sorted(pfns) + singles[:100]
 
 
 @pytest.fixture(scope="module", params=ALL)
@@ -363,109 +315,28 @@ def test_vmemmap_tails(case):
             assert value.value_() == named
 
 
-def test_validators_pass_on_a_healthy_machine(case):
-    for folio in for_each_hugetlb_folio(case.prog):
-        validate_hugetlb_folio(folio)
-
-
-def test_validators_of_what_is_none(case):
-    slab = next(p for p in case.plan.pages if p.group.kind == "slab").first_pfn
-    for pfn in (slab, next(iter(case.found)) + 5):
-        with pytest.raises(ValidationError, match="not a hugetlb folio"):
-            validate_hugetlb_folio(case.page(pfn))
-    for pfn in case.folios:
-        if pfn not in case.found:
-            with pytest.raises(HvoError, match="on no list"):
-                validate_hugetlb_folio(case.page(pfn))
-    if case.generation.array is not None:
-        with pytest.raises(ValidationError, match="no slot"):
-            validate_shared_tail(case.page(slab))
-
-
-def raised(case_prog):
-    """What validators say, by the rule that a message begins with."""
-    rules: dict[str, list[int]] = {}
-    pages = [(validate_hugetlb_folio, f) for f in for_each_hugetlb_folio(case_prog)]
-    try:
-        tails = [tail.page for tail in for_each_vmemmap_tail(case_prog)]
-    except HvoError:
-        tails = []
-    for tail in tails:
-        try:
-            validate_shared_tail(tail, strict=True)
-        except ValidationError as e:
-            rules.setdefault(str(e).split(":")[0], []).append(tail.value_())
-    for validate, folio in pages:
-        try:
-            validate(folio)
-        except ValidationError as e:
-            rules.setdefault(str(e).split(":")[0], []).append(folio.value_())
-    return rules
-
-
-# The rules of validators.
-SEEN = ("shared-tail-", "folio-", "vmemmap-tail-", "vmemmap-head-")
-CASES = [
-    (fault, entry.name)
-    for fault in FAULTS
-    for entry in GENERATIONS
-    if fault.possible(entry) and (fault.rule or "").startswith(SEEN)
-]
+def test_what_is_all_zeros_says_nothing():
+    """Neither node 0 nor zone 0: what a dump leaves out may read as zeros."""
+    machine, prog = machine_and_program(describe("shared-7.3"))
+    slab = next(p for p in machine.plan.pages if p.group.kind == "slab").first_pfn
+    machine.image.write(machine.page_physical(slab), bytes(64))
+    page = drgn.Object(prog, "struct page *", machine.plan.space.page_address(slab))
+    for helper in (page_to_nid, page_zonenum, page_zone):
+        with pytest.raises(HvoError, match="is all zeros"):
+            helper(page)
 
 
 @pytest.mark.parametrize(
-    ("fault", "name"), CASES, ids=lambda value: getattr(value, "name", value)
+    ("shift", "value", "why"),
+    [(0, 9, "name node 9, which is not online"), (1, 6, "name zone 6; there is none")],
 )
-def test_validators_name_the_rule(fault, name):
-    machine, _ = make_machine(describe(name), [fault.name])
-    rules = raised(program(machine))
-    assert fault.rule in rules
-    assert set(rules) <= {fault.rule, *fault.consequences}
-    # Damage to one folio is not held against others.
-    if not fault.name.startswith(("slot", "tail", "two-slots", "boot")):
-        assert all(len(pages) <= 2 for pages in rules.values())
-
-
-def test_lists_and_strays_are_not_held_against_folios():
-    for name in ("list-loop", "counter-free", "stray-shared-tail", "stray-PG_head"):
-        machine, _ = make_machine(describe("shared-7.3"), [name])
-        assert raised(program(machine)) == {}
-
-
-def test_more_damage_than_an_audit_lists():
-    """The audit folds what breaks a rule more often than 16 times; each folio tells."""
-    machine = machine_and_program(describe("shared-7.3"))[0]
-    heads = [p for p, f in expected_folios(machine).items() if f.list is not None]
-    assert len(heads) > 16
-    offset = machine.plan.structures.page.offset("flags")
-    for pfn in heads:
-        address = machine.page_physical(pfn) + offset
-        word = int.from_bytes(machine.image.read(address, 8), "little")
-        word &= ~machine.plan.structures.page_flag("head")
-        machine.image.write(address, word.to_bytes(8, "little"))
-    prog = program(machine)
-    folios = list(for_each_hugetlb_folio(prog))
-    assert len(folios) >= len(heads)
-    for pfn in heads:
-        folio = next(
-            f for f in folios if f.value_() == machine.plan.space.page_address(pfn)
-        )
-        with pytest.raises(ValidationError, match=r"folio-head: .* has no PG_head"):
-            validate_hugetlb_folio(folio)
-
-
-def test_a_warning_raises_only_if_strict():
-    machine, _ = make_machine(describe("shared-7.3"), ["tail-refcount"])
-    tails = [tail.page for tail in for_each_vmemmap_tail(program(machine))]
-    wrong = []
-    for page in tails:
-        validate_shared_tail(page)
-        try:
-            validate_shared_tail(page, strict=True)
-        except ValidationError as e:
-            wrong.append(str(e))
-    (message,) = wrong
-    assert message.startswith("shared-tail-refcount: _refcount of struct page")
+def test_nodes_and_zones_that_are_none(shift, value, why):
+    machine, prog = machine_and_program(describe("shared-7.3"))
+    slab = next(p for p in machine.plan.pages if p.group.kind == "slab").first_pfn
+    changed(machine, slab, "flags", value << flags_shifts(machine.plan)[shift])
+    page = drgn.Object(prog, "struct page *", machine.plan.space.page_address(slab))
+    with pytest.raises(HvoError, match=why):
+        page_zone(page)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -506,17 +377,6 @@ def test_what_is_not_in_the_dump(name):
                 helper(page)
 
 
-def test_a_missing_shared_tail_page_is_not_corruption():
-    machine, _ = make_machine(describe("shared-7.3"))
-    tail = machine.vmemmap.tails[0]
-    machine.image.missing.add(tail.pfn)
-    prog = program(machine)
-    install(prog)
-    page = drgn.Object(prog, "struct page *", machine.plan.space.page_address(tail.pfn))
-    with pytest.raises(drgn.FaultError):
-        validate_shared_tail(page)
-
-
 NOWHERE = [0, 8, 0x7FFF00000000, ALL_ONES, ALL_ONES - 31, 0xFFFF000000000000]
 
 
@@ -531,110 +391,6 @@ def test_addresses_that_are_no_struct_page(case, address):
         with pytest.raises((drgn.FaultError, HvoError, ValidationError)) as raised:
             helper(page)
         assert "\n" not in str(raised.value)
-
-
-def test_snapshot_page(case):
-    size = case.generation.struct_page_size
-    for pfn in case.sample():
-        page = case.page(pfn)
-        head, order = case.heads.get(pfn, (pfn, 0))
-        snapshot = snapshot_page(page)
-        assert snapshot[2:] == (pfn, pfn - head, True)
-        assert snapshot.page_snapshot.type_.type_name() == "struct page"
-        assert snapshot.page_snapshot.to_bytes_() == case.prog.read(page, size)
-        folio = snapshot.folio_snapshot
-        assert folio.type_.type_name() == "struct folio"
-        count = min(folio.type_.size, size << order)
-        copied = folio.to_bytes_()
-        assert copied[:count] == case.prog.read(case.page(head), count)
-        assert not any(copied[count:])
-
-
-def changed(machine, pfn, member, value, prog=None):
-    offset = machine.plan.structures.page.offset(member)
-    address = machine.page_physical(pfn) + offset
-    old = machine.image.read(address, 8)
-    machine.image.write(address, value.to_bytes(8, "little"))
-    return address, old
-
-
-def test_a_snapshot_of_what_does_not_fit_is_not_faithful():
-    machine, prog = machine_and_program(describe("shared-7.3"))
-    plan = machine.plan
-    pair = next(p for p in plan.pages if p.group.kind == "compound")
-    single = pair.end_pfn
-    # A tail behind its folio, of an order too small, without a head, far away.
-    words = (
-        plan.space.page_address(pair.first_pfn) | 1,
-        0xFFFFFFFFFFFFFE01,
-        0xFFFFFFFFFFFF8001,
-        0x8001,
-    )
-    at = plan.structures.page.offset("compound_info")
-    for word in words:
-        address, old = changed(machine, single, "compound_info", word)
-        page = drgn.Object(prog, "struct page *", plan.space.page_address(single))
-        snapshot = snapshot_page(page)
-        assert snapshot[2:] == (single, 0, False), hex(word)
-        copied = snapshot.page_snapshot.to_bytes_()
-        assert copied[at : at + 8] == bytes(8)
-        assert snapshot.folio_snapshot.to_bytes_()[:64] == copied
-        machine.image.write(address, old)
-
-
-def test_a_folio_that_is_being_split_is_copied_again(monkeypatch):
-    """The page is copied as a tail, its folio is gone, and then both are single."""
-    machine = machine_and_program(describe("shared-7.3"))[0]
-    prog = program(machine, is_live=True)
-    install(prog)
-    plan = machine.plan
-    pair = next(p for p in plan.pages if p.group.kind == "compound")
-    tail = drgn.Object(
-        prog, "struct page *", plan.space.page_address(pair.first_pfn + 1)
-    )
-    assert snapshot_page(tail)[2:] == (pair.first_pfn + 1, 1, True)
-    reads = []
-    order = StructPage.order
-
-    def split(self):
-        reads.append(self.address)
-        if len(reads) == 1:
-            changed(machine, pair.first_pfn, "flags", 0)
-        else:
-            changed(machine, pair.first_pfn + 1, "compound_info", 0)
-        return order(self) if len(reads) > 1 else 0
-
-    monkeypatch.setattr(StructPage, "order", split)
-    assert snapshot_page(tail)[2:] == (pair.first_pfn + 1, 0, True)
-    assert len(reads) == 2
-
-
-@pytest.mark.parametrize("fault", ["pte-writable", "tail-rest"])
-@pytest.mark.parametrize("reads", [1, 2])
-def test_validators_read_a_running_kernel_again(monkeypatch, fault, reads):
-    machine, (applied,) = make_machine(describe("shared-7.3"), [fault])
-    pauses = []
-
-    def pause(seconds):
-        pauses.append(seconds)
-        if len(pauses) == reads:
-            for change, old in applied.changes:
-                machine.image.write(change.address, old)
-
-    monkeypatch.setattr("time.sleep", pause)
-    assert raised(program(machine, is_live=True)) == {}
-    assert len(pauses) == reads
-
-
-def test_what_stays_wrong_in_a_running_kernel_is_raised(monkeypatch):
-    machine, _ = make_machine(describe("shared-7.3"), ["pte-writable"])
-    pauses: list[float] = []
-    monkeypatch.setattr("time.sleep", pauses.append)
-    rules = raised(program(machine, is_live=True))
-    assert {rule: len(pages) for rule, pages in rules.items()} == {
-        "vmemmap-tail-writable": 1
-    }
-    assert len(pauses) == 2
 
 
 def test_a_running_kernel_is_not_remembered():

@@ -11,9 +11,11 @@ import struct
 
 import pytest
 
+from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.memmap.hvo import hvo_of
+from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.machine.machine import build_machine
 from tests.command_support import run
@@ -108,6 +110,19 @@ def test_a_pool_left_out(name, hole):
         assert answer.findings == ()
         assert (answer.status, answer.complete) == (3, False)
         assert dict(answer.results)["hstate-reserve"] == "skip"
+
+
+def test_a_second_pool_that_is_left_out():
+    """There is none, as hugetlb_max_hstate says; its page is not in the dump."""
+    machine = build_machine(describe("shared-7.3", hstates=(9,)))
+    size = machine.plan.structures.hstate.size
+    order = machine.plan.structures.hstate.offset("order")
+    second = machine.kernel.physical("hstates") + size + order
+    machine.image.missing.add(second >> 12)
+    assert second >> 12 != machine.kernel.physical("hugetlb_max_hstate") >> 12
+    document = check_document(hvo_of(program(machine)), "core", CheckScope())
+    assert document["findings"] == []
+    assert document["complete"] is False
 
 
 def slots_pfn(name, nid, zone_index):

@@ -19,6 +19,7 @@ from tools.mutants.audit_transitions import AUDIT_TRANSITIONS
 from tools.mutants.commands import COMMANDS
 from tools.mutants.extract import EXTRACT
 from tools.mutants.formats import FORMATS
+from tools.mutants.helpers import HELPERS
 from tools.mutants.kernel import KERNEL
 from tools.mutants.memmap import MEMMAP
 from tools.mutants.mutant import Mutant
@@ -35,6 +36,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *AUDIT_FOLIOS,
     *AUDIT_TRANSITIONS,
     *AUDIT,
+    *HELPERS,
     *COMMANDS,
     *EXTRACT,
     *SYNTH,

@@ -95,7 +95,7 @@ AUDIT = (
         "[pfn] * (pfn in a_list.heads)",
         "[pfn]",
         "a validator would find every folio on every list",
-        ("test_helpers.py::test_validators_pass_on_a_healthy_machine",),
+        ("test_validators.py::test_validators_pass_on_a_healthy_machine",),
     ),
     Mutant(
         "audit-one-folio-writable-by-design",

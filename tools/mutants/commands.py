@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
 """
-Mistakes in ``drgn_hvo/helpers/`` and ``drgn_hvo/commands/``, and at the doors
------------------------------------------------------------------------------
+Mistakes in ``drgn_hvo/commands/``, and at the doors
+---------------------------------------------------
 """
 
 from __future__ import annotations
@@ -43,80 +43,6 @@ COMMANDS = (
         "if False:",
         "nobody would be told that it is the kernel",
         ("test_conclusions.py::test_a_known_defect_is_the_kernels_fault",),
-    ),
-    Mutant(
-        "helpers-poisoned-page-is-no-head",
-        "helpers/_struct_page.py::StructPage.is_head",
-        "not self.is_poisoned\n            and ",
-        "",
-        "a struct page that nobody initialised would be a head",
-        ("test_helpers.py::test_a_struct_page_that_was_never_initialised",),
-    ),
-    Mutant(
-        "helpers-PageTail-of-fake-heads",
-        "helpers/compound.py::PageTail",
-        "or read.head_address() != read.address",
-        "",
-        "copies of heads would be no tails",
-        ("test_helpers.py::test_head_and_tail",),
-    ),
-    Mutant(
-        "helpers-snapshot-behind-its-folio",
-        "helpers/compound.py::_folio_of",
-        "< nr_pages * size",
-        "<= nr_pages * size",
-        "a page right behind a folio would be a part of it",
-        ("test_helpers.py::test_a_snapshot_of_what_does_not_fit_is_not_faithful",),
-    ),
-    Mutant(
-        "helpers-snapshot-again",
-        "helpers/compound.py::snapshot_page",
-        "range(1 + _SNAPSHOT_LOOPS)",
-        "range(1)",
-        "a folio that is just being split would not be copied again",
-        ("test_helpers.py::test_a_folio_that_is_being_split_is_copied_again",),
-    ),
-    Mutant(
-        "helpers-heads-in-any-order",
-        "helpers/compound.py::compound_heads",
-        "known = np.flatnonzero((flat >= 0) & (flat < limit))",
-        "known = np.flatnonzero((flat > 0) & (flat < limit))",
-        "PFN 0 would have no head",
-        ("test_command_words.py::test_heads_from_the_first_page_on",),
-    ),
-    Mutant(
-        "helpers-frames-that-are-not-mapped",
-        "helpers/hugetlb.py::folio_vmemmap_frames",
-        "np.where(mapped, frames, -1)",
-        "np.where(mapped, frames, 0)",
-        "what is not mapped would be PFN 0",
-        (
-            "test_command_words.py::test_a_page_of_vmemmap_that_is_not_mapped_has_no_frame",
-        ),
-    ),
-    Mutant(
-        "helpers-frames-need-tables",
-        "helpers/hugetlb.py::_require_tables",
-        "if table.start < end and start < table.end:",
-        "if False:",
-        "a page table that the dump lacks would read as 'not mapped'",
-        ("test_command_words.py::test_a_page_table_that_is_not_there_is_no_hole",),
-    ),
-    Mutant(
-        "helpers-validators-decide-all-rules",
-        "helpers/_validation.py::validate",
-        "if reasons and audit.not_in_dump:",
-        "if False:",
-        "what could not be read would not be a FaultError",
-        ("test_helpers.py::test_what_is_not_in_the_dump",),
-    ),
-    Mutant(
-        "helpers-lists-are-not-held-against-folios",
-        "helpers/hugetlb.py::_is_about",
-        "is_of_folio or ",
-        "True or ",
-        "a broken list would be the fault of every folio",
-        ("test_helpers.py::test_lists_and_strays_are_not_held_against_folios",),
     ),
     Mutant(
         "commands-exit-incomplete",

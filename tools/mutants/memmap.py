@@ -164,7 +164,7 @@ MEMMAP = (
         "if None not in uses[:used]:",
         "if True:",
         "the number of pools would be wrong where their page is not in the dump",
-        ("test_holes.py::test_a_variable_left_out",),
+        ("test_holes.py::test_a_second_pool_that_is_left_out",),
     ),
     Mutant(
         "memmap-hpg-bits",
@@ -183,7 +183,7 @@ MEMMAP = (
         "odd &= self._template.alike",
         "odd &= self._template.alike[0]",
         "what private tails hold besides flags would not be noticed",
-        ("test_private_tails.py::test_each_field_of_a_free_folio",),
+        ("test_private_tails.py::test_in_bulk_as_one_by_one[shared-7.3]",),
     ),
     Mutant(
         "memmap-private-tails-mm-ids",
@@ -336,8 +336,22 @@ MEMMAP = (
         "memmap/folio_fields.py::_hugetlb_dtor",
         "_Test(_Field(offset, 1), 0xFF, dtor)",
         "_Test(_Field(offset, 1), 0x1, dtor)",
-        "before v6.6 other compound pages would be hugetlb, too",
-        ("test_synth_reader.py::test_folios",),
+        "before v6.6 no compound page would be hugetlb",
+        (
+            "test_folio_fields.py::test_hugetlb_and_no_other_compound_page"
+            "[fake-head-6.1]",
+        ),
+    ),
+    Mutant(
+        "memmap-hugetlb-destructor-of-thp",
+        "memmap/folio_fields.py::_hugetlb_dtor",
+        "_Test(_Field(offset, 1), 0xFF, dtor)",
+        "_Test(_Field(offset, 1), 0x2, dtor)",
+        "before v6.6 transparent huge pages would be hugetlb, too",
+        (
+            "test_folio_fields.py::test_hugetlb_and_no_other_compound_page"
+            "[fake-head-6.1]",
+        ),
     ),
     Mutant(
         "memmap-uniform-tails",
