@@ -16,7 +16,7 @@ import pytest
 
 from drgn_hvo.errors import FormatError, HvoError, UsageError
 from drgn_hvo.formats.crash_text import Crash
-from drgn_hvo.formats.fault_text import Fault
+from drgn_hvo.formats.fault_text import FailedAccess
 from drgn_hvo.formats.oops_log import Report, parse_log, read_log
 from tests.oops_support import (
     RELEASE,
@@ -92,7 +92,7 @@ def test_real_text():
             ),
             calls=("do_syscall_64",),
         ),
-        fault=Fault(
+        fault=FailedAccess(
             address=0xFFFFEA0000152174,
             error_code=3,
             attempt=WRITE,

@@ -27,7 +27,7 @@ from drgn_hvo.audit.page_faults import VERDICTS, Facts, PlaceInFolio
 from drgn_hvo.commands.oops import oops_document
 from drgn_hvo.commands.oops_text import print_oopses
 from drgn_hvo.commands.schema import load_schema
-from drgn_hvo.formats.fault_text import Fault
+from drgn_hvo.formats.fault_text import FailedAccess
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.mapping import SliceMapping
@@ -351,7 +351,9 @@ def test_only_refused_writes_have_the_signature(
 ):
     """The definition, against the whole table."""
     facts = Facts(
-        Fault(0xFFEA000000000000, code, code & ~PROT, is_mapped=bool(code & PROT)),
+        FailedAccess(
+            0xFFEA000000000000, code, code & ~PROT, is_mapped=bool(code & PROT)
+        ),
         None,
         True,
         mapped,

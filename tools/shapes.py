@@ -42,7 +42,7 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
 from drgn_hvo.synth.machine.machine import Machine, build_machine
 
-__all__ = ("GENERATIONS", "SHAPES", "Fault", "Kernel", "description", "main")
+__all__ = ("GENERATIONS", "SHAPES", "Kernel", "WrongAnswer", "description", "main")
 
 #: One generation for each way in which HVO names its shared tails.
 GENERATIONS = ("shared-7.3", "fake-head-6.12", "seed-v5", "fake-head-6.1", "next")
@@ -74,7 +74,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Fault:
+class WrongAnswer:
     """Where a command did what it must not do."""
 
     member: str
@@ -343,7 +343,7 @@ class Kernel:
 
     def faults(
         self, member: Member, shape: str, commands: Optional[Sequence[str]] = None
-    ) -> Iterator[Fault]:
+    ) -> Iterator[WrongAnswer]:
         """
         What commands did wrong with another shape of a member.
 
@@ -355,7 +355,7 @@ class Kernel:
                 got, error = self._answer(name)
                 what = self._judge(name, got, error)
                 if what is not None:
-                    yield Fault(str(member), shape, name, what)
+                    yield WrongAnswer(str(member), shape, name, what)
 
     def _judge(self, name: str, got: Any, error: Optional[Exception]) -> Optional[str]:
         if error is not None:

@@ -24,7 +24,7 @@ from drgn_hvo.formats.fault_text import (
     PF_RSVD,
     PF_USER,
     PF_WRITE,
-    Fault,
+    FailedAccess,
 )
 from drgn_hvo.formats.tail_words import Geometry
 from drgn_hvo.formats.telling_words import telling_address
@@ -97,7 +97,7 @@ class Facts:
     :param place: Its place in a folio, if it maps a shared tail or a copy of a head.
     """
 
-    fault: Fault
+    fault: FailedAccess
     not_this_boot: Optional[str]
     in_vmemmap: Optional[bool]
     mapped: Optional[bool] = None

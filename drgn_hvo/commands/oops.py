@@ -28,7 +28,7 @@ from drgn_hvo.audit.page_reports import page_report, page_verdict_of
 from drgn_hvo.commands.document import document
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.formats.crash_text import Crash
-from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, Fault
+from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, FailedAccess
 from drgn_hvo.formats.oops_log import Log, Report, find_reports
 from drgn_hvo.formats.page_checks import check_of
 from drgn_hvo.formats.printed_page import PrintedPage
@@ -88,7 +88,9 @@ def log_of_core(hvo: Hvo) -> Log:
     return replace(log, not_understood=(*log.not_understood, missing))
 
 
-def _printed(hvo: Hvo, fault: Fault, in_dump: Optional[Entry]) -> Optional[Printed]:
+def _printed(
+    hvo: Hvo, fault: FailedAccess, in_dump: Optional[Entry]
+) -> Optional[Printed]:
     page_table = hvo.kernel.page_table_format
     if not fault.entries or page_table is None:
         return None
@@ -150,7 +152,7 @@ def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[PlaceInFolio]:
     return PlaceInFolio(head_pfn, head.order, index)
 
 
-def _facts(hvo: Hvo, report: Report, fault: Fault, *, same_boot: bool) -> Facts:
+def _facts(hvo: Hvo, report: Report, fault: FailedAccess, *, same_boot: bool) -> Facts:
     vmemmap, kernel = hvo.vmemmap, hvo.kernel
     other = None if same_boot else not_this_boot(hvo, report.crash)
     offset = fault.address - vmemmap.base
@@ -201,7 +203,7 @@ def _defect_of(hvo: Hvo, facts: Facts, verdict: Verdict) -> Optional[str]:
     return "boot-tail-refcount" if facts.tail.boot and refcounts.all() else None
 
 
-def _access(fault: Fault) -> Optional[Literal["read", "write", "fetch"]]:
+def _access(fault: FailedAccess) -> Optional[Literal["read", "write", "fetch"]]:
     if fault.attempt is None:
         return None
     if fault.attempt & PF_INSTR:
@@ -209,13 +211,13 @@ def _access(fault: Fault) -> Optional[Literal["read", "write", "fetch"]]:
     return "write" if fault.attempt & PF_WRITE else "read"
 
 
-def _error_code(fault: Fault) -> Optional[str]:
+def _error_code(fault: FailedAccess) -> Optional[str]:
     code = fault.error_code
     return None if code is None else f"{code:#06x}"
 
 
 def _explain_fault(
-    hvo: Optional[Hvo], report: Report, fault: Fault, *, same_boot: bool
+    hvo: Optional[Hvo], report: Report, fault: FailedAccess, *, same_boot: bool
 ) -> FaultEntry:
     if hvo is None:
         registers = frozenset(dict(report.crash.registers).values())

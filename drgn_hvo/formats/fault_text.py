@@ -25,7 +25,7 @@ __all__ = (
     "PF_RSVD",
     "PF_USER",
     "PF_WRITE",
-    "Fault",
+    "FailedAccess",
     "FaultReading",
     "FaultText",
 )
@@ -106,7 +106,7 @@ _POWERPC = re.compile(r"BUG: .* on (read|write) at 0x")
 
 
 @dataclass(frozen=True)
-class Fault:
+class FailedAccess:
     """
     One access that failed. ``None`` is what the text does not say.
 
@@ -199,9 +199,9 @@ class FaultReading:
         # ESR_ELx_FSC_TYPE: translation, access flag and permission faults.
         self.is_mapped = _ESR_TYPE_PRESENT.get(esr & 0x3C)
 
-    def finish(self) -> Fault:
+    def finish(self) -> FailedAccess:
         """What was read."""
-        return Fault(
+        return FailedAccess(
             self.address,
             self.error_code,
             self.attempt,

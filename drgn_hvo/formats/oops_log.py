@@ -20,7 +20,7 @@ from typing import BinaryIO, Optional
 
 from drgn_hvo.errors import FormatError, UsageError
 from drgn_hvo.formats.crash_text import Crash, CrashReading
-from drgn_hvo.formats.fault_text import FAULT_TEXTS, Fault, FaultReading
+from drgn_hvo.formats.fault_text import FAULT_TEXTS, FailedAccess, FaultReading
 from drgn_hvo.formats.page_dump import PageDump, PageDumpReading
 
 __all__ = (
@@ -66,7 +66,7 @@ class Report:
     line: int
     title: str
     crash: Crash
-    fault: Optional[Fault] = None
+    fault: Optional[FailedAccess] = None
     dump: Optional[PageDump] = None
     reason: Optional[str] = None
     pfn: Optional[int] = None

@@ -147,10 +147,6 @@ class CoveringFolios:
         table = np.array(sorted(rows), dtype=np.int64).reshape(-1, 3)
         return table[:, 0].copy(), table[:, 1].copy(), table[:, 2].copy()
 
-    def unread_heads(self, which: Sequence[Covering]) -> list[str]:
-        """What could not be read of the heads of some folios."""
-        return [str(one) for one in self._some.unread(self._columns(which)[0])]
-
     def _slices(self, head: int, order: int) -> tuple[int, int]:
         """The first slice of a folio, and how many it has."""
         first = head * self._vmemmap.size // self._vmemmap.page_size

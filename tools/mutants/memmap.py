@@ -235,7 +235,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-folio-orders",
-        "memmap/folios.py::_Finder._of_unnamed",
+        "memmap/folio_finder.py::FolioFinder._of_unnamed",
         "good[good] &= pfns[good] % (1 << orders[good]) == 0",
         "",
         "a damaged order would make a folio where none can begin",
@@ -245,7 +245,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-folios-of-two-slices",
-        "memmap/folios.py::_Finder._of_tail",
+        "memmap/folio_finder.py::FolioFinder._of_tail",
         "((runs.step == 0) | (runs.count == 1))",
         "(runs.step == 0)",
         "huge pages with one shared page of vmemmap would not be found",
