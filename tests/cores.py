@@ -19,12 +19,22 @@ from pathlib import Path
 import shutil
 import subprocess
 import tempfile
-from typing import IO, Any
+from typing import IO, Any, Optional
 
 import drgn
 import pytest
 
-__all__ = ("CORES", "SAMPLES", "core_path", "open_core", "truth")
+__all__ = (
+    "CORES",
+    "DRGN_IS_WRONG",
+    "SAMPLES",
+    "WITHOUT",
+    "core_path",
+    "layout_of",
+    "open_core",
+    "truth",
+    "vmlinux_path",
+)
 
 #: Cores that every clone has.
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
@@ -110,3 +120,42 @@ def open_core(name: str) -> drgn.Program:
     prog = drgn.Program()
     prog.set_core_dump(core_path(name))
     return prog
+
+
+def vmlinux_path(name: str) -> Optional[Path]:
+    """The core's vmlinux; None if there is none, or no core."""
+    try:
+        release = truth(name)["release"]
+    except pytest.skip.Exception:
+        return None
+    directories = os.environ.get("DRGN_HVO_VMLINUX", "").split(os.pathsep)
+    directories += ["/usr/lib/debug/boot", f"/usr/lib/debug/lib/modules/{release}"]
+    for directory in filter(None, directories):
+        for file_name in (f"vmlinux-{release}", "vmlinux"):
+            path = Path(directory, file_name)
+            # A plain vmlinux may be that of another kernel.
+            if path.exists() and release in str(path):
+                return path
+    return None
+
+
+#: Those of which there is none.
+WITHOUT = [name for name in CORES if vmlinux_path(name) is None]
+
+#: drgn's compound_head() takes masks for pointers unless struct zone has the array.
+DRGN_IS_WRONG = [name for name in CORES if name.startswith("seed")]
+
+
+#: Kind of tails, where they are, and what names them, by how a name begins.
+_LAYOUTS: dict[str, tuple[str, Optional[str], Optional[str]]] = {
+    "6": ("fake-head", None, None),
+    "7": ("shared", "zone", "struct page *"),
+    "seed5": ("shared", "pglist_data", "pfn"),
+    "seed6": ("shared", "pglist_data", "struct page *"),
+    "seedgh": ("fake-head", None, None),
+}
+
+
+def layout_of(name: str) -> tuple[str, Optional[str], Optional[str]]:
+    """How the kernel of a core keeps tails."""
+    return _LAYOUTS[name.split(".")[0].split("-")[0]]

@@ -12,6 +12,10 @@ from __future__ import annotations
 
 __all__ = (
     "GPF_HINTS",
+    "HEAD",
+    "MASK_9",
+    "TAIL",
+    "TAIL_MAPPING",
     "arm64_fault",
     "bad_page_map",
     "bad_page_state",
@@ -28,6 +32,14 @@ TAIL_MAPPING = 0xDEAD000000000400
 def struct_page_words(info, *, flags=0x17FFFFC0000000, mapping=TAIL_MAPPING, count=0):
     """The eight words of a struct page: _mapcount is -1, _refcount *count*."""
     return (flags, info, 0, mapping, 0, 0, count << 32 | 0xFFFFFFFF, 0)
+
+
+#: A tail of a huge page of 2 MiB, and the head of one.
+MASK_9 = 0xFFFFFFFFFFFF8001
+TAIL = struct_page_words(MASK_9)
+HEAD = (
+    0x17FFFFC0000040, 0, 0xFF1100000A5B2C30, 0, 0, 0x10, 0xF4000000, 0,
+)  # fmt: skip
 
 
 def raw_lines(prefix, words):

@@ -8,7 +8,8 @@ A small machine with a bit of everything, for any generation.
 """
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from pathlib import Path
+from typing import Any, Optional, Union
 
 from drgn import Program
 
@@ -26,6 +27,7 @@ __all__ = (
     "describe",
     "expected_folios",
     "expected_heads",
+    "loaded",
     "machine_and_program",
 )
 
@@ -128,3 +130,10 @@ def expected_heads(machine: Machine) -> dict[int, tuple[int, int]]:
         for head, order in heads
         for pfn in range(head, head + (1 << order))
     }
+
+
+def loaded(path: Union[str, Path]) -> Program:
+    """A program of a core, without our finders."""
+    prog = Program()
+    prog.set_core_dump(path)
+    return prog

@@ -16,9 +16,8 @@ from drgn_hvo.commands.show import show_document
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
-
-from .cores import open_core
-from .synth_support import ALL, describe, machine_and_program
+from tests.cores import open_core
+from tests.synth_support import ALL, describe, machine_and_program
 
 REAL = ["7.2-2node", "6.12-2node", "6.1-2node", "seed5-2node", "seed6-2node"]
 

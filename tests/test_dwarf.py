@@ -9,8 +9,6 @@ Runs for every shared core whose vmlinux, with debuginfo, is in a directory of
 
 from contextlib import suppress
 import functools
-import os
-from pathlib import Path
 import random
 from typing import Any
 
@@ -25,27 +23,7 @@ from drgn_hvo.errors import UnavailableError
 from drgn_hvo.kernel.core_sources import CoreSources, has_debuginfo
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.variables import VARIABLES
-from tests.cores import CORES, open_core, truth
-
-
-def vmlinux_path(name):
-    """The core's vmlinux; None if there is none, or no core."""
-    try:
-        release = truth(name)["release"]
-    except pytest.skip.Exception:
-        return None
-    directories = os.environ.get("DRGN_HVO_VMLINUX", "").split(os.pathsep)
-    directories += ["/usr/lib/debug/boot", f"/usr/lib/debug/lib/modules/{release}"]
-    for directory in filter(None, directories):
-        for file_name in (f"vmlinux-{release}", "vmlinux"):
-            path = Path(directory, file_name)
-            # A plain vmlinux may be that of another kernel.
-            if path.exists() and release in str(path):
-                return path
-    return None
-
-
-WITHOUT = [name for name in CORES if vmlinux_path(name) is None]
+from tests.cores import CORES, WITHOUT, open_core, truth, vmlinux_path
 
 
 @pytest.fixture(

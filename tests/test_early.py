@@ -25,10 +25,10 @@ from drgn_hvo.formats.btf_search import find_struct
 from drgn_hvo.formats.kallsyms_lookup import KallsymsLookup
 from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.kernel.finders import install
+from tests.btf_support import PTR, SIGNED, STRUCT, UNION, Writer
 from tests.cores import core_path, open_core
-from tests.test_btf import PTR, SIGNED, STRUCT, UNION, Writer
-from tests.test_finders import UTS, kernel, kernel_with
-from tests.test_kallsyms import BASE, Image, ReadError
+from tests.finders_support import UTS, kernel, kernel_with
+from tests.kallsyms_support import BASE, Image, ReadError
 
 
 def module_btf(order="<"):

@@ -34,9 +34,10 @@ from drgn_hvo.errors import HvoError, UnavailableError
 from drgn_hvo.kernel.core_sources import core_sources, has_debuginfo
 from drgn_hvo.kernel.finders import FINDER_NAME, install
 from drgn_hvo.kernel.variables import VARIABLES
+from tests.btf_support import SIGNED, STRUCT, Writer
 from tests.cores import CORES, open_core, truth
-from tests.test_btf import SIGNED, STRUCT, Writer
-from tests.test_kallsyms import BASE, TABLES, Image
+from tests.finders_support import NOWHERE, TABLE_NAMES, UTS, kernel, kernel_with
+from tests.kallsyms_support import BASE
 
 # Kernel variables that nobody describes: neither BTF nor our table.
 UNDESCRIBED = ("linux_banner", "slab_caches", "linux_proc_banner")
@@ -68,47 +69,6 @@ def core(name):
     return prog
 
 
-def kernel(vmcoreinfo="", memory=b"", address=TABLES, byteorder="little"):
-    """A kernel of which there is only this VMCOREINFO and this memory."""
-    prog = drgn.Program(Platform(Architecture.X86_64))
-    prog.set_linux_kernel_custom(
-        "OSRELEASE=7.2.13\nPAGESIZE=4096\nKERNELOFFSET=0\n"
-        "SYMBOL(swapper_pg_dir)=ffffffff83000000\nNUMBER(phys_base)=0\n"
-        f"SYMBOL(init_uts_ns)=ffffffff81100000\n{vmcoreinfo}\n",
-        False,
-    )
-    prog.add_memory_segment(
-        address,
-        len(memory) or 1,
-        lambda at, size, offset, physical: bytes(memory[offset : offset + size]),
-        False,
-    )
-    install(prog)
-    return prog
-
-
-def kernel_with(symbols, btf=None, **replaced):
-    """A kernel with a symbol table and, perhaps, BTF."""
-    if btf is not None:
-        start = 0xFFFF_FFFF_8100_8000
-        symbols = [
-            *symbols,
-            ("D__start_BTF", start),
-            ("D__stop_BTF", start + len(btf)),
-        ]
-    image = Image([("T_stext", BASE), *symbols], "place")
-    where = {"_stext": BASE, **image.symbols, **replaced}
-    prog = kernel(
-        "\n".join(f"SYMBOL({name})={value:x}" for name, value in where.items()),
-        image.memory,
-    )
-    if btf is not None:
-        prog.add_memory_segment(
-            start, len(btf), lambda a, n, o, p: btf[o : o + n], False
-        )
-    return prog
-
-
 def small_btf():
     """Struct hstate, but none of the arrays that hstates has its length from."""
     w = Writer()
@@ -119,7 +79,6 @@ def small_btf():
     return w
 
 
-UTS = ("Dinit_uts_ns", 0xFFFF_FFFF_8110_0000)
 EVERY_VARIABLE = [
     ("D" + name, UTS[1] + 64 * i)
     for i, name in enumerate(["init_uts_ns", "mem_section", *VARIABLES])
@@ -175,9 +134,6 @@ def test_variables_have_their_types_and_values(name):
         node["nid"] for node in expected["nodes"]
     )
 
-
-TABLE_NAMES = ("num_syms", "names", "token_table", "token_index", "offsets")
-NOWHERE = "\n".join(f"SYMBOL(kallsyms_{t})=ffffffff90000000" for t in TABLE_NAMES)
 
 SOURCES_MISSING: dict[str, Callable[[], drgn.Program]] = {
     "no kallsyms": kernel,

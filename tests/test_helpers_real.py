@@ -48,9 +48,15 @@ from drgn_hvo.errors import HvoError
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.core_sources import has_debuginfo
 from drgn_hvo.kernel.finders import install
-from tests.cores import CORES, open_core, truth
-from tests.test_dwarf import WITHOUT, vmlinux_path
-from tests.test_real_cores import DRGN_IS_WRONG, layout_of
+from tests.cores import (
+    CORES,
+    DRGN_IS_WRONG,
+    WITHOUT,
+    layout_of,
+    open_core,
+    truth,
+    vmlinux_path,
+)
 
 SIZE = 64
 

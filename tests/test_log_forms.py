@@ -7,10 +7,7 @@ Reports about pages in logs
 Texts are made from the kernel's format strings, or are real ones.
 """
 
-import json
 from pathlib import Path
-import subprocess
-import sys
 import time
 
 import jsonschema
@@ -26,6 +23,9 @@ from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE
 from drgn_hvo.formats.oops_log import parse_log
 from tests.log_support import (
     GPF_HINTS,
+    HEAD,
+    MASK_9,
+    TAIL,
     TAIL_MAPPING,
     arm64_fault,
     bad_page_map,
@@ -37,12 +37,6 @@ from tests.log_support import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-
-MASK_9 = 0xFFFFFFFFFFFF8001
-TAIL = struct_page_words(MASK_9)
-HEAD = (
-    0x17FFFFC0000040, 0, 0xFF1100000A5B2C30, 0, 0, 0x10, 0xF4000000, 0,
-)  # fmt: skip
 
 PREFIXES = [
     "",
@@ -550,45 +544,6 @@ def test_every_verdict_is_in_the_guide():
     for verdict in PAGE_VERDICTS:
         assert f"`{verdict.name}`" in guide
     assert set(TELLING_TEXTS) < {verdict.name for verdict in PAGE_VERDICTS}
-
-
-# The command line
-
-
-def run(*args, **kwargs):
-    command = [sys.executable, "-m", "drgn_hvo.cli", *map(str, args)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, **kwargs
-    )
-
-
-def test_command_without_a_core(tmp_path):
-    log = tmp_path / "dmesg"
-    lines = bad_page_state(0x4B40, HEAD, "nonzero mapcount", order=9)
-    log.write_text("\n".join(lines))
-    shown = run("oops", log)
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert "restored-fake-heads" in shown.stdout
-    again = run("oops", "-", input=log.read_text())
-    assert again.stdout == shown.stdout
-    document = json.loads(run("oops", log, "--json").stdout)
-    jsonschema.validate(document, load_schema("page"))
-    assert document["release"] == "6.12.117+deb12-cloud-amd64"
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (["no-such-log"], "No such file"),
-        (["/dev/null"], "Bad page"),
-        (["/"], "directory"),
-    ],
-)
-def test_refused(args, words):
-    result = run("oops", *args)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.count("\n") == 1
-    assert words in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -27,10 +27,9 @@ from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.plugin import OFF_SWITCH
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
-
-from .extract_support import opened
-from .synth_support import describe
-from .test_finders import NOWHERE
+from tests.extract_support import opened
+from tests.finders_support import NOWHERE
+from tests.synth_support import describe
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_vmcores"
 CORE = str(SAMPLES / "shared-7.3.kdump")
@@ -156,7 +155,7 @@ def test_core_without_sources_still_opens(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import drgn\n"
-        "from tests.test_finders import kernel, NOWHERE\n"
+        "from tests.finders_support import kernel, NOWHERE\n"
         "prog = kernel(NOWHERE)\n"
         "try:\n    prog.load_default_debug_info()\n"
         "except drgn.MissingDebugInfoError:\n    pass\n"

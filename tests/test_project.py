@@ -44,6 +44,17 @@ def test_examples(example):
     assert differs(example, run_example(example)) == "", "run python -m tools.examples"
 
 
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_files_of_tests_stand_alone(path):
+    """What several of them need is in a module of its own."""
+    text = path.read_text()
+    assert not re.search(r"^\s*(from|import) (tests)?\.?test_", text, re.MULTILINE)
+    assert text.count("\n") < 600
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1000
 

@@ -22,22 +22,14 @@ from drgn_hvo.cli import main
 from drgn_hvo.formats.tail_words import ALL_ONES
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
-from tests.cores import CORES, core_path, open_core, truth
-
-# drgn's compound_head() takes masks for pointers unless struct zone has the array.
-DRGN_IS_WRONG = [name for name in CORES if name.startswith("seed")]
-
-LAYOUTS = {
-    "6": ("fake-head", None, None),
-    "7": ("shared", "zone", "struct page *"),
-    "seed5": ("shared", "pglist_data", "pfn"),
-    "seed6": ("shared", "pglist_data", "struct page *"),
-    "seedgh": ("fake-head", None, None),
-}
-
-
-def layout_of(name):
-    return LAYOUTS[name.split(".")[0].split("-")[0]]
+from tests.cores import (
+    CORES,
+    DRGN_IS_WRONG,
+    core_path,
+    layout_of,
+    open_core,
+    truth,
+)
 
 
 @pytest.fixture(scope="module", params=CORES)

@@ -29,13 +29,7 @@ from drgn_hvo.synth.described.generations import generation
 from drgn_hvo.synth.machine.btf_writer import write_btf
 from drgn_hvo.synth.machine.machine import build_machine
 from drgn_hvo.synth.machine.structures import structures
-from tests.synth_support import ALL, describe
-
-
-def opened(path):
-    prog = drgn.Program()
-    prog.set_core_dump(path)
-    return prog
+from tests.synth_support import ALL, describe, loaded
 
 
 def shown(prog):
@@ -62,7 +56,7 @@ def test_containers_show_the_same(name, tmp_path):
     for container in CONTAINERS:
         path = tmp_path / container
         write_machine(machine, path, container)
-        assert shown(opened(path)) == in_memory, container
+        assert shown(loaded(path)) == in_memory, container
         path.unlink()
 
 
@@ -145,7 +139,7 @@ def test_makedumpfile(container, tmp_path):
     result = run(tool, "-c", "-d", "31", path, filtered)
     assert result.returncode == 0, result.stderr
     assert "makedumpfile Completed" in result.stdout + result.stderr
-    before, after = shown(opened(path)), shown(opened(filtered))
+    before, after = shown(loaded(path)), shown(loaded(filtered))
     assert after["folios"] == before["folios"]
     assert after["hstates"] == before["hstates"]
 
@@ -170,7 +164,7 @@ def test_makedumpfile_reassembles_flattened(tmp_path):
 def test_excluded_and_zero_pages(tmp_path):
     machine = build_machine(describe("shared-7.3"))
     write_machine(machine, tmp_path / "kdump", "kdump")
-    prog = opened(tmp_path / "kdump")
+    prog = loaded(tmp_path / "kdump")
     head = machine.plan.huge[0].first_pfn
     # What a huge page holds is a user's, and is not dumped.
     with pytest.raises(drgn.FaultError):

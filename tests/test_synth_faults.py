@@ -26,8 +26,7 @@ from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.description import HugePages
 from drgn_hvo.synth.described.generations import GENERATIONS, generation
 from drgn_hvo.synth.machine.machine import build_machine
-from tests.synth_support import ALL, describe
-from tests.test_synth_containers import opened
+from tests.synth_support import ALL, describe, loaded
 
 #: Faults that change nothing in memory.
 OF_THE_DUMP = {"vmemmap-misaligned", "page-missing", "truncated"}
@@ -154,7 +153,7 @@ def test_page_missing(tmp_path):
     for container in ("elf", "vmcore", "kdump", "flattened"):
         path = tmp_path / container
         write_core(description, path, container, ["page-missing"])
-        prog = opened(path)
+        prog = loaded(path)
         with pytest.raises(drgn.FaultError):
             prog.read(pfn << 12, 8, True)
         folios = hvo_of(prog).hugetlb.folios
@@ -218,7 +217,7 @@ def test_command(tmp_path: Path, capsys):
     core = tmp_path / "core"
     assert command(description, "-o", core) == 0
     assert capsys.readouterr() == ("", "")
-    assert len(hvo_of(opened(core)).hugetlb.folios) == 3
+    assert len(hvo_of(loaded(core)).hugetlb.folios) == 3
     assert command(description, "-o", core) == 2
     assert "exists" in capsys.readouterr().err
     names = ["tail-mapping", "pte-writable"]
@@ -229,7 +228,7 @@ def test_command(tmp_path: Path, capsys):
     assert re.fullmatch("0x[0-9a-f]+", change["physical_address"])
     assert change["old"] == "000400000000adde"
     assert change["new"] == "00" * 8
-    folios = hvo_of(opened(core)).hugetlb.folios
+    folios = hvo_of(loaded(core)).hugetlb.folios
     assert folios.writable_shared_ptes.sum() == 1
 
 

@@ -22,8 +22,7 @@ from drgn_hvo.synth.described.description_file import load_description, load_tom
 from drgn_hvo.synth.described.generations import GENERATIONS
 from tests.cores import core_path
 from tests.extract_support import answers
-from tests.synth_support import expected_folios
-from tests.test_synth_containers import opened
+from tests.synth_support import expected_folios, loaded
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_vmcores"
 TABLE = load_toml((SAMPLES / "samples.toml").read_text(), "samples.toml")
@@ -85,7 +84,7 @@ def test_sample(name):
 def test_real_sample(name):
     """What provenance says is what the core itself says, and the audit of it."""
     real = REAL[name]
-    known = hvo_of(opened(SAMPLES / f"{name}.kdump"))
+    known = hvo_of(loaded(SAMPLES / f"{name}.kdump"))
     assert known.kernel.release == real["release"] == real["package"].split("-", 2)[2]
     namespace = known.kernel.vmcoreinfo.address("init_uts_ns")
     offset = known.kernel.vmcoreinfo.offset("uts_namespace.name")
@@ -109,5 +108,5 @@ def test_real_sample(name):
 
 @pytest.mark.parametrize("name", [name for name in REAL if "core" in REAL[name]])
 def test_real_sample_answers_as_its_core(name):
-    core = opened(core_path(REAL[name]["core"]))
-    assert answers(opened(SAMPLES / f"{name}.kdump")) == answers(core)
+    core = loaded(core_path(REAL[name]["core"]))
+    assert answers(loaded(SAMPLES / f"{name}.kdump")) == answers(core)
