@@ -23,8 +23,7 @@ from drgn_hvo.synth.described.generations import GENERATIONS
 from tests.command_support import run
 from tests.cores import core_path
 from tests.damage_support import Case
-from tests.synth_support import NODES, describe, expected_heads
-from tests.test_synth_containers import opened
+from tests.synth_support import NODES, describe, expected_heads, loaded
 
 DAX = [entry.name for entry in GENERATIONS if entry.dax]
 ONE = DeviceMemory(1, 0x28000, 9, 64)
@@ -281,7 +280,7 @@ def test_a_wrong_word_in_a_restored_slice():
 
 @pytest.fixture(scope="module")
 def real():
-    return hvo_of(opened(core_path("7.3-dax")))
+    return hvo_of(loaded(core_path("7.3-dax")))
 
 
 def device_of(found):
