@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from drgn_hvo.synth.described.description import Pages
+from drgn_hvo.synth.machine.basic_types import RAW_HWP_PAGE
 from drgn_hvo.synth.machine.ctype import Compound
 from drgn_hvo.synth.machine.frames import Extent
 from drgn_hvo.synth.machine.kernel_image import StructBytes
 from drgn_hvo.synth.machine.page_uses import PAGE_USES
 from drgn_hvo.synth.machine.plan import Placed, Plan
-from drgn_hvo.synth.machine.structures import RAW_HWP_PAGE
 
 __all__ = ("FailedPages", "hugetlb_lock", "marks")
 

@@ -21,15 +21,11 @@ import numpy.typing as npt
 from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.tail_words import ALL_ONES, prep_compound_tail
 from drgn_hvo.synth.described.description import DeviceMemory, HugePages, Pages
+from drgn_hvo.synth.machine.basic_types import SUBPAGE_INDEX
 from drgn_hvo.synth.machine.ctype import Compound
 from drgn_hvo.synth.machine.page_uses import PAGE_USES, PageUse
 from drgn_hvo.synth.machine.plan import DEVICE_ZONE, Placed, Plan, Region
-from drgn_hvo.synth.machine.structures import (
-    COMPOUND_DTORS,
-    HPG_FLAGS,
-    SECOND_FLAGS,
-    SUBPAGE_INDEX,
-)
+from drgn_hvo.synth.machine.structures import COMPOUND_DTORS, HPG_FLAGS, SECOND_FLAGS
 
 __all__ = ("Links", "PageWriter", "flags_shifts")
 

@@ -14,15 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from drgn_hvo.formats.machine_models import MadeKernel
+from drgn_hvo.synth.machine.basic_types import ATOMIC_LONG_T, LIST_HEAD
 from drgn_hvo.synth.machine.ctype import Array, Compound
 from drgn_hvo.synth.machine.kernel_image import KernelImage
 from drgn_hvo.synth.machine.plan import Plan
-from drgn_hvo.synth.machine.structures import (
-    ATOMIC_LONG_T,
-    COMPOUND_DTORS,
-    LIST_HEAD,
-    SECOND_FLAGS,
-)
+from drgn_hvo.synth.machine.structures import COMPOUND_DTORS, SECOND_FLAGS
 
 __all__ = ("made_kernel", "mem_section_roots", "write_vmcoreinfo")
 
