@@ -13,12 +13,13 @@ import contextlib
 import io
 import logging
 import os
+from pathlib import Path
 from subprocess import CompletedProcess
 import sys
 
 from drgn_hvo.cli import main
 
-__all__ = ("COMMAND", "captured", "check_refused", "run")
+__all__ = ("COMMAND", "captured", "check_refused", "is_running", "run")
 
 #: A real process.
 COMMAND = [sys.executable, "-m", "drgn_hvo.cli"]
@@ -61,3 +62,13 @@ def check_refused(result, *words):
     assert result.stderr.count("\n") == 1
     for word in words:
         assert word in result.stderr
+
+
+def is_running(pid):
+    """Whether there is such a process, and it has not ended."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    # What is dead and was not waited for still has an entry.
+    return text.rpartition(")")[2].split()[0] != "Z"

@@ -19,7 +19,7 @@ import pytest
 
 from drgn_hvo.commands.workers import Limits, results
 from drgn_hvo.kernel.target import open_target
-from tests.command_support import run
+from tests.command_support import is_running, run
 from tests.ktap_support import parse_ktap
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
@@ -134,15 +134,6 @@ def test_no_process_outlives_its_parent(tmp_path, end):
     while any(is_running(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in pids)
-
-
-def is_running(pid):
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    # What is dead and was not waited for still has an entry.
-    return text.rpartition(")")[2].split()[0] != "Z"
 
 
 def test_interrupted_in_the_middle(tmp_path):

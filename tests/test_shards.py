@@ -23,10 +23,9 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.generations import generation
-from tests.command_support import run
+from tests.command_support import is_running, run
 from tests.cores import CORES, core_path
 from tests.synth_support import describe
-from tests.test_check_targets import is_running
 from tools.holes import HOLES, Dump
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
