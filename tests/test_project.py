@@ -6,6 +6,7 @@ page and completions know every option, and the packages have what they must.
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 import re
@@ -193,6 +194,33 @@ def test_site_has_everything():
         assert path.stem == "index" or re.search(rf"^{path.stem}$", index, re.MULTILINE)
     for name in pages:
         assert f"\ngenerated/{name}\n" in index
+
+
+def _keys(schema):
+    """All keys that documents of a schema have, however deep."""
+    for name, inner in schema.get("properties", {}).items():
+        yield name
+        yield from _keys(inner)
+    for where in ("items", "additionalProperties"):
+        if isinstance(schema.get(where), dict):
+            yield from _keys(schema[where])
+    for where in ("anyOf", "oneOf", "allOf"):
+        for inner in schema.get(where, ()):
+            yield from _keys(inner)
+    for inner in schema.get("$defs", {}).values():
+        yield from _keys(inner)
+
+
+SCHEMAS = sorted((ROOT / "drgn_hvo" / "commands" / "schema").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", SCHEMAS, ids=lambda path: path.stem)
+def test_site_has_all_keys_of_json(path):
+    page = "\n".join(SITE_PAGES["json"]())
+    keys = set(_keys(json.loads(path.read_text())))
+    assert len(keys) > 5
+    for key in keys:
+        assert re.search(rf"[`.]{re.escape(key)}`", page), key
 
 
 @pytest.mark.skipif(
