@@ -135,6 +135,8 @@ def test_findings_are_linked():
     tail = _one(r'href="#(tail-\d+)">S', row)
     assert f"PFN {pfn}" in _one(rf'id="{tail}">(.*?)</tr>', page.source)
     assert "check: 1 error" in page.text
+    assert "Not healthy: one thing is wrong." in page.text
+    assert "check says whether" not in page.text
 
 
 def test_each_finding_leads_to_a_cell():

@@ -23,7 +23,13 @@ from drgn_hvo.commands.page_conclusions import next_step
 if TYPE_CHECKING:
     from drgn_hvo.commands.reports import AuditReport, FindingEntry, ShowReport
 
-__all__ = ("check_conclusions", "check_evidence", "show_conclusions")
+__all__ = ("SEE_CHECK", "check_conclusions", "check_evidence", "show_conclusions")
+
+#: What ``show`` ends with; who has the findings of ``check`` at hand needs neither.
+SEE_CHECK = (
+    "Next: run check, which says what is wrong, and whose fault it may be.",
+    "This is what there is; check says whether it is healthy.",
+)
 
 # How many things that are wrong are told in sentences; the table has all.
 _STORIES_TOLD = 3
@@ -124,9 +130,9 @@ def _seen_by_show(doc: ShowReport, broken_lists: int) -> Iterator[str]:
         seen.append("struct pages begin where masks lead to wrong heads")
     if seen:
         yield f"Not healthy: {'; '.join(seen)}."
-        yield "Next: run check, which says what is wrong, and whose fault it may be."
+        yield SEE_CHECK[0]
     else:
-        yield "This is what there is; check says whether it is healthy."
+        yield SEE_CHECK[1]
 
 
 # check

@@ -24,6 +24,7 @@ from drgn_hvo.commands.check import (
     summary,
     undecided_rules,
 )
+from drgn_hvo.commands.conclusions import SEE_CHECK
 from drgn_hvo.commands.document import (
     dump_problems,
     human_size,
@@ -193,6 +194,14 @@ class _Page:
         add(status, "a", {"href": "#findings"}, "What was found")
         for problem in dump_problems(self._shown):
             add(body, "p", {"class": "status error"}, f"The dump is {problem}")
+        said_of_both = [
+            one for one in self._shown["conclusions"] if one not in SEE_CHECK
+        ]
+        if doc["status"] != "error":
+            said_of_both += doc["conclusions"]
+        listed = add(body, "ul")
+        for sentence in dict.fromkeys(said_of_both):
+            add(listed, "li", text=sentence)
 
     def _add_kernel(self, body: Element) -> None:
         doc = self._shown
