@@ -19,7 +19,14 @@ import sys
 
 from drgn_hvo.cli import main
 
-__all__ = ("COMMAND", "captured", "check_refused", "is_running", "run")
+__all__ = (
+    "COMMAND",
+    "captured",
+    "check_refused",
+    "is_running",
+    "run",
+    "without_reasons",
+)
 
 #: A real process.
 COMMAND = [sys.executable, "-m", "drgn_hvo.cli"]
@@ -72,3 +79,11 @@ def is_running(pid):
         return False
     # What is dead and was not waited for still has an entry.
     return text.rpartition(")")[2].split()[0] != "Z"
+
+
+def without_reasons(text):
+    """
+    The text of a command without why something is not known: of an extract, that is
+    that it is one.
+    """
+    return [line for line in text.splitlines() if "not known: " not in line]

@@ -6,7 +6,11 @@ Machines for tests of helpers
 """
 
 import drgn
+import pytest
 
+from drgn_hvo import compound_head, for_each_hugetlb_folio, page_folio
+from drgn_hvo.errors import HvoError
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.described.generations import GENERATIONS, generation
 from tests.synth_support import (
     describe,
@@ -15,7 +19,7 @@ from tests.synth_support import (
     machine_and_program,
 )
 
-__all__ = ("DRGN_IS_WRONG", "Case", "changed")
+__all__ = ("DRGN_IS_WRONG", "Case", "changed", "folio_at", "folios_of", "has_folios")
 
 # drgn takes the masks of these kernels for pointers.
 DRGN_IS_WRONG = [
@@ -72,3 +76,30 @@ def changed(machine, pfn, member, value):
     old = machine.image.read(address, 8)
     machine.image.write(address, value.to_bytes(8, "little"))
     return address, old
+
+
+def has_folios(prog):
+    """Whether there is ``struct folio``, which came with v5.16."""
+    try:
+        prog.type("struct folio")
+    except LookupError:
+        return False
+    return True
+
+
+def folios_of(prog):
+    """Hugetlb folios, as what the kernel has for them."""
+    if has_folios(prog):
+        return list(for_each_hugetlb_folio(prog))
+    with pytest.raises(HvoError, match="no struct folio"):
+        next(for_each_hugetlb_folio(prog))
+    known = hvo_of(prog)
+    return [
+        drgn.Object(prog, "struct page *", known.vmemmap.page_address(pfn))
+        for pfn in known.hugetlb.folios.head_pfn.tolist()
+    ]
+
+
+def folio_at(page):
+    """As :func:`page_folio()`, or the head where there are no folios."""
+    return page_folio(page) if has_folios(page.prog_) else compound_head(page)

@@ -20,7 +20,7 @@ from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.described.description import DeviceMemory, HugePages, Node
 from drgn_hvo.synth.described.description_file import parse_description
 from drgn_hvo.synth.described.generations import GENERATIONS
-from tests.command_support import run
+from tests.command_support import run, without_reasons
 from tests.cores import core_path
 from tests.damage_support import Case
 from tests.synth_support import NODES, describe, expected_heads, loaded
@@ -164,7 +164,7 @@ def test_extract(name, tmp_path):
     ):
         name, *options = command
         told = [run(name, path, *options).stdout for path in (core, small)]
-        assert told[0] == told[1] != ""
+        assert without_reasons(told[0]) == without_reasons(told[1]) != []
     assert run("check", small).returncode == 0
 
 
@@ -263,7 +263,7 @@ def test_folios_that_stay_partly_optimized(count, tmp_path):
     write_machine(case.targets.machine, core)
     assert run("extract", core, "-o", small).returncode == 0
     told = [run("show", path, "--folios").stdout for path in (core, small)]
-    assert told[0] == told[1]
+    assert without_reasons(told[0]) == without_reasons(told[1])
     assert run("check", small).returncode == 0
 
 

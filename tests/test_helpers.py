@@ -47,7 +47,14 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.machine.struct_pages import flags_shifts
 from drgn_hvo.synth.machine.structures import ZONE_NAMES
-from tests.helpers_support import DRGN_IS_WRONG, Case, changed
+from tests.helpers_support import (
+    DRGN_IS_WRONG,
+    Case,
+    changed,
+    folio_at,
+    folios_of,
+    has_folios,
+)
 from tests.synth_support import (
     ALL,
     describe,
@@ -94,6 +101,10 @@ def test_head_and_tail(case):
 
 
 def test_page_folio(case):
+    if not has_folios(case.prog):
+        with pytest.raises(HvoError, match="no struct folio"):
+            page_folio(case.page(case.sample()[0]))
+        return
     for pfn in case.sample():
         folio = page_folio(case.page(pfn))
         assert folio.type_.type_name() == "struct folio *"
@@ -203,6 +214,9 @@ def test_PageHuge(case):
 
 
 def test_for_each_hugetlb_folio(case):
+    if not has_folios(case.prog):
+        assert len(folios_of(case.prog)) == len(case.found)
+        return
     folios = list(for_each_hugetlb_folio(case.prog))
     assert [case.pfn(folio) for folio in folios] == sorted(case.found)
     assert {folio.type_.type_name() for folio in folios} == {"struct folio *"}
@@ -220,7 +234,7 @@ def test_for_each_hugetlb_folio(case):
 def test_optimized_flag(case):
     answers = set()
     for pfn, expected in case.folios.items():
-        folio = page_folio(case.page(pfn))
+        folio = folio_at(case.page(pfn))
         assert hugetlb_vmemmap_optimized(folio) == expected.optimized
         answers.add(expected.optimized)
     assert answers == ({True, False} if case.generation.can_optimize else {False})
@@ -248,7 +262,7 @@ def test_folio_vmemmap_frames(case):
         for frame in mapped(case, pfn, expected.order):
             users[frame] = users.get(frame, 0) + 1
     for pfn, expected in case.folios.items():
-        frames = folio_vmemmap_frames(page_folio(case.page(pfn)))
+        frames = folio_vmemmap_frames(folio_at(case.page(pfn)))
         assert frames.pfn.tolist() == mapped(case, pfn, expected.order)
         if case.generation.geometry.power_of_2:
             assert frames.users.tolist() == [users[f] for f in frames.pfn.tolist()]
@@ -258,7 +272,7 @@ def test_folio_vmemmap_frames(case):
         assert frames.writable.tolist() == writable
     for pfn, (head, order) in case.heads.items():
         if pfn == head and pfn not in case.folios:
-            other = folio_vmemmap_frames(page_folio(case.page(pfn)))
+            other = folio_vmemmap_frames(folio_at(case.page(pfn)))
             assert other.pfn.tolist() == mapped(case, pfn, order)
             assert other.writable.all()
 
@@ -346,7 +360,7 @@ def test_what_is_not_in_the_dump(name):
     (frame,) = machine.image.missing
     lost = [
         folio
-        for folio in for_each_hugetlb_folio(prog)
+        for folio in folios_of(prog)
         if machine.page_physical(
             (folio.value_() - machine.plan.space.vmemmap)
             // machine.plan.generation.struct_page_size
@@ -373,6 +387,8 @@ def test_what_is_not_in_the_dump(name):
             folio_vmemmap_frames,
             validate_hugetlb_folio,
         ):
+            if helper in (page_folio, snapshot_page) and not has_folios(prog):
+                continue
             with pytest.raises(drgn.FaultError):
                 helper(page)
 

@@ -11,7 +11,7 @@ from drgn_hvo.commands.show import show_document
 from drgn_hvo.helpers.vmemmap import for_each_vmemmap_tail, vmemmap_tails
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.machine.machine import SOMEBODY
-from tests.command_support import run
+from tests.command_support import run, without_reasons
 from tests.damage_support import Case
 
 WRITABLE, PAGE = 2, 4096
@@ -137,5 +137,5 @@ def test_an_extract_keeps_the_array_and_nothing_beside_it(tmp_path):
     assert run("extract", core, "-o", small).returncode == 0
     assert SOMEBODY not in small.read_bytes()
     told = [run("show", path, "--folios").stdout for path in (core, small)]
-    assert told[0] == told[1]
+    assert without_reasons(told[0]) == without_reasons(told[1])
     assert run("check", small).returncode == 0

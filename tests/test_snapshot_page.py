@@ -11,10 +11,11 @@ import pytest
 from drgn_hvo import (
     snapshot_page,
 )
+from drgn_hvo.errors import HvoError
 from drgn_hvo.helpers._struct_page import StructPage
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.synth.containers.elf import program
-from tests.helpers_support import Case, changed
+from tests.helpers_support import Case, changed, has_folios
 from tests.synth_support import (
     ALL,
     describe,
@@ -28,6 +29,10 @@ def case(request):
 
 
 def test_snapshot_page(case):
+    if not has_folios(case.prog):
+        with pytest.raises(HvoError, match="no struct folio"):
+            snapshot_page(case.page(case.sample()[0]))
+        return
     size = case.generation.struct_page_size
     for pfn in case.sample():
         page = case.page(pfn)

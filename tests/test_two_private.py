@@ -5,12 +5,18 @@ HVO of v5.14 to v5.17: vmemmap_remap_free() with RESERVE_VMEMMAP_NR of 2 lets al
 from the third on show the frame of the second, which stays writable there.
 """
 
+import numpy as np
 import pytest
 
+from drgn_hvo.commands.map import map_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import DetectionError
 from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.memmap.hvo import hvo_of
+from drgn_hvo.memmap.page_spec import parse_page_spec
+from drgn_hvo.synth.containers.output import write_machine
+from drgn_hvo.synth.described.description import HugePages, Node
+from tests.command_support import run, without_reasons
 from tests.damage_support import Case
 
 WRITABLE, PAGE = 2, 4096
@@ -130,3 +136,78 @@ def test_a_key_of_fake_heads_and_two_private_pages(monkeypatch):
     with_symbols(monkeypatch, {"hugetlb_optimize_vmemmap_key": True})
     with pytest.raises(DetectionError, match="types and data disagree"):
         shown(Case.of("5.15"))
+
+
+def test_map():
+    """Slices behind the second one are drawn as what they repeat."""
+    case = Case.of("5.15")
+    head = a_folio(case)
+    spec = parse_page_spec(f"pfn:0d{head + 300}")
+    rows = map_document(hvo_of(case.prog), "core", spec)["rows"]
+    assert [row["first"] for row in rows] == list(range(8))
+    assert [row["writable"] for row in rows] == [True, True] + 6 * [False]
+    assert [row["repeats_slice"] for row in rows] == [None, None] + 6 * [1]
+    assert not any(row["repeats_head"] or row["tail"] for row in rows)
+    own = [entry_of(case, head, slice_)[1] & FRAMES for slice_ in (0, 1)]
+    frames = [row["frame"] * PAGE for row in rows if row["frame"] is not None]
+    assert frames == [own[0]] + 7 * [own[1]]
+
+
+def test_a_gigantic_page():
+    nodes = (Node(0, ((0, 0x80000),), {"DMA32": (1, 0x80000)}),)
+    group = HugePages(0, "DMA32", 18, 1)
+    case = Case.of("5.15", nodes=nodes, huge_pages=(group,), pages=(), reserved={})
+    head = case.groups()[0].first_pfn
+    rows = map_document(hvo_of(case.prog), "core", parse_page_spec(f"pfn:0d{head}"))
+    assert [(r["first"], r["last"], r["repeats_slice"]) for r in rows["rows"]] == [
+        (0, 0, None),
+        (1, 1, None),
+        (2, 4095, 1),
+    ]
+    assert shown(case)["saved"]["pages"] == 4094
+    assert case.check(deep=True)["status"] == "clean"
+
+
+def test_there_is_no_struct_folio():
+    """It came with v5.16; struct page has the fields of first tails."""
+    case = Case.of("5.15")
+    prog = case.prog
+    with pytest.raises(LookupError):
+        prog.type("struct folio")
+    assert prog.type("struct page").has_member("compound_order")
+    with pytest.raises(LookupError):
+        prog.type("struct hstate").member("demote_order")
+    found = hvo_of(prog)
+    assert found.fields.faults == ()
+    assert found.unread == ()
+    folios = found.hugetlb.folios
+    assert folios.is_hugetlb is not None
+    assert np.all(folios.is_hugetlb)
+    assert np.all(folios.own_order == 9)
+    checked = case.check(deep=True)
+    assert (checked["status"], checked["complete"]) == ("clean", True)
+
+
+@pytest.mark.parametrize("small", [False, True])
+def test_an_extract_says_the_same(small, tmp_path):
+    core, cut = tmp_path / "core", tmp_path / "cut"
+    write_machine(Case.of("5.15").targets.machine, core)
+    options = ("--small",) if small else ()
+    assert run("extract", core, "-o", cut, *options).returncode == 0
+    for command in (("show", "--folios"), ("check",)):
+        name, *rest = command
+        told = [run(name, path, *rest).stdout for path in (core, cut)]
+        said = [text.replace(str(path), "") for text, path in zip(told, (core, cut))]
+        assert without_reasons(said[0]) == without_reasons(said[1])
+
+
+@pytest.mark.parametrize(
+    ("member", "rule"),
+    [("compound_nr", "folio-tail-rest"), ("compound_mapcount", "folio-tail-mapcount")],
+)
+def test_fields_of_the_folio_in_struct_page(member, rule):
+    case = Case.of("5.15")
+    page = case.targets.plan.structures.page
+    word = case.targets.machine.page_physical(a_folio(case) + 1) + page.offset(member)
+    place = case.flip(word, 1 << 4, 4)
+    assert case.first() == (rule, place)

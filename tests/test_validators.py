@@ -23,7 +23,7 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.generations import GENERATIONS
-from tests.helpers_support import Case
+from tests.helpers_support import Case, folios_of
 from tests.synth_support import (
     ALL,
     describe,
@@ -38,7 +38,7 @@ def case(request):
 
 
 def test_validators_pass_on_a_healthy_machine(case):
-    for folio in for_each_hugetlb_folio(case.prog):
+    for folio in folios_of(case.prog):
         validate_hugetlb_folio(folio)
 
 
@@ -59,7 +59,7 @@ def test_validators_of_what_is_none(case):
 def raised(case_prog):
     """What validators say, by the rule that a message begins with."""
     rules: dict[str, list[int]] = {}
-    pages = [(validate_hugetlb_folio, f) for f in for_each_hugetlb_folio(case_prog)]
+    pages = [(validate_hugetlb_folio, f) for f in folios_of(case_prog)]
     try:
         tails = [tail.page for tail in for_each_vmemmap_tail(case_prog)]
     except HvoError:

@@ -18,6 +18,7 @@ __all__ = (
     "MEMBERS",
     "NO_HEAD_FLAGS",
     "OVERLAYS",
+    "PAGE_MEMBERS",
     "SUBPAGE_INDICES",
     "USED_HPG_FLAGS",
     "Kind",
@@ -105,6 +106,12 @@ MEMBERS: dict[str, Member] = {
     "_hugetlb_hwpoison": Member(
         "rest", "pointer", "unpoisoned", 0, "folio_set_hugetlb_hwpoison()"
     ),
+}
+
+#: As MEMBERS, of ``struct page`` of the first tail, up to v6.0.
+PAGE_MEMBERS: dict[str, Member] = {
+    "compound_mapcount": Member("mapcount", "number", "free", -1, _UNUSED),
+    "compound_nr": Member("rest", "pages", "always", 0, "set_compound_order()"),
 }
 
 #: Other names of bytes that have names already, and those of flags and tail words.

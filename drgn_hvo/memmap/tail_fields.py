@@ -41,6 +41,7 @@ from drgn_hvo.memmap.folio_members import (
     MEMBERS,
     NO_HEAD_FLAGS,
     OVERLAYS,
+    PAGE_MEMBERS,
     SUBPAGE_INDICES,
     USED_HPG_FLAGS,
     Kind,
@@ -320,7 +321,8 @@ class TailFields:
         if not self._folio_members:
             # Before v6.1, struct page has the fields of all kinds of tails.
             some = ("mapcount", "refcount", "flags")
-            return [field for field in plain if field.verdict in some]
+            found = [f for f in plain if f.verdict in some or f.kind == "pointer"]
+            return found + (self._page_members() if index == 1 else [])
         start = index * self._size
         mine = [
             (name, at - start, size)
@@ -334,6 +336,18 @@ class TailFields:
         covered = {at + i for _, at, size in mine for i in range(size)}
         outside = (self._outside(field, covered) for field in plain)
         return found + [field for field in outside if field.mask]
+
+    def _page_members(self) -> list[TailField]:
+        """The fields of a folio that ``struct page`` of its first tail has."""
+        page = self._kernel.type("struct page")
+        found = []
+        for name, member in PAGE_MEMBERS.items():
+            if page is None or fault_of(page, name, ATOMIC) is not None:
+                continue
+            place = (1, offsetof(page, name), 4)
+            field = self._number(name, member.verdict, member.when, place, member.value)
+            found.append(replace(field, kind=member.kind))
+        return found
 
     def _member_fields(
         self, name: str, place: tuple[int, int, int], shares: bool

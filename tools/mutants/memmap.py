@@ -127,6 +127,14 @@ MEMMAP = (
         ("test_hugetlb_marks.py::test_types_of_pages_are_named[fake-head-6.11]",),
     ),
     Mutant(
+        "memmap-fields-in-struct-page",
+        "memmap/tail_fields.py::TailFields._first_fields",
+        "(self._page_members() if index == 1 else [])",
+        "[]",
+        "up to v6.0, the number of pages of a folio would not be looked at",
+        ("test_two_private.py::test_fields_of_the_folio_in_struct_page",),
+    ),
+    Mutant(
         "memmap-subpage-indices",
         "memmap/tail_fields.py::TailFields._plain_fields",
         "if index in self._private_indices:",

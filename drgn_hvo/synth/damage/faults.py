@@ -56,6 +56,10 @@ def _mask(g: Generation) -> bool:
     return g.has_mask
 
 
+def _two_private(g: Generation) -> bool:
+    return g.can_optimize and g.private_slices == 2
+
+
 def _any(_: Generation) -> bool:
     return True
 
@@ -175,6 +179,21 @@ FAULTS: tuple[Fault, ...] = (
           ("folio-tail-info", "hstate-lists", "vmemmap-tail-frame")),
     Fault("head-read-only", "the first slice of a folio is read-only",
           "vmemmap-head-frame", _hvo, to_mappings.head_read_only),
+    Fault("second-read-only", "the second slice of a folio is read-only",
+          "vmemmap-head-frame", _two_private, to_mappings.second_read_only),
+    Fault("second-frame-shared", "two folios have one frame for their second slices",
+          "vmemmap-head-frame", _two_private, to_mappings.second_shared,
+          ("folio-tail-info", "vmemmap-tail-frame")),
+    Fault("second-tail", "a tail in a folio's second page leads elsewhere",
+          "folio-tail-info", _two_private, to_folios.second_tail, ("compound-heads",)),
+    Fault("second-tail-mapping", "mapping of a tail there is not TAIL_MAPPING",
+          "folio-tail-mapping", _two_private, to_folios.second_mapping),
+    Fault("second-tail-mapcount", "_mapcount of a tail there is not -1",
+          "folio-tail-mapcount", _two_private, to_folios.second_mapcount),
+    Fault("second-tail-refcount", "_refcount of a tail there is not 0",
+          "folio-tail-refcount", _two_private, to_folios.second_refcount),
+    Fault("second-tail-flag", "a tail there has a page flag",
+          "folio-tail-flags", _two_private, to_folios.second_flag),
     Fault("stray-shared-tail", "a slice of order-0 pages maps a shared page of tails",
           "stray-shared-tail", _shared, to_mappings.stray,
           ("compound-heads",)),
@@ -246,7 +265,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("hstate-name", "a pool is named after another size",
           "hstate-identity", _any, to_pools.hstate_name),
     Fault("hstate-demotion", "huge pages are demoted to an order that no pool has",
-          "hstate-identity", _any, to_pools.hstate_demotion),
+          "hstate-identity", lambda g: g.fields != "5.15", to_pools.hstate_demotion),
     Fault("pools-forgotten", "hugetlb_max_hstate is 0, as if there were no pool",
           "hstate-identity", _any, to_pools.max_hstate),
     Fault("reserve-underflow", "a pool has less than no huge page reserved",

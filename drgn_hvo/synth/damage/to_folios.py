@@ -33,6 +33,11 @@ __all__ = (
     "private_refcount",
     "private_rest",
     "private_tail",
+    "second_flag",
+    "second_mapcount",
+    "second_mapping",
+    "second_refcount",
+    "second_tail",
     "slab_tail",
     "stray_head",
     "wrong_nr_pages",
@@ -133,6 +138,43 @@ def private_flag(t: Targets) -> Changes:
 def private_rest(t: Targets) -> Changes:
     address = _private_field(t, "private")
     return [t.flip(address, 1 << 20, "a bit of private of a folio's own tail")]
+
+
+# The second page of those that have two to themselves.
+
+
+def _second_field(t: Targets, member: str) -> int:
+    pfn = t.optimized_head() + t.plan.generation.geometry.pages_per_slice + t.INDEX
+    return t.page_field(pfn, member)
+
+
+def second_tail(t: Targets) -> Changes:
+    head = t.optimized_head()
+    order = t.optimized().placed.group.order
+    word = t.plan.space.page_address(head - (1 << order)) | 1
+    address = _second_field(t, "tail_word")
+    return [t.word(address, word, "word of a tail in a folio's second page")]
+
+
+def second_mapping(t: Targets) -> Changes:
+    address = _second_field(t, "mapping")
+    return [t.word(address, 0, "mapping of a tail in a folio's second page")]
+
+
+def second_mapcount(t: Targets) -> Changes:
+    address = _second_field(t, "_mapcount")
+    return [t.flip(address, 0x7, "_mapcount of a tail in a folio's second page", 4)]
+
+
+def second_refcount(t: Targets) -> Changes:
+    address = _second_field(t, "_refcount")
+    return [t.word(address, 1, "_refcount of a tail in a folio's second page", 4)]
+
+
+def second_flag(t: Targets) -> Changes:
+    bit = t.plan.structures.page_flag("dirty")
+    address = _second_field(t, "flags")
+    return [t.flip(address, bit, "PG_dirty of a tail in a folio's second page")]
 
 
 def wrong_nr_pages(t: Targets) -> Changes:

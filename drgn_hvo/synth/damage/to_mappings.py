@@ -21,6 +21,8 @@ __all__ = (
     "pte_foreign",
     "pte_none",
     "pte_writable",
+    "second_read_only",
+    "second_shared",
     "stray",
 )
 
@@ -75,6 +77,18 @@ def plain_read_only(t: Targets) -> Changes:
     entry = t.machine.slice_entry(t.split().first_pfn, 3)
     value = t.page_table.with_write(t.read_entry(entry), 0, allowed=False)
     return [t.entry(entry, value, "writable bit of slice 3 of a folio")]
+
+
+def second_read_only(t: Targets) -> Changes:
+    entry = t.machine.slice_entry(t.optimized_head(), 1)
+    value = t.page_table.with_write(t.read_entry(entry), 0, allowed=False)
+    return [t.entry(entry, value, "writable bit of slice 1 of a folio")]
+
+
+def second_shared(t: Targets) -> Changes:
+    one = t.machine.slice_entry(t.optimized_head(0), 1)
+    two = t.machine.slice_entry(t.optimized_head(1), 1)
+    return [t.entry(two, t.read_entry(one), "entry of slice 1 of a folio")]
 
 
 def stray(t: Targets) -> Changes:

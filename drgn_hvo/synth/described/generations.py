@@ -150,7 +150,8 @@ GENERATIONS: tuple[Generation, ...] = (
     Generation(
         name="5.15",
         reason="v5.14 to v5.17: two private pages a folio, the tails behind them show "
-        "the second one, and nothing shows copies of a head",
+        "the second one, and nothing shows copies of a head; up to v5.15 there is no "
+        "struct folio",
         release="5.15.0-synth",
         hvo_built=True,
         tail_word="compound_head",
@@ -158,7 +159,7 @@ GENERATIONS: tuple[Generation, ...] = (
         tails="first-tail",
         array=None,
         element_is_pfn=False,
-        fields="6.1",
+        fields="5.15",
         zone_stats=17,
         pgdat_zonelists=18,
         hstate_lock=4,

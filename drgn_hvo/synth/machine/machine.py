@@ -302,7 +302,8 @@ class _Builder:
         state.set("order", order)
         state.set("mask", -span)
         smallest = d.model.huge_orders[d.page_shift][0]
-        state.set("demote_order", smallest if order > smallest else 0)
+        if self.plan.structures.hstate.has("demote_order"):
+            state.set("demote_order", smallest if order > smallest else 0)
         state.set("name", f"hugepages-{span // 1024}kB".encode())
         state.set("resv_huge_pages", d.reserved.get(order, 0))
         # Those on no list are not counted: add_hugetlb_folio() has not run yet, or

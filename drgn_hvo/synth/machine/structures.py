@@ -54,7 +54,15 @@ from drgn_hvo.synth.machine.ctype import (
 
 __all__ = ("FIELDS", "Fields", "Structures", "structures")
 
-FREE_AREA_LISTS = {"6.1": 5, "6.4": 5, "6.6": 5, "6.11": 5, "6.12": 5, "7.2": 6}
+FREE_AREA_LISTS = {
+    "5.15": 5,
+    "6.1": 5,
+    "6.4": 5,
+    "6.6": 5,
+    "6.11": 5,
+    "6.12": 5,
+    "7.2": 6,
+}
 FREE_AREA_ORDERS = 11
 HUGE_MAX_HSTATE = 2
 HSTATE_NAME_LEN = 32
@@ -126,6 +134,9 @@ class Fields:
 
 
 FIELDS: dict[str, Fields] = {
+    "5.15": Fields(
+        _PAGEFLAGS_6_1, "destructor", "_folio_order", "_folio_nr_pages", 1, 21
+    ),
     "6.1": Fields(
         _PAGEFLAGS_6_1, "destructor", "_folio_order", "_folio_nr_pages", 1, 21
     ),
@@ -187,7 +198,12 @@ HPG_FLAGS = (
 
 @dataclass(frozen=True)
 class Structures:
-    """The types of one generation that others refer to by name."""
+    """
+    The types of one generation that others refer to by name.
+
+    :param folio: What the first struct pages hold of a folio; a type of the kernel only
+        since v5.16.
+    """
 
     page: Compound
     folio: Compound
@@ -224,7 +240,7 @@ def _page(generation: Generation) -> Compound:
         ("private", ULONG),
     )
     tail: tuple[tuple[Optional[str], CType], ...] = ((generation.tail_word, ULONG),)
-    if generation.fields == "6.1":
+    if generation.fields in ("5.15", "6.1"):
         tail += (
             ("compound_dtor", UCHAR),
             ("compound_order", UCHAR),
@@ -270,7 +286,7 @@ def _folio_first(page: Compound, flags: CType) -> Compound:
 
 def _folio(generation: Generation, page: Compound) -> Compound:
     first = _folio_first(page, _flags(generation))
-    if generation.fields == "6.1":
+    if generation.fields in ("5.15", "6.1"):
         tail = struct(
             None,
             ("_flags_1", ULONG),
@@ -434,13 +450,15 @@ def _pglist_data(generation: Generation, zone: Compound) -> Compound:
 
 def _hstate(generation: Generation) -> Compound:
     nodes = generation.max_numnodes
+    # Since v5.16.
+    demotes = () if generation.fields == "5.15" else (("demote_order", UINT),)
     return struct(
         "hstate",
         ("resize_lock", filler(generation.hstate_lock)),
         ("next_nid_to_alloc", INT),
         ("next_nid_to_free", INT),
         ("order", UINT),
-        ("demote_order", UINT),
+        *demotes,
         ("mask", ULONG),
         ("max_huge_pages", ULONG),
         ("nr_huge_pages", ULONG),
@@ -594,5 +612,11 @@ def structures(generation: Generation, locks: str = "queued") -> Structures:
         nodemask_t=nodemask_t,
         spinlock_t=spinlock,
         fields=fields,
-        all=(*others, *_enums(generation, fields), hstate, pglist_data, folio),
+        all=(
+            *others,
+            *_enums(generation, fields),
+            hstate,
+            pglist_data,
+            page if generation.fields == "5.15" else folio,
+        ),
     )

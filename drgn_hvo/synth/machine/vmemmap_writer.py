@@ -242,7 +242,7 @@ class VmemmapWriter:
         entries = np.empty((group.count, slices), dtype=np.uint64)
         page = pages.get(self._key(placed))
         # Since v6.6, x86's PAGE_KERNEL_RO has no _PAGE_DIRTY.
-        dirty = self.plan.generation.fields in ("6.1", "6.4")
+        dirty = self.plan.generation.fields in ("5.15", "6.1", "6.4")
         form = self.tables.format
         flags = tail_flags(form, boot=boot, dirty=dirty)
         heads = frames * np.uint64(self._page_size)
