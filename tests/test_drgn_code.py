@@ -13,10 +13,12 @@ import pytest
 import drgn_hvo.commands.in_drgn  # noqa: F401
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
+from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
 from tests.cores import open_core
+from tests.helpers_support import has_folios
 from tests.synth_support import ALL, describe, machine_and_program
 
 REAL = ["7.2-2node", "6.12-2node", "6.1-2node", "seed5-2node", "seed6-2node"]
@@ -68,6 +70,10 @@ def test_show(make, name):
         text(s["nid"], s["order"], s["pages"]) for s in doc["saved"]["by_node_order"]
     ]
     folios = [text(f["head_pfn"], f["nid"], f["optimized_flag"]) for f in doc["folios"]]
+    if not has_folios(prog):
+        with pytest.raises(HvoError, match="no struct folio"):
+            lines_of(prog, "hvo show --folios")
+        return
     found = lines_of(prog, "hvo show --folios")
     assert found[: len(expected)] == expected
     rest = found[len(expected) :]

@@ -396,6 +396,11 @@ def test_what_is_not_in_the_dump(name):
 NOWHERE = [0, 8, 0x7FFF00000000, ALL_ONES, ALL_ONES - 31, 0xFFFF000000000000]
 
 
+def first_answer(answer):
+    """What a helper gives, or the first of it: generators raise when they are asked."""
+    return next(answer) if inspect.isgenerator(answer) else answer
+
+
 @pytest.mark.parametrize("address", NOWHERE, ids=hex)
 def test_addresses_that_are_no_struct_page(case, address):
     page = drgn.Object(case.prog, "struct page *", address)
@@ -405,7 +410,7 @@ def test_addresses_that_are_no_struct_page(case, address):
         if next(iter(parameters), None) not in ("page", "folio"):
             continue
         with pytest.raises((drgn.FaultError, HvoError, ValidationError)) as raised:
-            helper(page)
+            first_answer(helper(page))
         assert "\n" not in str(raised.value)
 
 
