@@ -172,7 +172,7 @@ def test_nothing_is_poisoned_elsewhere():
         ("shared-7.3", {"restored": 4}),
         ("debian-7.2", {}),
         ("arm64-4k", {"not-built": 6}),
-        ("arm64-64k", {"size": 6}),
+        ("arm64-64k", {"too-small": 6}),
     ],
 )
 def test_why_not_optimized(sample, reasons):
