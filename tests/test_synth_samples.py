@@ -44,7 +44,7 @@ def test_sizes_and_completeness():
     cores = {path.stem: path.stat().st_size for path in SAMPLES.glob("*.kdump")}
     assert sorted(cores) == sorted([*TABLE, *REAL])
     assert max(cores.values()) < 1 << 20
-    assert sum(cores.values()) < 8 << 20
+    assert sum(cores.values()) < 12_000_000
     described = {load_description(path).generation for path in descriptions()}
     assert described == {entry.name for entry in GENERATIONS}
     readme = (SAMPLES / "README.md").read_text()
