@@ -238,7 +238,7 @@ def test_pipes_and_redirection(prog, tmp_path, capfd):
     run_command(prog, f"hvo show > {path}")
     assert path.read_text() == ran(prog, "hvo show")[0]
     run_command(prog, "hvo show | head -n 1")
-    assert re.fullmatch(r"Kernel .*\n", capfd.readouterr().out)
+    assert re.fullmatch(r"HVO is .*\n", capfd.readouterr().out)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,10 @@ class Limits:
     unread: tuple[str, ...]
 
 
+class _EndlessError(UnavailableError):
+    """Something leads back into itself, or goes on for ever."""
+
+
 def room_of(hvo: Hvo, hstate: HState) -> PoolRoom:
     """What a pool has left."""
     pool = Object(hvo.kernel.prog, "struct hstate *", hstate.address)
@@ -145,8 +149,11 @@ def _all(
         return tuple(read(hvo))
     except FaultError as e:
         unread.append(f"{what} are not known: they are {why(e)}")
-    except (AttributeError, LookupError, TypeError, UnavailableError) as e:
+    except _EndlessError as e:
         unread.append(f"{what} are not known: {e}")
+    except (AttributeError, LookupError, TypeError, UnavailableError):
+        # An extract says no more than a core that never had it.
+        unread.append(f"{what} are not known: nothing here leads to them")
     return None
 
 
@@ -162,7 +169,7 @@ def _subpools(hvo: Hvo) -> Iterator[Subpool]:
         list_for_each_entry("struct super_block", head, "s_list")
     ):
         if count > _MAX_MOUNTS:
-            raise UnavailableError("the list of mounts has no end")
+            raise _EndlessError("the list of mounts has no end")
         if _text(hvo, block.s_type.name) != "hugetlbfs":
             continue
         info = Object(prog, "struct hugetlbfs_sb_info *", block.s_fs_info.value_())
@@ -225,11 +232,11 @@ def _tree(hvo: Hvo, root: Object) -> Iterator[tuple[str, Object]]:
             "struct cgroup_subsys_state", css.children.address_of_(), "sibling"
         ):
             if child.value_() in seen or len(seen) > _MAX_CGROUPS:
-                raise UnavailableError("the tree of cgroups has no end")
+                raise _EndlessError("the tree of cgroups has no end")
             seen.add(child.value_())
             below = f"{path}/{_text(hvo, child.cgroup.kn.name)}"
             if len(below) > _PATH_MAX:
-                raise UnavailableError("the tree of cgroups is too deep")
+                raise _EndlessError("the tree of cgroups is too deep")
             waiting.append((below, child))
             yield below, child
 
