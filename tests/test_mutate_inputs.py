@@ -10,7 +10,9 @@ import pytest
 
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from tests.command_support import check_refused, run
-from tools.mutate_inputs import CLASSES, Inputs, failures, limits, try_case
+from tools.mutate_classes import CLASSES, Inputs
+from tools.mutate_inputs import failures, try_case
+from tools.mutate_run import limits
 
 _EACH = 63
 
