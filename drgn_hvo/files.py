@@ -11,14 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+import errno
 import os
 from pathlib import Path
 import secrets
-from typing import IO, Union
+from typing import IO, Optional, Union
 
 from drgn_hvo.errors import UsageError
 
 __all__ = ("check_replaceable", "replace_file")
+
+# Open files of this process, by their numbers.
+_OWN_FILES = "/proc/self/fd"
+
+# What open(2) says of O_TMPFILE where a file system, or a kernel, has no such files.
+_NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR)
 
 
 def check_replaceable(path: Union[str, Path], *, force: bool) -> None:
@@ -48,6 +55,14 @@ def replace_file(path: Union[str, Path], *, force: bool) -> Iterator[IO[bytes]]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
+        with _unnamed(path.parent) as file:
+            if file is not None:
+                yield file
+                file.flush()
+                # link(2) replaces nothing.
+                _name(file.fileno(), temporary)
+                temporary.replace(path)
+                return
         # Unlike mkstemp(), with the permissions that any new file gets; and wherever
         # a signal comes, the name is known.
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
@@ -58,3 +73,30 @@ def replace_file(path: Union[str, Path], *, force: bool) -> Iterator[IO[bytes]]:
         raise UsageError(f"cannot write {path}: {e.strerror}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _unnamed(directory: Path) -> Iterator[Optional[IO[bytes]]]:
+    """
+    A file without a name, of which nothing is left if the process is killed; ``None``
+    where there are no such files.
+    """
+    try:
+        if not os.path.isdir(_OWN_FILES):
+            raise OSError(errno.EOPNOTSUPP, "nothing names open files")
+        flags = os.O_RDWR | os.O_TMPFILE
+        descriptor = os.open(directory, flags, 0o666)
+    except OSError as e:
+        if e.errno not in _NO_UNNAMED:
+            raise
+        yield None
+        return
+    with os.fdopen(descriptor, "w+b") as file:
+        yield file
+
+
+def _name(descriptor: int, path: Path) -> None:
+    """Give an open file a name, as open(2) says of ``O_TMPFILE``."""
+    # A directory has to be named for Python to follow the link; which one is all the
+    # same for an absolute path.
+    os.link(f"{_OWN_FILES}/{descriptor}", path, src_dir_fd=descriptor)

@@ -19,6 +19,7 @@ import time
 import drgn
 import pytest
 
+from drgn_hvo import files
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.errors import UsageError
 from drgn_hvo.memmap.hvo import hvo_of
@@ -196,7 +197,11 @@ def test_no_such_container(tmp_path):
         write_core(describe("plain-7.2"), tmp_path / "core", "zip")
 
 
-def test_nothing_half_written_on_error(tmp_path):
+@pytest.mark.parametrize("own_files", ["/proc/self/fd", "/nowhere"])
+def test_nothing_half_written_on_error(tmp_path, monkeypatch, own_files):
+    """Where files cannot be without a name, neither."""
+    monkeypatch.setattr(files, "_OWN_FILES", own_files)
+
     def fail(_):
         raise RuntimeError("in the middle")
 

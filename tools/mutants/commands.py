@@ -170,7 +170,7 @@ COMMANDS = (
         "temporary.unlink(missing_ok=True)",
         "pass",
         "what could not be finished would be left behind",
-        ("test_synth_containers.py::test_nothing_half_written_on_error",),
+        ("test_synth_containers.py::test_nothing_half_written_on_error[/nowhere]",),
     ),
     Mutant(
         "doors-files-are-kept",
