@@ -6,13 +6,15 @@ ever comes near.
 """
 
 import random
+import re
 import zlib
 
 import numpy as np
 import pytest
 
+from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.heads import write_heads
-from drgn_hvo.errors import DetectionError, FormatError, UsageError
+from drgn_hvo.errors import DetectionError, FormatError, TargetError, UsageError
 from drgn_hvo.formats.kdump_writer import pack_page
 from drgn_hvo.formats.tail_words import Geometry, is_pointer, mask_order
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
@@ -64,6 +66,17 @@ def patched(machine, name, value, size):
     """The machine with another value of a variable."""
     patches = {machine.kernel.physical(name): value.to_bytes(size, "little")}
     return Overlay(program(machine), patches=patches).prog
+
+
+@pytest.mark.parametrize("bits", [1, 12, 57])
+@pytest.mark.parametrize("deep", [False, True])
+def test_no_section_is_of_such_a_size(bits, deep):
+    machine = build_machine(describe("shared-7.3"))
+    old = re.compile(rb"SECTION_SIZE_BITS\)=\d+")
+    note = old.sub(b"SECTION_SIZE_BITS)=%d" % bits, machine.vmcoreinfo)
+    object.__setattr__(machine, "vmcoreinfo", note)
+    with pytest.raises(TargetError, match=f"has SECTION_SIZE_BITS={bits}"):
+        check_document(hvo_of(program(machine)), "core", CheckScope(deep=deep))
 
 
 def test_two_places_of_vmemmap_are_none(machine):

@@ -126,8 +126,7 @@ class BlankSlices:
     """
 
     def __init__(self, context: Context) -> None:
-        bits = context.kernel.vmcoreinfo.number("SECTION_SIZE_BITS")
-        self._shift = None if bits is None else bits - context.geometry.page_shift
+        self._shift = context.kernel.section_shift
         self._are_all_used = self._are_sections_mapped_alone(context)
         self._sections = np.zeros(0, dtype=np.int64)
         self._blank: list[Int64Array] = []

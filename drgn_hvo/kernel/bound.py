@@ -315,11 +315,25 @@ class Kernel:
 
     def _end_of_sections(self) -> int:
         """One more than the highest PFN of the last present section."""
-        number = self.variable("__highest_present_section_nr")
-        bits = self.vmcoreinfo.number("SECTION_SIZE_BITS")
-        if number is None or bits is None:
+        number, shift = (
+            self.variable("__highest_present_section_nr"),
+            self.section_shift,
+        )
+        if number is None or shift is None:
             return self.max_pfn_limit
-        return int(number) + 1 << max(0, bits - self.geometry.page_shift)
+        return int(number) + 1 << shift
+
+    @cached_property
+    def section_shift(self) -> Optional[int]:
+        """``PFN_SECTION_SHIFT``; ``None`` if nothing tells."""
+        bits = self.vmcoreinfo.number("SECTION_SIZE_BITS")
+        if bits is None:
+            return None
+        # 24 to 34 on those that there are; a section has a page of the largest order of
+        # the buddy allocator, include/linux/mmzone.h asserts.
+        if not self.geometry.page_shift < bits <= 56:
+            raise TargetError(f"VMCOREINFO has SECTION_SIZE_BITS={bits}")
+        return bits - self.geometry.page_shift
 
     @cached_property
     def max_pfn_limit(self) -> int:
