@@ -8,9 +8,11 @@ Every bit of an entry of vmemmap that is no part of its address, and is not what
 processor or HVO changes, is that of its siblings, at all levels.
 """
 
+import numpy as np
 import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
+from drgn_hvo.kernel.entry_bits import EntryBits
 from drgn_hvo.kernel.translation import entries_to
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
@@ -70,3 +72,24 @@ def test_what_the_processor_and_HVO_change(bit):
     machine.image.write(entry, value.to_bytes(8, "little"))
     rules = {finding["rule"] for finding in check(machine)["findings"]}
     assert "vmemmap-entry-bits" not in rules
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 50, 100])
+def test_what_is_seen_in_two_parts(cut):
+    """As where other processes read some of the page tables."""
+    machine, _ = make_machine(describe("shared-7.3"))
+    page_table = hvo_of(program(machine)).kernel.page_table_format
+    assert page_table is not None
+    usual, user, uncached = 0x8000000000000163, 0x8000000000000167, 0x8000000000000173
+    values = np.array(
+        [usual] * 45 + [user] * 25 + [uncached] * 3 + [usual] * 27, dtype=np.uint64
+    )
+    addresses = np.arange(len(values), dtype=np.uint64) << np.uint64(12)
+    whole, first, second = (EntryBits(page_table) for _ in range(3))
+    whole.look(0, values, addresses)
+    for part, place in ((first, slice(cut)), (second, slice(cut, None))):
+        if len(values[place]):
+            part.look(0, values[place], addresses[place])
+    first.add(second)
+    assert first.odd() == whole.odd()
+    assert sorted(odd.count for odd in whole.odd()) == [3, 25]

@@ -161,6 +161,7 @@ def driver(what, *args):
         ("hang", 2, "not done after 5 seconds"),
         ("nothing", 0, None),
     ],
+    ids=["killed", "crash", "memory", "hang", "nothing"],
 )
 @pytest.mark.parametrize("targets", [1, 2])
 def test_a_lost_part_is_no_pass(what, status, words, targets, tmp_path):
