@@ -20,9 +20,7 @@ from drgn_hvo import files
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.damage.faults import make_machine
 from tests.command_support import run
-from tests.ktap_support import parse_ktap
-from tests.synth_support import describe
-from tests.test_hostile import (
+from tests.hostile_support import (
     Hostile,
     direct_map_as_vmemmap,
     large_leaves,
@@ -30,6 +28,8 @@ from tests.test_hostile import (
     same_table_everywhere,
     tables_of_nothing,
 )
+from tests.ktap_support import parse_ktap
+from tests.synth_support import describe
 from tools.holes import Dump
 from tools.mutate_qmp import monitor
 from tools.mutate_run import judge, limits, opened_as
