@@ -101,6 +101,20 @@ def test_killed_is_no_bug(tmp_path):
     assert ran(*targets).returncode == 2
 
 
+def test_another_way_to_start_processes():
+    """What Python 3.14 does unless it is told: the parent is then a server."""
+    script = (
+        "import multiprocessing\n"
+        "from drgn_hvo.commands.workers import Limits, results\n"
+        "if __name__ == '__main__':\n"
+        "    multiprocessing.set_start_method('forkserver')\n"
+        "    print(*results(abs, [-1, 2, -3], Limits(jobs=2)))\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "1 2 3\n"
+
+
 def test_a_process_lost_between_two_targets(monkeypatch):
     """pebble gives the pool up; what is left is done by another one."""
     fetch = pebble.pool.process.fetch_task

@@ -21,7 +21,12 @@ from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from drgn import Program
 
-from drgn_hvo.commands.workers import Limits, begin_process, how_it_ended
+from drgn_hvo.commands.workers import (
+    Limits,
+    begin_process,
+    how_it_ended,
+    process_pool,
+)
 from drgn_hvo.errors import TargetError
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.target import open_target
@@ -95,13 +100,9 @@ class CoreShards:
     def start(self) -> ProcessPool:
         """Let the processes begin to open the core, unless they have already."""
         if self._pool is None:
-            from pebble import ProcessPool
-
             level = logging.getLogger("drgn").level
             arguments = os.getpid(), level, self._limits, self._target, self._vmcoreinfo
-            self._pool = ProcessPool(
-                self._limits.jobs - 1, initializer=_begin, initargs=arguments
-            )
+            self._pool = process_pool(self._limits.jobs - 1, _begin, arguments)
         # Looking starts them.
         if not self._pool.active:
             raise TargetError(_LOST)

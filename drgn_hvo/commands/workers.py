@@ -22,9 +22,17 @@ import signal
 from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
-    from pebble import ProcessFuture
+    from pebble import ProcessFuture, ProcessPool
 
-__all__ = ("Limits", "Lost", "begin_process", "die_with", "how_it_ended", "results")
+__all__ = (
+    "Limits",
+    "Lost",
+    "begin_process",
+    "die_with",
+    "how_it_ended",
+    "process_pool",
+    "results",
+)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -93,6 +101,25 @@ def begin_process(parent: int, log_level: int, memory: Optional[int]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
+def process_pool(
+    jobs: int, initializer: Callable[..., None], arguments: tuple[Any, ...]
+) -> ProcessPool:
+    """
+    A pool of processes that are children of this one, which they end with: since
+    Python 3.14 they would be those of a server that forks.
+    """
+    from multiprocessing import get_context
+
+    from pebble import ProcessPool
+
+    return ProcessPool(
+        jobs,
+        initializer=initializer,
+        initargs=arguments,
+        context=get_context("fork"),
+    )
+
+
 def how_it_ended(code: int) -> tuple[str, bool]:
     """What to say of an exit code, and whether the process broke down by itself."""
     if code >= 0:
@@ -151,14 +178,9 @@ def _results_of_pool(
     """
     from concurrent.futures.process import BrokenProcessPool
 
-    from pebble import ProcessPool
-
     level = logging.getLogger("drgn").level
-    pool = ProcessPool(
-        min(limits.jobs, len(tasks)),
-        initializer=begin_process,
-        initargs=(os.getpid(), level, limits.memory),
-    )
+    arguments = os.getpid(), level, limits.memory
+    pool = process_pool(min(limits.jobs, len(tasks)), begin_process, arguments)
     try:
         futures = [
             pool.schedule(work, args=(task,), timeout=limits.seconds) for task in tasks
