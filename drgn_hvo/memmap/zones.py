@@ -408,10 +408,11 @@ class Mmzone:
     def _agrees(self, layout: FlagsLayout) -> bool:
         """
         Whether most pages whose zone is known have it: the first one of each zone, and
-        more of them if those are divided. Damage to one must not take the answer away.
+        more of them if not most of those have. Damage to one must not take the answer
+        away.
         """
         right, usable = self._pages_agree(layout, 1)
-        if 2 * right == usable:
+        if 2 * right <= usable:
             right, usable = self._pages_agree(layout, _PAGES_OF_A_ZONE)
         return 2 * right > usable
 

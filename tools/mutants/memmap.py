@@ -135,6 +135,14 @@ MEMMAP = (
         ("test_two_private.py::test_fields_of_the_folio_in_struct_page",),
     ),
     Mutant(
+        "memmap-first-page-of-the-only-zone",
+        "memmap/zones.py::Mmzone._agrees",
+        "if 2 * right <= usable:",
+        "if 2 * right == usable:",
+        "one damaged page would take node and zone of all pages away",
+        ("test_next_arm64.py::test_faults_by_their_rule[head-node]",),
+    ),
+    Mutant(
         "memmap-subpage-indices",
         "memmap/tail_fields.py::TailFields._plain_fields",
         "if index in self._private_indices:",

@@ -372,7 +372,8 @@ class _Builder:
         pgdat.set("nr_zones", max(populated) + 1)
         for index in range(nr_zones):
             self._zone(pgdat, node, index, address)
-        tails = [tail for tail in vmemmap.tails if tail.nid == node.id]
+        has_array = plan.generation.array is not None
+        tails = [t for t in vmemmap.tails if t.nid == node.id and has_array]
         if plan.generation.array_is_allocated:
             self._allocate_arrays(pgdat, node.id, tails)
             return bytes(pgdat.data)
@@ -403,7 +404,8 @@ class _Builder:
             if (nid, tail.zone) not in self.tail_arrays:
                 page[at : at + size] = bytes(size)
             self.tail_arrays[nid, tail.zone] = physical
-            path = f"node_zones[{tail.zone}].vmemmap_tails"
+            owner = "" if tail.zone is None else f"node_zones[{tail.zone}]."
+            path = f"{owner}vmemmap_tails"
             pgdat.set(path, plan.space.virtual(pfn) + at)
             at += 8 * (tail.order - plan.generation.min_order)
             page[at : at + 8] = self._pack("Q", plan.space.page_address(tail.pfn))
