@@ -320,6 +320,7 @@ def test_html_is_refused(tmp_path):
         done = run("show", core, "--html", path, *options)
         assert done.returncode == 2
         assert not path.exists()
+    assert run("show", core, "--force").returncode == 2
     assert run("show", core, "--html", path).returncode == 0
     page = path.read_bytes()
     done = run("show", core, "--html", path)

@@ -210,6 +210,8 @@ def _write_page(session: Session, args: argparse.Namespace) -> int:
 def _run_show(session: Session, args: argparse.Namespace) -> int:
     if args.html is not None:
         return _write_page(session, args)
+    if args.force:
+        raise UsageError("--force needs --html FILE")
     from drgn_hvo.commands.drgn_code import show_code
     from drgn_hvo.commands.show import show_document
     from drgn_hvo.commands.show_text import print_show
