@@ -23,7 +23,13 @@ from drgn_hvo.cli import EXIT_STATUSES
 from drgn_hvo.formats.architectures import ARCHITECTURES
 from drgn_hvo.formats.what_ran import WHAT_RAN
 from drgn_hvo.synth.damage.faults import FAULTS
-from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
+from drgn_hvo.synth.described.description import (
+    Description,
+    DeviceMemory,
+    HugePages,
+    Node,
+    Pages,
+)
 from tools.command_line import arguments, commands
 
 __all__ = ("SITE_PAGES", "write_site_pages")
@@ -190,6 +196,7 @@ def description_page() -> Iterator[str]:
         (Node, "`[[node]]`: a NUMA node"),
         (HugePages, "`[[huge_pages]]`: huge pages in one state"),
         (Pages, "`[[pages]]`: other pages"),
+        (DeviceMemory, "`[[devices]]`: memory of devices"),
     ):
         docs = _param_docs(kind)
         yield f"## {title}\n"
