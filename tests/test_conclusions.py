@@ -11,6 +11,7 @@ import re
 
 import pytest
 
+from drgn_hvo.audit.rules import RULE_BY_ID
 from drgn_hvo.commands.check import CheckScope, check_document
 from drgn_hvo.commands.conclusions import check_conclusions, show_conclusions
 from drgn_hvo.commands.show import show_document
@@ -91,7 +92,8 @@ def bits(applied):
 def test_damaged_machines_are_not(fault):
     generation = next(one.name for one in GENERATIONS if fault.possible(one))
     machine, (applied,) = make_machine(describe(generation), [fault.name])
-    document = check_document(hvo_of(program(machine)), "core", CheckScope())
+    scope = CheckScope(deep=RULE_BY_ID[fault.rule].deep)
+    document = check_document(hvo_of(program(machine)), "core", scope)
     sentences = document["conclusions"]
     check_plain(sentences)
     text = "\n".join(sentences)

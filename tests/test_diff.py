@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import drgn_hvo
+from drgn_hvo.audit.rules import RULES
 from drgn_hvo.commands.diff import diff_document, print_diff, side_of
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.target import open_target
@@ -25,6 +26,7 @@ from tests.damage_support import Case
 from tests.overlay import Overlay, image_to_phys
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
+DEEP: set[str] = {rule.id for rule in RULES if rule.deep}
 SHARED = SAMPLES / "shared-7.3.kdump"
 
 
@@ -147,6 +149,8 @@ def test_every_fault_shows_as_a_finding_that_is_new_and_then_gone(generation):
     for fault in FAULTS:
         if fault.rule is None or not fault.possible(entry):
             continue
+        if fault.rule in DEEP:
+            continue  # diff looks as check does without --deep
         damaged = side_of(hvo_of(Case.of(generation, [fault.name]).prog), "core")
         for sides, change in (
             ((healthy, damaged), "new"),
