@@ -17,6 +17,7 @@ from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.generations import GENERATIONS
+from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import ALL, describe
 
 CASES = [
@@ -79,6 +80,19 @@ def test_a_page_that_is_missing_is_not_corruption(name):
         assert doc["findings"] == []
         assert doc["not_in_dump"] != []
         assert exit_status(doc, strict=True) == 3
+
+
+@pytest.mark.parametrize("name", ["fake-head-6.1", "plain-7.2", "shared-7.3"])
+def test_tails_whose_head_is_missing_are_not_corruption(name):
+    """The struct pages of a THP fill several pages; the first one is not there."""
+    machine = build_machine(describe(name))
+    thp = next(p for p in machine.plan.pages if p.group.kind == "thp")
+    machine.image.missing.add(machine.page_physical(thp.first_pfn) >> 12)
+    doc = audit(program(machine), deep=True)
+    assert doc["findings"] == []
+    (rule,) = (rule for rule in doc["rules"] if rule["id"] == "compound-heads")
+    assert rule["result"] == "skip"
+    assert exit_status(doc, strict=True) == 3
 
 
 @pytest.mark.parametrize("reads", [1, 2])

@@ -194,6 +194,6 @@ AUDIT_TRANSITIONS = (
         "return np.where(unseen, _ANY_ORDER, covers)",
         "return covers",
         "tails of heads that the dump lacks would be corruption",
-        ("test_check_faults.py::test_a_page_that_is_missing_is_not_corruption",),
+        ("test_check_faults.py::test_tails_whose_head_is_missing_are_not_corruption",),
     ),
 )
