@@ -67,7 +67,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--damage-cases",
         type=int,
-        default=1000,
+        default=300,
         metavar="N",
-        help="how many machines to damage at random (default: 1000)",
+        help="how many machines to damage at random (default: 300)",
     )

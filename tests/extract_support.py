@@ -53,14 +53,15 @@ def extract(prog, path, **options):
 
 
 def _folio_pfns(hvo):
-    """Of each folio: the first pages, one in every slice, the last ones."""
+    """Of each folio the first and the last page; of some, many in between."""
     per_slice = hvo.kernel.geometry.pages_per_slice
-    for pfn, order in zip(
-        hvo.hugetlb.folios.head_pfn.tolist(), hvo.hugetlb.folios.order.tolist()
-    ):
-        end = pfn + (1 << order)
-        yield from range(pfn, pfn + 4)
-        yield from range(pfn + per_slice, end, max(per_slice, (end - pfn) // 8))
+    orders = hvo.hugetlb.folios.order.tolist()
+    for i, pfn in enumerate(hvo.hugetlb.folios.head_pfn.tolist()):
+        end = pfn + (1 << orders[i])
+        yield pfn
+        if i % 8 == 0:
+            yield from range(pfn + 1, pfn + 4)
+            yield from range(pfn + per_slice, end, max(per_slice, (end - pfn) // 8))
         yield end - 1
 
 

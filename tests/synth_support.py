@@ -22,7 +22,9 @@ from drgn_hvo.synth.machine.plan import AnyPlaced
 
 __all__ = (
     "ALL",
+    "FEW",
     "NODES",
+    "SHAPES",
     "Expected",
     "describe",
     "expected_folios",
@@ -32,6 +34,15 @@ __all__ = (
 )
 
 ALL = [entry.name for entry in GENERATIONS]
+#: One for each way in which tails are kept, for what costs too much with all.
+FEW = ("fake-head-6.1", "fake-head-6.12", "plain-7.2", "seed-v5", "shared-7.3")
+#: The first with each shape of the fields of folios.
+SHAPES = list(
+    {
+        (entry.fields, entry.struct_page_size): entry.name
+        for entry in reversed(GENERATIONS)
+    }.values()
+)
 
 NODES = (
     Node(

@@ -4,9 +4,9 @@
 Private tails
 -------------
 
-Every word of the struct pages behind a head that the kernel fixes, in every
-generation: one bit of it is wrong, and is the first finding, at its address. What the
-kernel leaves free is none.
+Every word of the struct pages behind a head that the kernel fixes, in every generation
+that has other fields: one bit of it is wrong, and is the first finding, at its address.
+What the kernel leaves free is none.
 """
 
 from contextlib import contextmanager
@@ -21,10 +21,10 @@ from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.tail_fields import TailFields
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
-from tests.synth_support import ALL, describe
+from tests.synth_support import SHAPES, describe
 
 
-@pytest.fixture(scope="module", params=ALL)
+@pytest.fixture(scope="module", params=SHAPES)
 def machine(request):
     return build_machine(describe(request.param))
 

@@ -28,8 +28,10 @@ from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import write_core
+from drgn_hvo.synth.damage import to_mappings
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
+from drgn_hvo.synth.described.generations import generation as generation_of
 from drgn_hvo.synth.machine.machine import build_machine
 
 # Where memory begins; elsewhere at 0.
@@ -109,6 +111,13 @@ def test_faults(name, page_shift, levels, generation):
     """The first finding is the wrong word, on every architecture."""
     tried = set()
     for fault in FAULTS:
+        # What is no word of a page table and was tried with shared tails is the same.
+        if (
+            generation != "shared-7.3"
+            and fault.possible(generation_of("shared-7.3"))
+            and fault.find.__module__ != to_mappings.__name__
+        ):
+            continue
         try:
             description = describe(name, page_shift, levels, generation)
             machine, _ = make_machine(description, [fault.name])
@@ -119,7 +128,7 @@ def test_faults(name, page_shift, levels, generation):
         document = check_document(hvo_of(program(machine)), "core", scope)
         first = document["findings"][0]["rule"] if document["findings"] else None
         assert first == fault.rule, fault.name
-    assert {"pte-foreign-frame", "pte-none", "head-read-only", "list-loop"} <= tried
+    assert {"pte-foreign-frame", "pte-none", "head-read-only"} <= tried
     by_design = name in ("riscv64", "loongarch64")
     assert ("pte-writable" in tried) != by_design
 

@@ -71,6 +71,7 @@ class Kernel:
         self.assume = _parse_assumptions(assume)
         #: The same assumptions, as they were given.
         self.assumed = dict(assume)
+        self._constants: dict[str, Optional[int]] = {}
         self.sources = install(prog)
         arch = architecture_name(prog)
         if arch is None:
@@ -183,6 +184,12 @@ class Kernel:
         """An enumerator, ``None`` if this kernel has none of that name."""
         if not self.has_types:
             return None
+        # To look for one goes through all names of BTF.
+        if name not in self._constants:
+            self._constants[name] = self._find_constant(name)
+        return self._constants[name]
+
+    def _find_constant(self, name: str) -> Optional[int]:
         try:
             value: int = self.prog.constant(name).value_()
         except LookupError:
