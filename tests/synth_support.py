@@ -36,11 +36,11 @@ __all__ = (
 ALL = [entry.name for entry in GENERATIONS]
 #: One for each way in which tails are kept, for what costs too much with all.
 FEW = ("fake-head-6.1", "fake-head-6.12", "plain-7.2", "seed-v5", "shared-7.3")
-#: The first with each shape of the fields of folios.
+#: One with each shape of the fields of folios, of these if it is among them.
 SHAPES = list(
     {
         (entry.fields, entry.struct_page_size): entry.name
-        for entry in reversed(GENERATIONS)
+        for entry in sorted(GENERATIONS, key=lambda entry: entry.name in FEW)
     }.values()
 )
 

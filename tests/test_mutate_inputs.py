@@ -54,12 +54,13 @@ def test_a_value_of_many_digits_makes_a_short_line():
 
 
 def test_many_lines_of_one_key_take_no_time():
-    """As many as fit; comparing each with all would take minutes."""
+    """Comparing each with all would take seconds, and minutes of as many as fit."""
     lines = b"\n".join(b"KEY=%d" % i for i in range(130_000))
     assert len(lines) > 1 << 20
     start = time.process_time()
+    Vmcoreinfo(lines[: 1 << 18])
+    assert time.process_time() - start < 1
     noted = Vmcoreinfo(lines[: 1 << 20])
-    assert time.process_time() - start < 5
     with pytest.raises(Exception, match="more than once: '0' and '1'"):
         noted["KEY"]
 
