@@ -94,7 +94,7 @@ HELPERS = (
         "read.is_poisoned or ",
         "",
         "a struct page that nobody initialised would be of a slab",
-        ("test_helpers.py::test_page_slab",),
+        ("test_helpers.py::test_a_struct_page_that_was_never_initialised",),
     ),
     Mutant(
         "helpers-slab-of-tails",
