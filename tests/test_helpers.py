@@ -277,6 +277,14 @@ def test_folio_vmemmap_frames(case):
             assert other.writable.all()
 
 
+def test_a_tail_is_no_folio(case):
+    """Not one of a single page either, which has frames of its own."""
+    tail = case.page(next(iter(case.folios)) + 5)
+    for helper in (folio_vmemmap_frames, hugetlb_vmemmap_optimized):
+        with pytest.raises(HvoError, match="is not the head of a folio"):
+            helper(tail)
+
+
 def test_vmemmap_saved(case):
     saved: dict[tuple[int, int], int] = {}
     for expected in case.folios.values():

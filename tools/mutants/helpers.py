@@ -158,7 +158,7 @@ HELPERS = (
         "read.is_poisoned or read.head_address() != read.address",
         "read.is_poisoned",
         "a tail would be taken for a folio",
-        ("test_helpers.py::test_optimized_flag",),
+        ("test_helpers.py::test_a_tail_is_no_folio",),
     ),
     Mutant(
         "helpers-folios-of-one-pool",
