@@ -20,7 +20,7 @@ from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.helpers.compound import compound_heads
-from drgn_hvo.helpers.hugetlb import folio_vmemmap_frames
+from drgn_hvo.helpers.hugetlb import folio_vmemmap_frames, vmemmap_saved
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
@@ -211,6 +211,8 @@ def test_a_page_table_that_is_not_there_is_no_hole():
     machine.image.missing.add(table)
     with pytest.raises(FaultError, match="not in this dump"):
         folio_vmemmap_frames(folio(machine, placed.first_pfn))
+    with pytest.raises(FaultError, match="not in this dump"):
+        vmemmap_saved(program(machine))
 
 
 @pytest.mark.parametrize("size", [4097, 8192])

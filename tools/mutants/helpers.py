@@ -184,7 +184,7 @@ HELPERS = (
         "for table in hvo.vmemmap.walk.missing:",
         "for table in ():",
         "what a missing page table maps would count as not saved",
-        ("test_helpers.py::test_what_is_not_in_the_dump",),
+        ("test_command_words.py::test_a_page_table_that_is_not_there_is_no_hole",),
     ),
     Mutant(
         "helpers-PageHuge-of-tails",
