@@ -124,6 +124,8 @@ def test_compound_heads_of_a_range(case):
     single = np.flatnonzero(known & ~compound)
     assert len(single) > 1000
     assert (heads[single] == single.astype(np.uint64)).all()
+    assert heads[end - 1] == end - 1
+    assert (compound_heads(case.prog, range(end - 70, end)) == heads[end - 70 :]).all()
 
 
 def test_compound_heads_of_some(case):
