@@ -130,6 +130,35 @@ def test_more_damage_than_an_audit_lists():
             validate_hugetlb_folio(folio)
 
 
+def test_all_that_is_wrong_is_counted():
+    faults = ["head-with-PG_lru", "private-tail-refcount"]
+    machine, _ = make_machine(describe("shared-7.3"), faults)
+    first = machine.plan.space.page_address(machine.plan.huge[0].first_pfn)
+    prog = program(machine)
+    (wrong,) = (f for f in for_each_hugetlb_folio(prog) if f.value_() == first)
+    with pytest.raises(ValidationError, match=r"^folio-head: .* \(and 1 more\)$"):
+        validate_hugetlb_folio(wrong)
+
+
+def test_a_folio_on_a_list_that_was_not_read():
+    """Its neighbours on the list are not in the dump, and nothing else leads there."""
+    machine, _ = make_machine(describe("shared-7.3"))
+    before, lost = (
+        placed
+        for placed in machine.plan.huge
+        if (placed.group.node, placed.group.list) == (1, "free")
+    )
+    assert not lost.optimized
+    for neighbour in (before.heads()[-1], lost.heads()[1]):
+        machine.image.missing.add(machine.page_physical(neighbour) >> 12)
+    prog = program(machine)
+    install(prog)
+    address = machine.plan.space.page_address(lost.first_pfn)
+    folio = drgn.Object(prog, "struct folio *", address)
+    with pytest.raises(drgn.FaultError, match="on no list that was read"):
+        validate_hugetlb_folio(folio)
+
+
 def test_a_warning_raises_only_if_strict():
     machine, _ = make_machine(describe("shared-7.3"), ["tail-refcount"])
     tails = [tail.page for tail in for_each_vmemmap_tail(program(machine))]
