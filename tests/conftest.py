@@ -65,6 +65,11 @@ def pytest_configure():
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--all-generations",
+        action="store_true",
+        help="ask for pages that faults damage in all generations, not in a few",
+    )
+    parser.addoption(
         "--damage-cases",
         type=int,
         default=300,

@@ -125,8 +125,7 @@ def results_of_cluster(
     """
     timeout = None if limits.seconds is None else limits.seconds + _GRACE
     with _client(scheduler, limits.jobs) as client:
-        from distributed import KilledWorker
-
+        killed_worker: Any = import_module("distributed").KilledWorker
         futures = [
             client.submit(_read, list(argv), os.getcwd(), target, timeout, pure=False)
             for target in targets
@@ -134,7 +133,7 @@ def results_of_cluster(
         for i, target in enumerate(targets):
             try:
                 yield _document(target, *futures[i].result())
-            except KilledWorker:
+            except killed_worker:
                 yield Lost(target, f"{_FAILURES} workers that read it were lost")
             # A cluster keeps a result for as long as somebody holds it.
             futures[i] = None
