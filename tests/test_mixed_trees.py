@@ -19,9 +19,9 @@ from drgn_hvo.errors import DetectionError
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
+from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.described import description
 from drgn_hvo.synth.described.generations import generation
-from drgn_hvo.synth.machine.machine import build_machine
 from tests.synth_support import ALL, describe, expected_folios, expected_heads
 from tools.generations_page import generations_page
 
@@ -59,7 +59,7 @@ COMBINATIONS = [
 ]
 
 
-def machine_of(monkeypatch, mask, tails, array, is_pfn):
+def machine_of(monkeypatch, mask, tails, array, is_pfn, faults=()):
     """A machine of a kernel that took these pieces."""
     groups = tuple(
         replace(group, optimized=False if tails == "plain" else group.optimized)
@@ -79,7 +79,8 @@ def machine_of(monkeypatch, mask, tails, array, is_pfn):
         dax=None,
     )
     monkeypatch.setattr(description, "generation", lambda _name: mixed)
-    return build_machine(describe("shared-7.3", huge_pages=groups))
+    machine, _ = make_machine(describe("shared-7.3", huge_pages=groups), faults)
+    return machine
 
 
 def answer(machine):
@@ -124,6 +125,30 @@ def test_served_or_refused_by_name(monkeypatch, mask, tails, array, is_pfn):
     resolved = known.heads.many(np.array(some, dtype=np.int64)).tolist()
     assert resolved == [heads[pfn][0] for pfn in some]
     assert checked["findings"] == []
+
+
+# What a kernel leaves behind when it restores a huge page shows in memory only: faults
+# that do as it does, and the rule that finds them.
+RESTORED = {
+    "whole": ((), None),
+    "copies-left": (("fake-heads-left",), "stray-head"),
+    "head-left": (("stray-PG_head",), "stray-head"),
+}
+
+
+@pytest.mark.parametrize("restored", RESTORED)
+@pytest.mark.parametrize("mask", MASKS)
+def test_how_it_restores_is_asked_of_memory(monkeypatch, mask, restored):
+    """Whichever encoding a tree with fake heads took."""
+    faults, rule = RESTORED[restored]
+    machine = machine_of(monkeypatch, mask, "fake-head", (None, False), False, faults)
+    said = answer(machine)
+    assert not isinstance(said, str)
+    _, shown, checked = said
+    assert shown["tail_layout"]["kind"] == "fake-head"
+    assert shown["encoding"]["kind"] == ("mask" if mask else "pointer")
+    rules = [one["rule"] for one in checked["findings"]]
+    assert rules[:1] == ([rule] if rule else [])
 
 
 def test_the_page_of_generations():
