@@ -26,7 +26,7 @@ from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.hvo import Hvo, hvo_of
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
-# drgn's loop runs over so many windows of so many pages a turn, and is scaled up.
+# Windows that drgn's loop runs over a turn, and pages of each; it is scaled up.
 _WINDOWS, _PAGES = 10, 50
 
 _TURNS = 61

@@ -8,6 +8,7 @@ Exit statuses, one line on stderr, and output files that are whole or not there.
 """
 
 import json
+import logging
 import os
 from pathlib import Path
 import signal
@@ -421,7 +422,12 @@ def test_a_bug_is_not_an_error_of_the_user(core, monkeypatch, capsys):
         raise ZeroDivisionError("injected")
 
     monkeypatch.setattr(show, "show_document", broken)
-    assert cli.main(["show", str(core)]) == 70
+    # The command sets it for its process.
+    level = logging.getLogger("drgn").level
+    try:
+        assert cli.main(["show", str(core)]) == 70
+    finally:
+        logging.getLogger("drgn").setLevel(level)
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert "ZeroDivisionError" in captured.err

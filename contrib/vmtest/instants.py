@@ -45,7 +45,7 @@ _DEMOTE = "echo 1 >/sys/kernel/mm/hugepages/hugepages-1048576kB/demote"
 # How long a guest may take to come to a function, in seconds.
 _ARRIVAL = 25.0
 
-# Every so manyth instant is audited with all of vmemmap.
+# One of this many instants is audited with all of vmemmap.
 _DEEP = 6
 
 # What a compiler adds to the name of a function that it made another one of.

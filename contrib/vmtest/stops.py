@@ -37,7 +37,7 @@ class Stop:
     :param names: What kernels call it, the newest first.
     :param reason: What it leaves between two instructions.
     :param dense: So many first instructions are audited one by one.
-    :param stride: Behind them, every so manyth one.
+    :param stride: Behind them, one of this many.
     :param most: So many instants at most.
     :param inside: If not empty, stop only after one of these functions was called.
     :param order: Only where its second argument, an order, is at least that.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ("map_svg",)
 
-# A folio whose vmemmap is in so many pieces is not drawn to its end.
+# A folio whose vmemmap is in more pieces is not drawn to its end.
 _MAX_ROWS_DRAWN = 2048
 
 # Longer lines are wrapped.
