@@ -80,6 +80,7 @@ def changed(machine, pfn, member, value):
 
 def has_folios(prog):
     """Whether there is ``struct folio``, which came with v5.16."""
+    hvo_of(prog)  # offers types
     try:
         prog.type("struct folio")
     except LookupError:

@@ -7,6 +7,7 @@ The command line through the shell
 Exit statuses, one line on stderr, and output files that are whole or not there.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -393,6 +394,14 @@ def test_closed_pipe(core):
     assert process.returncode in EXIT_STATUSES
 
 
+def opened_below(directory, pid):
+    """What a process has open in a directory, whether it has a name or not."""
+    links = Path(f"/proc/{pid}/fd").glob("*")
+    with contextlib.suppress(OSError):
+        return [a for link in links if (a := os.readlink(link)).startswith(directory)]
+    return []
+
+
 def test_interrupt(tmp_path):
     core = core_path("7.2-boot1g")
     out = tmp_path / "heads.npy"
@@ -401,9 +410,9 @@ def test_interrupt(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    # The temporary file shows that it is at work.
+    # The file that it writes, which has no name yet, shows that it is at work.
     deadline = time.monotonic() + 60
-    while not os.listdir(tmp_path) and time.monotonic() < deadline:
+    while not opened_below(str(tmp_path), process.pid) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)

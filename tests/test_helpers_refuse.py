@@ -10,6 +10,7 @@ answers, and never fails in a way of Python's own.
 """
 
 import inspect
+from types import GeneratorType
 
 import drgn
 import pytest
@@ -55,7 +56,8 @@ def call(prog, name, argument):
     helper = HELPERS[name]
     if OF_OBJECTS[name] == "hstate":
         return list(helper(prog, argument))
-    return helper(argument)
+    found = helper(argument)
+    return list(found) if isinstance(found, GeneratorType) else found
 
 
 def has_tails(prog):
@@ -68,6 +70,8 @@ def test_every_helper_is_here():
         "compound_heads",
         "compound_info_has_mask",
         "for_each_vmemmap_tail",
+        "hugetlb_changes",
+        "snapshot_hugetlb",
         "vmemmap_saved",
     }
 

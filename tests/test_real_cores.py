@@ -93,8 +93,10 @@ def test_layout(shown, expected, name):
 
 
 def test_the_only_note_is_where_drgn_is_wrong(shown, name):
-    assert len(shown["notes"]) == (name in DRGN_IS_WRONG)
-    assert all("drgn's own compound_head()" in note for note in shown["notes"])
+    # Who limits pools is in slab memory, which most dumps have only in part.
+    notes = [note for note in shown["notes"] if not note.startswith("limits of ")]
+    assert len(notes) == (name in DRGN_IS_WRONG)
+    assert all("drgn's own compound_head()" in note for note in notes)
 
 
 def test_shared_tails(shown, expected):

@@ -19,6 +19,7 @@ from typing import Optional, TypeVar
 from drgn import FaultError, Object, sizeof
 
 from drgn_hvo.errors import UnavailableError
+from drgn_hvo.kernel.shapes import WORD, fault_of
 from drgn_hvo.kernel.unread import why
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.pools import HState
@@ -128,6 +129,8 @@ def room_of(hvo: Hvo, hstate: HState) -> PoolRoom:
 
 def _number(hvo: Hvo, pool: Object, member: str) -> Optional[int]:
     try:
+        if fault_of(hvo.kernel.prog.type("struct hstate"), member, WORD) is not None:
+            return None
         return int(hvo.kernel.known_words.value(pool.member_(member)))
     except (FaultError, LookupError):
         return None
