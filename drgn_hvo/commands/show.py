@@ -20,7 +20,7 @@ from drgn_hvo.commands.conclusions import show_conclusions
 from drgn_hvo.commands.document import (
     kernel_document,
 )
-from drgn_hvo.kernel.unread import Need
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
 from drgn_hvo.memmap.allocation import Limits, limits_of, room_of
 from drgn_hvo.memmap.devices import device_memory, is_device_zone
 from drgn_hvo.memmap.folios import Folios, Hugetlb
@@ -99,6 +99,7 @@ def show_document(
             *layout.notes,
             *_unread(hvo),
             *_missing_tables(hvo),
+            *_unknown_rooms(hvo, overview),
             *found.unread,
             *(overview.left_out if overview is not None else ()),
         ],
@@ -285,6 +286,17 @@ def _hstate(hvo: Hvo, overview: Overview, hstate: HState) -> HstateEntry:
         "surplus_left": room.surplus_left,
         "nodes": nodes,
     }
+
+
+def _unknown_rooms(hvo: Hvo, overview: Optional[Overview]) -> Iterator[str]:
+    """Of which pools it is not known how many huge pages they may get, and why."""
+    for hstate in overview.hstates if overview is not None else ():
+        room = room_of(hvo, hstate)
+        if room.overcommit is None or room.asked is None:
+            yield (
+                f"limits of the pool of order {hstate.order} are not known: "
+                f"{NOT_IN_DUMP}, or of a shape that no known kernel has"
+            )
 
 
 def _saved(hvo: Hvo, overview: Overview) -> SavedEntry:
