@@ -427,14 +427,19 @@ def _seconds(text: str) -> float:
 
 def _run_diff(session: Session, args: argparse.Namespace) -> int:
     from drgn_hvo.commands.diff import diff_document, print_diff, side_of
+    from drgn_hvo.kernel.bound import Kernel
     from drgn_hvo.kernel.target import open_target
-    from drgn_hvo.memmap.hvo import hvo_of
+    from drgn_hvo.memmap.hvo import Hvo
 
-    before = side_of(session.open(), session.target)
+    first = session.open()
+    before = side_of(first, session.target)
     time.sleep(args.wait)
-    # On the command line, debuginfo is for both.
-    other = open_target(args.other, getattr(args, "symbols", ()))
-    after = side_of(hvo_of(other, assumptions(args.assume)), args.other)
+    # QEMU talks to one at a time: the same target is read again, not opened again.
+    prog = first.kernel.prog
+    if args.other != session.target:
+        # On the command line, debuginfo is for both.
+        prog = open_target(args.other, getattr(args, "symbols", ()))
+    after = side_of(Hvo(Kernel(prog, assumptions(args.assume))), args.other)
     document = diff_document(before, after)
     print_document(document, print_diff, as_json=args.format == "json")
     return 0
