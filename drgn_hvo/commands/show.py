@@ -17,9 +17,7 @@ import numpy as np
 
 from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.commands.conclusions import show_conclusions
-from drgn_hvo.commands.document import (
-    kernel_document,
-)
+from drgn_hvo.commands.document import kernel_document
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
 from drgn_hvo.memmap.allocation import Limits, limits_of, room_of
 from drgn_hvo.memmap.devices import device_memory, is_device_zone
@@ -67,6 +65,7 @@ def show_document(
     struct_page = kernel.struct_page
     overview = overview_of(hvo, whole=folios) if hvo.has_hugetlb else None
     found = limits_of(hvo) if limits and hvo.has_hugetlb else Limits(None, None, ())
+    pools = _pools(hvo, overview, folios=folios)
     shown: ShowReport = {
         **kernel_document(target, kernel.release),
         "conclusions": [],
@@ -87,7 +86,7 @@ def show_document(
         "hvo_built": hvo.is_built,
         "hvo_enabled": hvo.is_enabled,
         "vmemmap": _vmemmap(hvo),
-        **_pools(hvo, overview, folios=folios),
+        **pools,
         "properties": _properties(hvo, overview),
         "hwpoisoned": _hwpoisoned(overview),
         "not_optimized": _not_optimized(overview),
@@ -99,7 +98,7 @@ def show_document(
             *layout.notes,
             *_unread(hvo),
             *_missing_tables(hvo),
-            *_unknown_rooms(hvo, overview),
+            *_unknown_limits(pools["hstates"]),
             *found.unread,
             *(overview.left_out if overview is not None else ()),
         ],
@@ -288,13 +287,12 @@ def _hstate(hvo: Hvo, overview: Overview, hstate: HState) -> HstateEntry:
     }
 
 
-def _unknown_rooms(hvo: Hvo, overview: Optional[Overview]) -> Iterator[str]:
+def _unknown_limits(hstates: Optional[list[HstateEntry]]) -> Iterator[str]:
     """Of which pools it is not known how many huge pages they may get, and why."""
-    for hstate in overview.hstates if overview is not None else ():
-        room = room_of(hvo, hstate)
-        if room.overcommit is None or room.asked is None:
+    for hstate in hstates or ():
+        if hstate["overcommit"] is None or hstate["asked"] is None:
             yield (
-                f"limits of the pool of order {hstate.order} are not known: "
+                f"limits of the pool of order {hstate['order']} are not known: "
                 f"{NOT_IN_DUMP}, or of a shape that no known kernel has"
             )
 
