@@ -427,9 +427,8 @@ def _seconds(text: str) -> float:
 
 def _run_diff(session: Session, args: argparse.Namespace) -> int:
     from drgn_hvo.commands.diff import diff_document, print_diff, side_of
-    from drgn_hvo.kernel.bound import Kernel
     from drgn_hvo.kernel.target import open_target
-    from drgn_hvo.memmap.hvo import Hvo
+    from drgn_hvo.memmap.hvo import hvo_of
 
     first = session.open()
     before = side_of(first, session.target)
@@ -439,7 +438,7 @@ def _run_diff(session: Session, args: argparse.Namespace) -> int:
     if args.other != session.target:
         # On the command line, debuginfo is for both.
         prog = open_target(args.other, getattr(args, "symbols", ()))
-    after = side_of(Hvo(Kernel(prog, assumptions(args.assume))), args.other)
+    after = side_of(hvo_of(prog, assumptions(args.assume)), args.other)
     document = diff_document(before, after)
     print_document(document, print_diff, as_json=args.format == "json")
     return 0
