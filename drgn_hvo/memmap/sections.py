@@ -103,15 +103,12 @@ class _Reader:
     def _section_bits(self) -> int:
         """``PFN_SECTION_SHIFT``, if sections lie in roots of a page each."""
         info, geometry = self._kernel.vmcoreinfo, self._kernel.geometry
-        bits, physmem = (
-            info.number("SECTION_SIZE_BITS"),
-            info.number("MAX_PHYSMEM_BITS"),
-        )
-        length, roots = info.length("mem_section"), info.symbol("mem_section")
-        if not (bits and physmem and length and roots):
+        shift, physmem = self._kernel.section_shift, info.number("MAX_PHYSMEM_BITS")
+        length = info.length("mem_section")
+        if not (shift and physmem and length and self._roots):
             raise DetectionError("VMCOREINFO does not say where mem_section is")
-        shift = bits - geometry.page_shift
-        if not 0 < shift < 40 or not bits < physmem < 64:
+        bits = shift + geometry.page_shift
+        if not shift < 40 or not bits < physmem < 64:
             raise DetectionError(f"a section of 2^{bits} bytes cannot be")
         per_root = geometry.page_size // self._size
         if not per_root or length * per_root != 1 << (physmem - bits):
