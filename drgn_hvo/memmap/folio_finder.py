@@ -50,6 +50,11 @@ class Slices:
     level: npt.NDArray[np.uint8]
     shared: Int64Array
 
+    def are_on(self, frame: int) -> BoolArray:
+        """Which parts have a slice that maps a frame."""
+        on: BoolArray = self.pfn <= frame
+        return on & (frame <= self.pfn + self.step * (self.count - 1))
+
 
 def are_hugetlb(heads: HeadRecords, fields: FolioFields) -> BoolArray:
     """Which heads are of hugetlb folios, or of frozen ones that are to become some."""

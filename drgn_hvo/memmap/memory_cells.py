@@ -224,8 +224,7 @@ def tail_users(hvo: Hvo, pfn: int) -> tuple[Int64Array, Int64Array, int]:
     """
     folios = hvo.hugetlb.folios
     slices = folios.tail_slices
-    last = slices.pfn + slices.step * (slices.count - 1)
-    which = np.unique(slices.folio[(slices.pfn <= pfn) & (pfn <= last)])
+    which = np.unique(slices.folio[slices.are_on(pfn)])
     starts = folios.head_pfn[which]
     orders = np.minimum(folios.order[which], hvo.kernel.geometry.largest_order)
     ends = starts + (np.int64(1) << orders)

@@ -64,12 +64,11 @@ def frame_of_spec(hvo: Hvo, spec: PageSpec) -> tuple[int, Optional[int]]:
 def sharers_of(hvo: Hvo, frame: int) -> Sharers:
     """The huge pages that share a frame."""
     found, slices = hvo.hugetlb.folios, hvo.hugetlb.folios.tail_slices
-    repeats = slices.step == 0
-    last = slices.pfn + np.where(repeats, 1, slices.count)
-    maps = (slices.pfn <= frame) & (frame < last)
+    maps = slices.are_on(frame)
     folios, index = np.unique(slices.folio[maps], return_inverse=True)
     counts = np.zeros(len(folios), dtype=np.int64)
-    np.add.at(counts, index.reshape(-1), np.where(repeats, slices.count, 1)[maps])
+    each = np.where(slices.step == 0, slices.count, 1)
+    np.add.at(counts, index.reshape(-1), each[maps])
     private = int((found.head_frame[folios] == frame).sum())
     if hvo.layout.tails.private_slices > 1:
         private = int((found.tail_frame[folios] == frame).sum())
