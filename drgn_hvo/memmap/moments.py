@@ -105,9 +105,7 @@ def _boot(hvo: Hvo) -> Iterator[tuple[str, object]]:
             yield name, bytes(value)
 
 
-def _counters(
-    hvo: Hvo,
-) -> Iterator[tuple[tuple[int, Optional[int], str], Optional[int]]]:
+def _counters(hvo: Hvo) -> Iterator[tuple[_CounterKey, Optional[int]]]:
     for hstate in hvo.hugetlb.hstates:
         order = hstate.order
         for name in ("total", "free", "surplus", "reserved"):
