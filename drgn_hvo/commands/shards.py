@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Optional, TypeVar
 from drgn import Program
 
 from drgn_hvo.commands.workers import (
+    PATIENCE,
     Limits,
     begin_process,
     how_it_ended,
@@ -47,10 +48,6 @@ _BLOCK = 512
 
 # How many pieces wait for each of the other processes, so that none has to wait.
 _AHEAD = 3
-
-
-# Seconds after which to ask whether there are still processes to wait for.
-_PATIENCE = 1
 
 # Of a process that was lost between two pieces, which tells nobody how.
 _LOST = "a process that read a part of this target was lost"
@@ -127,7 +124,7 @@ class CoreShards:
             if left:
                 number, piece = left.popleft()
                 yield number, work(reader, piece)
-            elif not wait(begun, _PATIENCE, FIRST_COMPLETED).done and not pool.active:
+            elif not wait(begun, PATIENCE, FIRST_COMPLETED).done and not pool.active:
                 raise TargetError(_LOST)
             for future in [one for one in begun if one.done()]:
                 yield begun.pop(future), _result(future)

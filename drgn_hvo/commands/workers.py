@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pebble import ProcessFuture, ProcessPool
 
 __all__ = (
+    "PATIENCE",
     "Limits",
     "Lost",
     "begin_process",
@@ -37,8 +38,8 @@ __all__ = (
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-# Seconds after which to ask whether there are still processes to wait for.
-_PATIENCE = 1
+#: Seconds after which to ask whether there are still processes to wait for.
+PATIENCE = 1
 
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
@@ -186,7 +187,7 @@ def _results_of_pool(
             pool.schedule(work, args=(task,), timeout=limits.seconds) for task in tasks
         ]
         for task, future in zip(tasks, futures):
-            while not concurrent.futures.wait([future], _PATIENCE).done:
+            while not concurrent.futures.wait([future], PATIENCE).done:
                 if not pool.active:
                     break
             if not future.done() or isinstance(future.exception(), BrokenProcessPool):
