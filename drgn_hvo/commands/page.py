@@ -44,7 +44,7 @@ from drgn_hvo.memmap.hwpoison import (
     raw_hwp_pages,
 )
 from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
-from drgn_hvo.memmap.pools import LIST_NAMES, hpg_flags
+from drgn_hvo.memmap.pools import LIST_NAMES, hpg_flags, hpg_names
 
 if TYPE_CHECKING:
     from drgn_hvo.audit.findings import Finding
@@ -416,11 +416,7 @@ def _folio(hvo: Hvo, one: Covering) -> PageFolioEntry:
         "page_bytes": hvo.kernel.geometry.page_size << one.order,
         "list": None if kind is None else LIST_NAMES[kind],
         "refcount": int(folios.refcount[0]) if present else None,
-        "flags": (
-            [n for n, bit in flags.items() if private >> bit & 1]
-            if present and flags
-            else None
-        ),
+        "flags": hpg_names(flags, private) if present and flags else None,
         "optimized_flag": (
             None if bit is None or not present else bool(private >> bit & 1)
         ),

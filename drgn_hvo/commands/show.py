@@ -26,7 +26,7 @@ from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.hwpoison import are_hwpoisoned
 from drgn_hvo.memmap.not_optimized import REASONS
 from drgn_hvo.memmap.overview import Overview, overview_of
-from drgn_hvo.memmap.pools import LIST_NAMES, HState
+from drgn_hvo.memmap.pools import LIST_NAMES, HState, hpg_names
 from drgn_hvo.memmap.shared_tails import SharedTail
 
 if TYPE_CHECKING:
@@ -338,11 +338,10 @@ def _folios(hvo: Hvo, hugetlb: Hugetlb) -> Iterator[FolioEntry]:
     holes = (folios.mapped < folios.slices) & bool(hvo.vmemmap.walk.missing)
     whole_orders = _orders_with_whole_lists(hugetlb)
     tail_frames = _tail_frames(folios)
-    flag_names = sorted(hugetlb.hpg_flags, key=lambda name: hugetlb.hpg_flags[name])
+    hpg_flags = dict(sorted(hugetlb.hpg_flags.items(), key=lambda flag: flag[1]))
     for i in range(len(folios)):
         present = bool(folios.present[i])
         private = int(folios.private[i])
-        flags = [n for n in flag_names if private >> hugetlb.hpg_flags[n] & 1]
         zone = None
         if nids[i] >= 0:
             zone = hvo.mmzone.zone_name(nids[i], zones[i])
@@ -358,7 +357,7 @@ def _folios(hvo: Hvo, hugetlb: Hugetlb) -> Iterator[FolioEntry]:
             "zone": zone,
             "list": on_list,
             "refcount": int(folios.refcount[i]) if present else None,
-            "flags": flags if present else None,
+            "flags": hpg_names(hpg_flags, private) if present else None,
             "optimized_flag": (
                 bool(optimized[i]) if present and optimized is not None else None
             ),

@@ -24,7 +24,7 @@ from drgn_hvo.kernel.arrays import BoolArray, Int64Array
 from drgn_hvo.memmap.folios import Folios
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.hwpoison import are_hwpoisoned
-from drgn_hvo.memmap.pools import LIST_NAMES, NO_LIST
+from drgn_hvo.memmap.pools import LIST_NAMES, NO_LIST, hpg_names
 from drgn_hvo.memmap.shared_tails import SharedTail, Slot
 
 __all__ = (
@@ -295,7 +295,7 @@ def _state(moment: Moment, i: int) -> Optional[FolioState]:
         return None
     folios, present = moment.folios, bool(moment.folios.present[i])
     private, frame = int(folios.private[i]), int(folios.head_frame[i])
-    names = [n for n, bit in moment.hpg_flags.items() if private >> bit & 1]
+    names = hpg_names(moment.hpg_flags, private)
     shared = bool(folios.shared_ptes[i])
     hwpoison = None if moment.hwpoisoned is None else bool(moment.hwpoisoned[i])
     return FolioState(

@@ -12,7 +12,7 @@ breaks says where.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -37,6 +37,7 @@ __all__ = (
     "HugePageList",
     "Pools",
     "hpg_flags",
+    "hpg_names",
     "read_lists",
     "read_pools",
 )
@@ -137,6 +138,15 @@ def hpg_flags(kernel: Kernel) -> dict[str, int]:
         # Damaged types have bits that no word has.
         if enumerator.name.startswith("HPG_") and 0 <= enumerator.value < 64
     }
+
+
+def hpg_names(flags: Mapping[str, int], private: int) -> list[str]:
+    """
+    The flags that are set in ``folio->private``.
+
+    :param flags: As :func:`hpg_flags()` gives them.
+    """
+    return [name for name, bit in flags.items() if private >> bit & 1]
 
 
 def _signed(counter: Object) -> int:
