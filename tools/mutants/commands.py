@@ -198,9 +198,9 @@ COMMANDS = (
     ),
     Mutant(
         "picture-users-of-the-next-frame",
-        "memmap/memory_cells.py::tail_users",
-        "(slices.pfn <= pfn) & (pfn <= last)",
-        "(slices.pfn <= pfn) & (pfn < last)",
+        "memmap/folio_finder.py::Slices.are_on",
+        "frame <= self.pfn + self.step",
+        "frame < self.pfn + self.step",
         "shared tail pages would have no users",
         ("test_pictures.py::test_users_of_shared_tails",),
     ),

@@ -73,8 +73,8 @@ MEMMAP = (
     Mutant(
         "memmap-sharers-of-a-frame",
         "memmap/sharers.py::sharers_of",
-        "np.where(repeats, slices.count, 1)[maps]",
-        "np.where(repeats, slices.count, 1)[maps] * 0 + 1",
+        "index.reshape(-1), each[maps])",
+        "index.reshape(-1), each[maps] * 0 + 1)",
         "one slice of each huge page would be counted",
         ("test_holders.py::test_sharers[7.2-2node]",),
     ),
