@@ -20,10 +20,8 @@ from drgn_hvo.synth.described.generations import Generation
 from drgn_hvo.synth.machine.basic_types import (
     ATOMIC_LONG_T,
     ATOMIC_T,
-    CALLBACK_HEAD,
     LIST_HEAD,
     LLIST_NODE,
-    MEMDESC_FLAGS_T,
     PGD_T,
     PHYS_ADDR_T,
     RAW_HWP_PAGE,
@@ -35,7 +33,6 @@ from drgn_hvo.synth.machine.ctype import (
     BOOL,
     CHAR,
     INT,
-    UCHAR,
     UINT,
     ULONG,
     USHORT,
@@ -49,8 +46,8 @@ from drgn_hvo.synth.machine.ctype import (
     pointer,
     struct,
     typedef,
-    union,
 )
+from drgn_hvo.synth.machine.folio_types import folio_struct, page_struct
 
 __all__ = ("FIELDS", "Fields", "Structures", "structures")
 
@@ -226,177 +223,6 @@ class Structures:
         return 1 << flags.index(name) if name in flags else 0
 
 
-def _flags(generation: Generation) -> CType:
-    # page->flags became a structure in v6.18.
-    return MEMDESC_FLAGS_T if generation.fields == "7.2" else ULONG
-
-
-def _page(generation: Generation) -> Compound:
-    lru = struct(
-        None,
-        (None, union(None, ("lru", LIST_HEAD), ("buddy_list", LIST_HEAD))),
-        ("mapping", pointer("struct address_space")),
-        ("index", ULONG),
-        ("private", ULONG),
-    )
-    tail: tuple[tuple[Optional[str], CType], ...] = ((generation.tail_word, ULONG),)
-    if generation.fields in ("5.15", "6.1"):
-        tail += (
-            ("compound_dtor", UCHAR),
-            ("compound_order", UCHAR),
-            ("compound_mapcount", ATOMIC_T),
-            ("compound_pincount", ATOMIC_T),
-            ("compound_nr", UINT),
-        )
-    words = union(
-        None,
-        (None, lru),
-        (None, struct(None, *tail)),
-        ("callback_head", CALLBACK_HEAD),
-    )
-    members: list[tuple[Optional[str], CType]] = [
-        ("flags", _flags(generation)),
-        (None, words),
-        (None, union(None, ("_mapcount", ATOMIC_T), ("page_type", UINT))),
-        ("_refcount", ATOMIC_T),
-        ("memcg_data", ULONG),
-    ]
-    if generation.struct_page_size > 64:
-        # CONFIG_KMSAN adds kmsan_shadow and kmsan_origin.
-        members += [
-            ("kmsan_shadow", pointer("struct page")),
-            ("kmsan_origin", pointer("struct page")),
-        ]
-    return struct("page", *members)
-
-
-def _folio_first(page: Compound, flags: CType) -> Compound:
-    head = struct(
-        None,
-        ("flags", flags),
-        ("lru", LIST_HEAD),
-        ("mapping", pointer("struct address_space")),
-        ("index", ULONG),
-        ("private", pointer()),
-        ("_mapcount", ATOMIC_T),
-        ("_refcount", ATOMIC_T),
-    )
-    return union(None, (None, head), ("page", page))
-
-
-def _folio(generation: Generation, page: Compound) -> Compound:
-    first = _folio_first(page, _flags(generation))
-    if generation.fields in ("5.15", "6.1"):
-        tail = struct(
-            None,
-            ("_flags_1", ULONG),
-            ("__head", ULONG),
-            ("_folio_dtor", UCHAR),
-            ("_folio_order", UCHAR),
-            ("_total_mapcount", ATOMIC_T),
-            ("_pincount", ATOMIC_T),
-            ("_folio_nr_pages", UINT),
-        )
-        return struct("folio", (None, first), (None, tail))
-    if generation.fields in _FIRST_TAILS:
-        return _folio_of_three(generation, first, page)
-    nr_pages: tuple[tuple[Optional[str], CType], ...]
-    if generation.fields == "6.12":
-        nr_pages = (
-            ("_large_mapcount", ATOMIC_T),
-            ("_entire_mapcount", ATOMIC_T),
-            ("_nr_pages_mapped", ATOMIC_T),
-            ("_pincount", ATOMIC_T),
-            ("_folio_nr_pages", UINT),
-        )
-    else:
-        nr_pages = (
-            ("_large_mapcount", ATOMIC_T),
-            ("_nr_pages_mapped", ATOMIC_T),
-            ("_entire_mapcount", ATOMIC_T),
-            ("_pincount", ATOMIC_T),
-            ("_mm_id_mapcount", array(INT, 2)),
-            ("_mm_ids", ULONG),
-            ("_mapcount_1", ATOMIC_T),
-            ("_refcount_1", ATOMIC_T),
-            ("_nr_pages", UINT),
-        )
-    second = struct(None, ("_flags_1", ULONG), ("_head_1", ULONG), *nr_pages)
-    third = struct(
-        None, ("_flags_2", ULONG), ("_head_2", ULONG), ("_deferred_list", LIST_HEAD)
-    )
-    fourth = struct(
-        None,
-        ("_flags_3", ULONG),
-        ("_head_3", ULONG),
-        ("_hugetlb_subpool", pointer()),
-        ("_hugetlb_cgroup", pointer()),
-        ("_hugetlb_cgroup_rsvd", pointer()),
-        ("_hugetlb_hwpoison", pointer()),
-    )
-    return struct(
-        "folio",
-        (None, first),
-        (None, union(None, (None, second), ("__page_1", page))),
-        (None, union(None, (None, third), ("__page_2", page))),
-        (None, union(None, (None, fourth), ("__page_3", page))),
-    )
-
-
-# What the first tail holds of a folio, in those that have fields of hugetlb in the
-# second one.
-_FIRST_TAILS: dict[str, tuple[tuple[Optional[str], CType], ...]] = {
-    "6.4": (
-        ("_folio_dtor", UCHAR),
-        ("_folio_order", UCHAR),
-        ("_entire_mapcount", ATOMIC_T),
-        ("_nr_pages_mapped", ATOMIC_T),
-        ("_pincount", ATOMIC_T),
-        ("_folio_nr_pages", UINT),
-    ),
-    "6.6": (
-        ("_folio_avail", ULONG),
-        ("_entire_mapcount", ATOMIC_T),
-        ("_nr_pages_mapped", ATOMIC_T),
-        ("_pincount", ATOMIC_T),
-        ("_folio_nr_pages", UINT),
-    ),
-    "6.11": (
-        ("_large_mapcount", ATOMIC_T),
-        ("_entire_mapcount", ATOMIC_T),
-        ("_nr_pages_mapped", ATOMIC_T),
-        ("_pincount", ATOMIC_T),
-        ("_folio_nr_pages", UINT),
-    ),
-}
-
-
-def _folio_of_three(
-    generation: Generation, first: Compound, page: Compound
-) -> Compound:
-    """``struct folio`` of v6.3 to v6.14: hugetlb shares the second tail with THP."""
-    members = _FIRST_TAILS[generation.fields]
-    second = struct(None, ("_flags_1", ULONG), ("_head_1", ULONG), *members)
-    hugetlb = struct(
-        None,
-        ("_flags_2", ULONG),
-        ("_head_2", ULONG),
-        ("_hugetlb_subpool", pointer()),
-        ("_hugetlb_cgroup", pointer()),
-        ("_hugetlb_cgroup_rsvd", pointer()),
-        ("_hugetlb_hwpoison", pointer()),
-    )
-    thp = struct(
-        None, ("_flags_2a", ULONG), ("_head_2a", ULONG), ("_deferred_list", LIST_HEAD)
-    )
-    return struct(
-        "folio",
-        (None, first),
-        (None, union(None, (None, second), ("__page_1", page))),
-        (None, union(None, (None, hugetlb), (None, thp), ("__page_2", page))),
-    )
-
-
 def _tails_array(generation: Generation) -> CType:
     element = ULONG if generation.element_is_pfn else pointer("struct page")
     if generation.array_is_allocated:
@@ -551,7 +377,7 @@ def structures(generation: Generation, locks: str = "queued") -> Structures:
     :param locks: A key of :data:`SPINLOCKS`.
     """
     fields = FIELDS[generation.fields]
-    page = _page(generation)
+    page = page_struct(generation)
     free_list = array(LIST_HEAD, FREE_AREA_LISTS[generation.fields])
     free_area = struct("free_area", ("free_list", free_list), ("nr_free", ULONG))
     zone = _zone(generation, free_area, locks)
@@ -577,7 +403,7 @@ def structures(generation: Generation, locks: str = "queued") -> Structures:
     hugetlb_cgroup = struct(
         "hugetlb_cgroup", ("css", filler(8)), ("hugepage", filler(HUGE_MAX_HSTATE))
     )
-    folio = _folio(generation, page)
+    folio = folio_struct(generation, page)
     hstate = _hstate(generation)
     pglist_data = _pglist_data(generation, zone)
     uts_namespace = _uts_namespace()
