@@ -32,6 +32,7 @@ from drgn_hvo.synth.machine.plan import (
     Placed,
     Plan,
     make_plan,
+    zone_span,
 )
 from drgn_hvo.synth.machine.sections import Sections
 from drgn_hvo.synth.machine.struct_pages import Links, PageWriter
@@ -418,7 +419,7 @@ class _Builder:
         pgdat.set(f"{at}.zone_pgdat", address)
         pgdat.set(f"{at}.name", self.kernel.address(f"zone_name_{name}"))
         self._free_areas(pgdat, node, name, at, address)
-        span = _zone_span(self.plan.description, node, name)
+        span = zone_span(self.plan.description, node, name)
         if span is None:
             return
         start, end = span
@@ -504,15 +505,6 @@ class _Builder:
         ranges = architecture.linear_ranges(self._noted())
         inside = [one for one in ranges if one.start <= address < one.end]
         return all(one.by_page_tables for one in inside)
-
-
-def _zone_span(d: Description, node: Node, name: str) -> Optional[Range]:
-    """The range of a zone of a node, ``None`` if it has no pages."""
-    devices = [device for device in d.devices if device.node == node.id]
-    if name == ZONE_NAMES[DEVICE_ZONE] and devices:
-        first = min(device.first_pfn for device in devices)
-        return first, max(device.end_pfn for device in devices)
-    return node.zones.get(name)
 
 
 def _large_pages(

@@ -17,7 +17,7 @@ from typing import Generic, Optional, TypeVar, Union
 
 from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.byteorder import type_prefix
-from drgn_hvo.synth.described.description import Description, HugePages, Pages
+from drgn_hvo.synth.described.description import Description, HugePages, Node, Pages
 from drgn_hvo.synth.described.generations import Generation
 from drgn_hvo.synth.machine.frames import FrameAllocator, Range
 from drgn_hvo.synth.machine.structures import ZONE_NAMES, Structures, structures
@@ -32,6 +32,7 @@ __all__ = (
     "Region",
     "ZoneSpan",
     "make_plan",
+    "zone_span",
 )
 
 #: Bytes for each of text, read-only data and data.
@@ -311,6 +312,15 @@ def _zones(d: Description) -> tuple[ZoneSpan, ...]:
         for device in d.devices
     )
     return tuple(sorted(spans, key=lambda zone: zone.start))
+
+
+def zone_span(d: Description, node: Node, name: str) -> Optional[Range]:
+    """The range of a zone of a node, ``None`` if it has no pages."""
+    devices = [device for device in d.devices if device.node == node.id]
+    if name == ZONE_NAMES[DEVICE_ZONE] and devices:
+        first = min(device.first_pfn for device in devices)
+        return first, max(device.end_pfn for device in devices)
+    return node.zones.get(name)
 
 
 def _slab_of_failed(
