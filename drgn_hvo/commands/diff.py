@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Optional
 from drgn.helpers.common.format import print_table
 
 from drgn_hvo.commands.check import CheckScope, check_document
-from drgn_hvo.commands.document import document, human_size
+from drgn_hvo.commands.document import document, human_size, known
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.moments import (
@@ -292,7 +292,7 @@ def _tail_rows(tails: list[TailChangeEntry]) -> list[list[object]]:
                 _both(*("(none)" if s is None else s["pfn"] for s in states)),
                 _both(*("" if s is None else s["frame_refcount"] for s in states)),
                 _both(*("" if s is None else s["mapped_by"] for s in states)),
-                "?" if tail["words"] is None else tail["words"],
+                known(tail["words"]),
             ]
         )
     return rows
@@ -326,7 +326,7 @@ def _yes(value: Optional[bool]) -> str:
 
 def _both(before: object, after: object) -> object:
     """What was and what became of it, once if that is the same."""
-    before, after = ("?" if one is None else one for one in (before, after))
+    before, after = known(before), known(after)
     if before == after:
         return before
     return " -> ".join(str(one) for one in (before, after) if one != "")

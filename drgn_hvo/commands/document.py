@@ -39,6 +39,7 @@ __all__ = (
     "human_size",
     "hwpoison_text",
     "kernel_document",
+    "known",
     "print_document",
     "print_json",
     "printable",
@@ -135,6 +136,11 @@ def dump_problems(doc: Union[CheckReport, ShowReport]) -> list[str]:
     """What is wrong with the dump that a document is about, one line each."""
     dump = doc.get("dump")
     return dump["problems"] if dump else []
+
+
+def known(value: object) -> object:
+    """What to print of something, a question mark if it is not known."""
+    return "?" if value is None else value
 
 
 def human_size(size: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Optional
 
 from drgn.helpers.common.format import print_table
 
-from drgn_hvo.commands.document import document
+from drgn_hvo.commands.document import document, known
 from drgn_hvo.errors import UnavailableError, UsageError
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec
@@ -100,10 +100,10 @@ def print_sharers(doc: SharersReport) -> None:
             [
                 one["head_pfn"],
                 one["order"],
-                "?" if one["nid"] is None else one["nid"],
+                known(one["nid"]),
                 one["zone"] or "?",
                 one["list"] or "none",
-                "?" if one["refcount"] is None else one["refcount"],
+                known(one["refcount"]),
                 one["slices"],
             ]
         )

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, Optional
 from drgn.helpers.common.format import CellFormat, print_table
 
 from drgn_hvo.commands.allocation_text import allocation_lines
-from drgn_hvo.commands.document import dump_problems, human_size, hwpoison_text
+from drgn_hvo.commands.document import (
+    dump_problems,
+    human_size,
+    hwpoison_text,
+    known,
+)
 
 if TYPE_CHECKING:
     from drgn_hvo.commands.reports import (
@@ -32,10 +37,6 @@ __all__ = ("print_show",)
 
 def _text(value: Optional[str]) -> str:
     return "unknown" if value is None else value
-
-
-def _known(value: object) -> object:
-    return "?" if value is None else value
 
 
 def print_show(doc: ShowReport, *, evidence: bool = False) -> None:
@@ -97,7 +98,7 @@ def _print_kernel(doc: ShowReport, *, evidence: bool) -> None:
     enabled = {True: "on", False: "off", None: "unknown"}[doc["hvo_enabled"]]
     if doc["hvo_built"] is False:
         enabled = "this kernel was built without it"
-    kind = _known(tails["kind"])
+    kind = known(tails["kind"])
     if tails["where"] is not None:
         kind = f"shared, vmemmap_tails of struct {tails['where']} ({tails['element']})"
     alignment = ""
@@ -140,11 +141,11 @@ def _print_shared_tails(tails: list[SharedTailEntry]) -> None:
                 tail["nid"],
                 "(all)" if tail["zone"] is None else _text(tail["zone"]),
                 tail["order"],
-                _known(tail["pfn"]),
-                _known(tail["frame_nid"]),
-                _known(tail["frame_refcount"]),
+                known(tail["pfn"]),
+                known(tail["frame_nid"]),
+                known(tail["frame_refcount"]),
                 boot,
-                _known(tail["mapped_by"]),
+                known(tail["mapped_by"]),
             ]
         )
     print_table(rows)
@@ -156,35 +157,35 @@ def _print_hstates(hstates: list[HstateEntry]) -> None:
     ]
     for hstate in hstates:
         # Reserved are huge pages of any node.
-        reserved = _known(hstate["reserved"])
+        reserved = known(hstate["reserved"])
         for node in hstate["nodes"]:
             rows.append(
                 [
                     human_size(hstate["page_bytes"]),
                     node["nid"],
-                    _known(node["total"]),
-                    _known(node["free"]),
+                    known(node["total"]),
+                    known(node["free"]),
                     reserved,
-                    _known(node["surplus"]),
-                    _known(node["folios"]),
-                    _known(node["optimized"]),
+                    known(node["surplus"]),
+                    known(node["folios"]),
+                    known(node["optimized"]),
                 ]
             )
             reserved = ""
         if not hstate["nodes"]:
-            total, free = _known(hstate["total"]), _known(hstate["free"])
-            surplus, size = _known(hstate["surplus"]), human_size(hstate["page_bytes"])
+            total, free = known(hstate["total"]), known(hstate["free"])
+            surplus, size = known(hstate["surplus"]), human_size(hstate["page_bytes"])
             rows.append([size, "?", total, free, reserved, surplus, "?", "?"])
     print_table(rows)
 
 
 def _print_saved(saved: SavedEntry, page_size: int) -> None:
-    pages, shared = _known(saved["pages"]), _known(saved["shared_tail_pages"])
+    pages, shared = known(saved["pages"]), known(saved["shared_tail_pages"])
     net = saved["net_pages"]
     size = "?" if net is None else f"{net * page_size / (1 << 20):.1f}"
     print(
         f"Saved        {pages} pages of vmemmap, less {shared} shared tail pages: "
-        f"{_known(net)} pages, {size} MiB"
+        f"{known(net)} pages, {size} MiB"
     )
 
 
@@ -208,11 +209,11 @@ def _print_folios(folios: list[FolioEntry]) -> None:
             [
                 CellFormat(folio["head_pfn"], ">"),
                 folio["order"],
-                _known(folio["nid"]),
+                known(folio["nid"]),
                 _text(folio["zone"]),
                 folio["list"] or ("?" if folio["in_transition"] is None else "(none)"),
-                _known(folio["refcount"]),
-                _known(folio["head_frame"]),
+                known(folio["refcount"]),
+                known(folio["head_frame"]),
                 ",".join(map(str, tails[:2])) + (",…" if len(tails) > 2 else ""),
                 folio["shared_ptes"],
                 "?" if folio["flags"] is None else "|".join(folio["flags"]),

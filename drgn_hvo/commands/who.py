@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Optional
 
 from drgn.helpers.common.format import print_table
 
-from drgn_hvo.commands.document import document, human_size
+from drgn_hvo.commands.document import document, human_size, known
 from drgn_hvo.errors import UnavailableError, UsageError
 from drgn_hvo.memmap.holders import Holders, holders_of
 from drgn_hvo.memmap.hvo import Hvo
@@ -170,17 +170,13 @@ def print_who(doc: WhoReport) -> None:
         print()
     file = doc["file"]
     if file is not None:
-        inode, index = _known(file["inode"]), _known(file["index"])
+        inode, index = known(file["inode"]), known(file["index"])
         print(f"File         inode {inode}, index {index} of it")
     of_file = 0 if file is None else file["references"]
     print(
-        f"References   {_known(doc['refcount'])}: {of_file} of the file, "
-        f"{_known(doc['mapcount'])} of mappings, {_known(doc['left_over'])} left over; "
-        f"pins {_known(doc['pincount'])}"
+        f"References   {known(doc['refcount'])}: {of_file} of the file, "
+        f"{known(doc['mapcount'])} of mappings, {known(doc['left_over'])} left over; "
+        f"pins {known(doc['pincount'])}"
     )
     for one_unread in doc["unread"]:
         print(f"Note: {one_unread}")
-
-
-def _known(value: Optional[int]) -> str:
-    return "?" if value is None else str(value)
