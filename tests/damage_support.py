@@ -17,7 +17,7 @@ from drgn_hvo.synth.damage.faults import make_machine
 from drgn_hvo.synth.damage.targets import Targets
 from tests.synth_support import describe
 
-__all__ = ("Case",)
+__all__ = ("Case", "mending_pause")
 
 
 @dataclass
@@ -74,3 +74,22 @@ class Case:
         findings = self.check(**scope)["findings"]
         assert findings
         return findings[0]["rule"], int(findings[0]["physical_address"] or "0", 0)
+
+
+def mending_pause(machine, applied, reads):
+    """
+    What stands for ``time.sleep()`` between readings of a running kernel, and undoes a
+    fault in one of these pauses.
+
+    :param reads: In which of them.
+    :return: The seconds of all pauses so far, and what to call.
+    """
+    pauses = []
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == reads:
+            for change, old in applied.changes:
+                machine.image.write(change.address, old)
+
+    return pauses, pause

@@ -18,6 +18,7 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.described.generations import GENERATIONS
 from drgn_hvo.synth.machine.machine import build_machine
+from tests.damage_support import mending_pause
 from tests.synth_support import ALL, describe
 
 CASES = [
@@ -107,14 +108,7 @@ def test_tails_whose_head_is_missing_are_not_corruption(name, is_zero):
 def test_a_suspect_of_a_running_kernel_is_read_again(monkeypatch, reads):
     """What is right again when it is read a second or third time was a race."""
     machine, (applied,) = make_machine(describe("shared-7.3"), ["pte-writable"])
-    pauses = []
-
-    def pause(seconds):
-        pauses.append(seconds)
-        if len(pauses) == reads:
-            for change, old in applied.changes:
-                machine.image.write(change.address, old)
-
+    pauses, pause = mending_pause(machine, applied, reads)
     monkeypatch.setattr("drgn_hvo.audit.confirm.time.sleep", pause)
     assert audit(program(machine, is_live=True))["findings"] == []
     assert len(pauses) == reads

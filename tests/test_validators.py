@@ -23,6 +23,7 @@ from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
 from drgn_hvo.synth.damage.targets import Targets
 from drgn_hvo.synth.described.generations import GENERATIONS
+from tests.damage_support import mending_pause
 from tests.helpers_support import Case, folios_of
 from tests.synth_support import (
     ALL,
@@ -188,14 +189,7 @@ def test_a_missing_shared_tail_page_is_not_corruption():
 @pytest.mark.parametrize("reads", [1, 2])
 def test_validators_read_a_running_kernel_again(monkeypatch, fault, reads):
     machine, (applied,) = make_machine(describe("shared-7.3"), [fault])
-    pauses = []
-
-    def pause(seconds):
-        pauses.append(seconds)
-        if len(pauses) == reads:
-            for change, old in applied.changes:
-                machine.image.write(change.address, old)
-
+    pauses, pause = mending_pause(machine, applied, reads)
     monkeypatch.setattr("time.sleep", pause)
     assert raised(program(machine, is_live=True)) == {}
     assert len(pauses) == reads
