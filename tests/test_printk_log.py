@@ -19,7 +19,7 @@ import pytest
 
 from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.errors import FormatError, HvoError, UnavailableError
-from drgn_hvo.formats.printk_log import read_printk_log
+from drgn_hvo.formats.printk_log import find_printk_record, read_printk_log
 from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.bound import kernel
 from drgn_hvo.kernel.printk import kernel_log
@@ -157,6 +157,46 @@ def test_what_was_logged_is_read(texts, order, perfect_fit):
     assert [r.ts_nsec for r in found.records] == sorted(
         r.ts_nsec for r in found.records
     )
+
+
+@given(
+    st.lists(
+        st.sampled_from([None, b"x", b"some words", b"words", b"wo", b"rds" * 15]),
+        min_size=1,
+        max_size=40,
+    ),
+    st.sampled_from(["little", "big"]),
+    st.integers(1, 9),
+    st.integers(0, 3),
+    st.sampled_from([5, 8, 11]),
+)
+@settings(deadline=None)
+def test_what_is_looked_for_is_found(texts, order, newest, state, text_bits):
+    """As by reading the records one by one."""
+    memory = Memory(order, text_bits=text_bits)
+    for text in texts:
+        memory.log(text)
+    memory.log(b"more words", state=state)
+    note = Vmcoreinfo(VMCOREINFO.encode())
+    found = find_printk_record(memory.read, note, order, b"words", newest)
+    log = read_printk_log(memory.read, note, order, newest)
+    assert found == next((r for r in log.records if b"words" in r.text), None)
+
+
+def test_looking_for_what_is_not_there_takes_few_reads():
+    memory = Memory("little", count_bits=10, text_bits=16)
+    for number in range(3000):
+        memory.log(b"line %d" % number)
+    reads = []
+
+    def read(address, size):
+        reads.append(size)
+        return memory.read(address, size)
+
+    note = Vmcoreinfo(VMCOREINFO.encode())
+    assert find_printk_record(read, note, "little", b"words", 1024) is None
+    assert len(reads) < 20
+    assert find_printk_record(read, note, "little", b"line 2999", 1024) is not None
 
 
 def test_lines():

@@ -17,13 +17,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Optional, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from drgn_hvo.errors import FormatError, UnavailableError
+from drgn_hvo.formats.byteorder import type_prefix
 
 __all__ = (
     "PrintkLayout",
     "PrintkLog",
     "PrintkRecord",
     "ReadMemory",
+    "find_printk_record",
     "read_printk_log",
 )
 
@@ -67,6 +72,10 @@ _MAX_DESC_BITS = _MAX_TEXT_BITS - 5
 # What a panic leaves is in the last few thousand; a buffer of 8 MiB has as many.
 _MAX_RECORDS = 1 << 18
 _MAX_TEXT = 32 << 20
+
+# Text that is searched at once: 1,024 records of 1 KiB, which is as long as one can be
+# (PRINTKRB_RECORD_MAX).
+_MAX_SEARCHED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -226,6 +235,62 @@ class _Ring:
         ts_nsec = self._part(info + self._ts_nsec)
         return PrintkRecord(ts_nsec, text, self._caller(info))
 
+    def searchable(self, count: int) -> Optional[bytes]:
+        """
+        The part of the buffer that has the text of the newest records, and more.
+
+        :return: ``None`` if it is damaged, large, or not in the dump.
+        """
+        blocks = self._blocks(count)
+        if blocks is None:
+            return None
+        # Positions run on past 2^64, so what counts is how far they are apart. Blocks
+        # need not be in the order of their records.
+        begin, following = blocks
+        if not len(begin):
+            return b""
+        ahead = (following - begin[-1]).astype(np.int64)
+        behind = (begin[-1] - begin).astype(np.int64)
+        size = int(ahead.max()) + int(behind.max())
+        ring = 1 << self._text_bits
+        if not 0 < size <= min(ring, _MAX_SEARCHED):
+            return None
+        start = int(begin[behind.argmax()]) % ring
+        # What wraps has its text at the beginning.
+        first = self._read_memory(self._text + start, min(size, ring - start))
+        rest = self._read_memory(self._text, max(start + size - ring, 0))
+        return None if first is None or rest is None else first + rest
+
+    def _blocks(
+        self, count: int
+    ) -> Optional[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]]:
+        """Where the text of the newest records that have some begins and ends."""
+        fields = (self._state, self._begin, self._next)
+        if max(fields) + _LONG > self._desc_size:
+            return None
+        mask = self._desc_mask
+        first = self.head_id - count + 1 & mask
+        until_end = min(count, mask + 1 - first)
+        data = b""
+        for index, some in ((first, until_end), (0, count - until_end)):
+            address = self._descs + index * self._desc_size & _ALL_ONES
+            part = self._read_memory(address, some * self._desc_size)
+            if part is None:
+                return None
+            data += part
+        table = np.frombuffer(data, dtype=np.uint8).reshape(count, self._desc_size)
+
+        def words(at: int) -> npt.NDArray[np.uint64]:
+            raw = np.ascontiguousarray(table[:, at : at + _LONG])
+            return raw.view(f"{type_prefix(self._byte_order)}u8")[:, 0].astype("u8")
+
+        ids = np.uint64(self.head_id) - np.arange(count, dtype=np.uint64)[::-1]
+        state, begin, following = map(words, fields)
+        used = (state & np.uint64(_ID_MASK)) == (ids & np.uint64(_ID_MASK))
+        used &= np.isin(state >> np.uint64(62), (_DESC_COMMITTED, _DESC_FINALIZED))
+        used &= (begin & following & np.uint64(1)) == 0
+        return begin[used], following[used]
+
     def _caller(self, info: int) -> Optional[str]:
         """``printk_caller_id()`` of a record."""
         if self._caller_id is None:
@@ -298,3 +363,27 @@ def read_printk_log(
         records.append(record)
     records.reverse()
     return PrintkLog(tuple(records), missing)
+
+
+def find_printk_record(
+    read: ReadMemory,
+    layout: PrintkLayout,
+    byte_order: Literal["little", "big"],
+    words: bytes,
+    newest: int,
+) -> Optional[PrintkRecord]:
+    """
+    The first of the newest records with some words. Most logs do not have them, so
+    their text is searched as a whole before records are read one by one.
+
+    :param newest: How many of the last records to look at.
+    :return: ``None`` if none that can be read has them.
+    :raises UnavailableError: if it is not known where the log is.
+    :raises FormatError: if it is damaged or not in the dump.
+    """
+    ring = _Ring(read, layout, byte_order)
+    text = ring.searchable(min(ring.count, newest, _MAX_RECORDS))
+    if text is not None and words not in text:
+        return None
+    log = read_printk_log(read, layout, byte_order, newest)
+    return next((record for record in log.records if words in record.text), None)

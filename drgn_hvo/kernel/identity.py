@@ -18,7 +18,7 @@ from drgn import FaultError
 
 from drgn_hvo.errors import HvoError
 from drgn_hvo.kernel.bound import Kernel
-from drgn_hvo.kernel.printk import kernel_log
+from drgn_hvo.kernel.printk import logged_record
 
 __all__ = ("Identity", "identity_of")
 
@@ -87,11 +87,10 @@ def _crash_time(kernel: Kernel) -> Optional[int]:
 
 def _panic(kernel: Kernel) -> Optional[str]:
     try:
-        log = kernel_log(kernel, newest=_LAST_RECORDS)
+        record = logged_record(kernel, _PANIC, _LAST_RECORDS)
     except (FaultError, HvoError, LookupError, OverflowError, ValueError):
         return None
-    for record in log.records:
-        _, found, text = record.text.partition(_PANIC)
-        if found:
-            return text.split(b"\n")[0][:_MAX_PANIC].decode("utf-8", "replace")
-    return None
+    if record is None:
+        return None
+    text = record.text.partition(_PANIC)[2]
+    return text.split(b"\n")[0][:_MAX_PANIC].decode("utf-8", "replace")

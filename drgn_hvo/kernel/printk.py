@@ -7,15 +7,25 @@ The log of the kernel at hand
 
 from __future__ import annotations
 
-from typing import Optional
+from collections.abc import Callable
+from typing import Literal, Optional, TypeVar
 
 from drgn import FaultError, PlatformFlags, Program, offsetof, sizeof
 
 from drgn_hvo.errors import FormatError, NotInDumpError, UnavailableError
-from drgn_hvo.formats.printk_log import PrintkLayout, PrintkLog, read_printk_log
+from drgn_hvo.formats.printk_log import (
+    PrintkLayout,
+    PrintkLog,
+    PrintkRecord,
+    ReadMemory,
+    find_printk_record,
+    read_printk_log,
+)
 from drgn_hvo.kernel.bound import Kernel
 
-__all__ = ("kernel_log",)
+__all__ = ("kernel_log", "logged_record")
+
+_T = TypeVar("_T")
 
 
 class _TypedLayout:
@@ -49,15 +59,36 @@ def _layout(kernel: Kernel) -> PrintkLayout:
     return kernel.vmcoreinfo
 
 
-def kernel_log(kernel: Kernel, newest: Optional[int] = None) -> PrintkLog:
+def kernel_log(kernel: Kernel) -> PrintkLog:
     """
     What this kernel printed and still has in memory.
 
-    :param newest: How many of the last records to read; all if ``None``.
     :raises NotInDumpError: if the dump does not hold it.
     :raises UnavailableError: if neither VMCOREINFO nor types say where it is.
     """
+    return _read(kernel, read_printk_log)
 
+
+def logged_record(kernel: Kernel, words: bytes, newest: int) -> Optional[PrintkRecord]:
+    """
+    The first of the newest records of this kernel that has some words.
+
+    :param newest: How many of the last records to look at.
+    :return: ``None`` if none that can be read has them.
+    :raises: as :func:`kernel_log()`.
+    """
+    return _read(
+        kernel,
+        lambda read, layout, byte_order: find_printk_record(
+            read, layout, byte_order, words, newest
+        ),
+    )
+
+
+def _read(
+    kernel: Kernel,
+    what: Callable[[ReadMemory, PrintkLayout, Literal["little", "big"]], _T],
+) -> _T:
     def read(address: int, size: int) -> Optional[bytes]:
         try:
             return bytes(kernel.prog.read(address, size))
@@ -68,7 +99,7 @@ def kernel_log(kernel: Kernel, newest: Optional[int] = None) -> PrintkLog:
     little = platform is None or platform.flags & PlatformFlags.IS_LITTLE_ENDIAN
     try:
         layout = _layout(kernel)
-        return read_printk_log(read, layout, "little" if little else "big", newest)
+        return what(read, layout, "little" if little else "big")
     except LookupError as e:
         raise UnavailableError(f"the log cannot be read: {e}") from None
     except FormatError as e:
