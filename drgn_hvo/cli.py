@@ -11,7 +11,8 @@ kernel are those of :mod:`drgn_hvo.commands.verbs`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from io import TextIOWrapper
 import logging
 import os
@@ -89,9 +90,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: error: {said} (--help shows usage)\n")
 
 
-def _common_options() -> _Parser:
-    common = _Parser(add_help=False)
-    common.add_argument(
+def _add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Those of commands on targets."""
+    parser.add_argument(
         "-s",
         "--symbols",
         metavar="PATH",
@@ -99,15 +100,18 @@ def _common_options() -> _Parser:
         default=[],
         help="load the kernel's debuginfo from this file; never required",
     )
-    common.add_argument(
+    parser.add_argument(
         "--vmcoreinfo",
         metavar="PATH",
         help="read VMCOREINFO from this file, for a core that has none",
     )
-    add_assume_option(common)
-    _add_progress_option(common)
-    common.add_argument("--debug", action="store_true", help="show tracebacks")
-    return common
+    add_assume_option(parser)
+    _add_progress_option(parser)
+    _add_debug_option(parser)
+
+
+def _add_debug_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
 def _add_progress_option(parser: argparse.ArgumentParser) -> None:
@@ -122,28 +126,45 @@ def _add_progress_option(parser: argparse.ArgumentParser) -> None:
 _TARGET_HELP = "a core, 'live', or 'qemu:ADDRESS' (QMP socket)"
 
 
-def _add_command(
-    commands: argparse._SubParsersAction[_Parser],
-    name: str,
-    text: str,
-    run: Callable[[argparse.Namespace], int],
-    nargs: Optional[str] = None,
-) -> _Parser:
-    """A command on a target, or on several."""
-    parser = commands.add_parser(name, parents=[_common_options()], help=text)
-    parser.add_argument("target", metavar="TARGET", nargs=nargs, help=_TARGET_HELP)
-    parser.set_defaults(run=run)
-    return parser
+@dataclass(frozen=True)
+class _Command:
+    """
+    A command.
+
+    :param add_options: Its options. They are added when they are needed: those of all
+        commands take longer than some commands do.
+    """
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    add_options: Callable[[argparse.ArgumentParser], None]
 
 
-def _add_verbs(commands: argparse._SubParsersAction[_Parser]) -> None:
-    for verb in VERBS:
-        if verb.name == "check":
-            parser = _add_command(commands, verb.name, verb.help, _run_check, "*")
-            _add_fleet_options(parser)
-        else:
-            parser = _add_command(commands, verb.name, verb.help, _run_verb(verb))
+def _on_targets(
+    add_options: Callable[[argparse.ArgumentParser], None], nargs: Optional[str] = None
+) -> Callable[[argparse.ArgumentParser], None]:
+    """Options of a command on a target, or on several."""
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        _add_common_options(parser)
+        parser.add_argument("target", metavar="TARGET", nargs=nargs, help=_TARGET_HELP)
+        add_options(parser)
+
+    return add
+
+
+def _command_of(verb: Verb) -> _Command:
+    if verb.name != "check":
+        return _Command(
+            verb.name, verb.help, _run_verb(verb), _on_targets(verb.add_options)
+        )
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        _add_fleet_options(parser)
         verb.add_options(parser)
+
+    return _Command(verb.name, verb.help, _run_check, _on_targets(add_options, "*"))
 
 
 def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
@@ -187,8 +208,12 @@ def _add_fleet_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def command_line() -> _Parser:
-    """The parser of all commands; what it parses says in ``run`` which one to run."""
+def command_line(asked: Optional[str] = None) -> _Parser:
+    """
+    The parser of all commands; what it parses says in ``run`` which one to run.
+
+    :param asked: The only command whose options are needed; by default those of all.
+    """
     parser = _Parser(
         prog="drgn-hvo",
         description="Explain HugeTLB Vmemmap Optimization (HVO) in a Linux kernel.",
@@ -200,24 +225,53 @@ def command_line() -> _Parser:
     parser.set_defaults(run=lambda _args: _print_help(parser), debug=False)
     commands = parser.add_subparsers(metavar="COMMAND")
     _add_help(commands, parser)
-    _add_verbs(commands)
-    _add_extract(commands)
-    _add_synth(commands)
-    _add_oops(commands)
-    demo = commands.add_parser(
-        "demo", help="show every command at work on a small core that came along"
-    )
-    demo.add_argument("--debug", action="store_true", help="show tracebacks")
-    demo.set_defaults(run=_run_demo)
-    for name, run, text in (
-        ("rules", _run_rules, "what check checks"),
-        ("faults", _run_faults, "what damage synth can do"),
-        ("defects", _run_defects, "known kernel defects that check recognises"),
-    ):
-        catalogue = commands.add_parser(name, help=text)
-        add_format_options(catalogue)
-        catalogue.set_defaults(run=run, debug=False)
+    for command in _commands():
+        one = commands.add_parser(command.name, help=command.help)
+        one.set_defaults(run=command.run)
+        if asked in (None, command.name):
+            command.add_options(one)
     return parser
+
+
+def _asked(argv: Sequence[str]) -> Optional[str]:
+    """The command that is asked for; ``None`` if that needs the options of all."""
+    command = next((word for word in argv if not word.startswith("-")), None)
+    return None if command == "help" else command
+
+
+def _commands() -> Iterator[_Command]:
+    from drgn_hvo.session_verbs import add_extract_options
+
+    yield from map(_command_of, VERBS)
+    yield _Command(
+        "extract",
+        "minimal core to share, without user data",
+        _run_extract,
+        _on_targets(add_extract_options),
+    )
+    yield _Command("synth", "write a synthetic vmcore", _run_synth, _add_synth_options)
+    yield _Command(
+        "oops",
+        "explain the reports about pages in a log, without a core",
+        _run_oops,
+        _add_oops_options,
+    )
+    yield _Command(
+        "demo",
+        "show every command at work on a small core that came along",
+        _run_demo,
+        _add_debug_option,
+    )
+    yield _Command("rules", "what check checks", _run_rules, add_format_options)
+    yield _Command(
+        "faults", "what damage synth can do", _run_faults, add_format_options
+    )
+    yield _Command(
+        "defects",
+        "known kernel defects that check recognises",
+        _run_defects,
+        add_format_options,
+    )
 
 
 def _print_help(parser: argparse.ArgumentParser) -> int:
@@ -237,40 +291,26 @@ def _add_help(commands: argparse._SubParsersAction[_Parser], parser: _Parser) ->
     help_command.set_defaults(run=run)
 
 
-def _add_extract(commands: argparse._SubParsersAction[_Parser]) -> None:
-    from drgn_hvo.session_verbs import add_extract_options
-
-    extract = _add_command(
-        commands, "extract", "minimal core to share, without user data", _run_extract
-    )
-    add_extract_options(extract)
+def _add_oops_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("log", metavar="FILE", help="the log ('-': stdin)")
+    add_format_options(parser)
+    _add_debug_option(parser)
 
 
-def _add_oops(commands: argparse._SubParsersAction[_Parser]) -> None:
-    oops = commands.add_parser(
-        "oops", help="explain the reports about pages in a log, without a core"
-    )
-    oops.add_argument("log", metavar="FILE", help="the log ('-': stdin)")
-    add_format_options(oops)
-    oops.add_argument("--debug", action="store_true", help="show tracebacks")
-    oops.set_defaults(run=_run_oops)
-
-
-def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
-    synth = commands.add_parser("synth", help="write a synthetic vmcore")
-    synth.add_argument(
+def _add_synth_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "description", metavar="DESCRIPTION", help="TOML file that says what to make up"
     )
-    synth.add_argument(
+    parser.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="the core to write"
     )
-    synth.add_argument(
+    parser.add_argument(
         "--container",
         choices=CONTAINER_NAMES,
         default="elf",
         help="format of the core (default: elf, as QEMU writes it)",
     )
-    synth.add_argument(
+    parser.add_argument(
         "--fault",
         action="extend",
         nargs="+",
@@ -279,11 +319,10 @@ def _add_synth(commands: argparse._SubParsersAction[_Parser]) -> None:
         metavar="NAME",
         help="damage to do; what was changed is reported as JSON",
     )
-    add_force_option(synth)
-    add_format_options(synth)
-    _add_progress_option(synth)
-    synth.add_argument("--debug", action="store_true", help="show tracebacks")
-    synth.set_defaults(run=_run_synth)
+    add_force_option(parser)
+    add_format_options(parser)
+    _add_progress_option(parser)
+    _add_debug_option(parser)
 
 
 def _jobs(text: str) -> int:
@@ -484,7 +523,8 @@ def _prepare_streams() -> None:
 def _run(argv: Optional[Sequence[str]]) -> int:
     """Parse and do; argparse's own exits are statuses like any other."""
     try:
-        args = command_line().parse_args(argv)
+        words = sys.argv[1:] if argv is None else argv
+        args = command_line(_asked(words)).parse_args(words)
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else EXIT_USAGE
     is_json = getattr(args, "progress", "auto") == "json"
@@ -513,6 +553,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # Nobody types drgn's commands here, and looking for plugins takes a tenth of a
     # short run. Who asks for some gets them.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
+    # NumPy's linear algebra, which nobody uses here, starts a thread for each processor
+    # when it is loaded, and they spin: a sixth of the processor time of a short run.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         _prepare_streams()
         status = _run(argv)

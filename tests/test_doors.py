@@ -32,6 +32,26 @@ def in_shell(command, **environment):
     )
 
 
+def test_a_short_run_starts_no_threads():
+    """NumPy's linear algebra would start, and spin, one for each processor."""
+    code = (
+        "import os, sys\n"
+        "from drgn_hvo.cli import main\n"
+        "assert main(['check', sys.argv[1]]) == 0\n"
+        "assert 'numpy' in sys.modules\n"
+        "print(len(os.listdir('/proc/self/task')))"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("OPENBLAS")}
+    result = subprocess.run(
+        [sys.executable, "-c", code, SAMPLE],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=clean,
+    )
+    assert (result.returncode, result.stdout.split()[-1:]) == (0, ["1"])
+
+
 @pytest.mark.parametrize("command", ALL)
 def test_help_on_a_terminal_that_lacks_characters(command):
     result = in_shell(f'"$@" {command} --help', PYTHONIOENCODING="ascii")
