@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal, Optional
 from drgn.helpers.common.format import print_table
 
 from drgn_hvo.audit.defects import DEFECTS
-from drgn_hvo.audit.difference import difference_of
 from drgn_hvo.audit.findings import Audit, Finding
 from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.audit.rules import RULE_BY_ID, RULES, RuleId
@@ -275,6 +274,8 @@ def _hex(value: Optional[int]) -> Optional[str]:
 
 
 def _finding(hvo: Hvo, finding: Finding, cause: Optional[int]) -> FindingEntry:
+    from drgn_hvo.audit.difference import difference_of
+
     difference = difference_of(hvo, finding)
     return {
         "rule": finding.rule,

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 import logging
 import os
@@ -112,6 +111,8 @@ class CoreShards:
         reader: FrameReader,
     ) -> Iterator[tuple[int, _R]]:
         """See :meth:`drgn_hvo.kernel.shards.Shards.map()`."""
+        from concurrent.futures import FIRST_COMPLETED, wait
+
         pool = self.start()
         most = _AHEAD * (self._limits.jobs - 1)
         left = deque(enumerate(pieces))

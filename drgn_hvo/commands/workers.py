@@ -13,7 +13,6 @@ ends a task that takes too long, and goes on with a fresh process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-import concurrent.futures
 from dataclasses import dataclass
 import logging
 import os
@@ -137,11 +136,13 @@ def how_it_ended(code: int) -> tuple[str, bool]:
 def _result(
     task: _T, future: ProcessFuture[Any], seconds: Optional[float]
 ) -> Union[_R, Lost[_T]]:
+    from concurrent.futures import TimeoutError as NotInTime
+
     from pebble import ProcessExpired
 
     try:
         return future.result()
-    except concurrent.futures.TimeoutError:
+    except NotInTime:
         return Lost(task, f"not done after {seconds:g} seconds", timeout=True)
     except ProcessExpired as e:
         how, crashed = how_it_ended(e.exitcode)
@@ -177,6 +178,7 @@ def _results_of_pool(
     As :func:`results()`, until a process is lost that had no task: pebble then gives
     up, and what is left is for another pool.
     """
+    from concurrent.futures import wait
     from concurrent.futures.process import BrokenProcessPool
 
     level = logging.getLogger("drgn").level
@@ -187,7 +189,7 @@ def _results_of_pool(
             pool.schedule(work, args=(task,), timeout=limits.seconds) for task in tasks
         ]
         for task, future in zip(tasks, futures):
-            while not concurrent.futures.wait([future], PATIENCE).done:
+            while not wait([future], PATIENCE).done:
                 if not pool.active:
                     break
             if not future.done() or isinstance(future.exception(), BrokenProcessPool):

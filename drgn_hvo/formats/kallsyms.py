@@ -31,7 +31,15 @@ import numpy.typing as npt
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 
-__all__ = ("Kallsyms", "KallsymsTables", "KernelSymbol", "Reader")
+__all__ = ("TABLES", "Kallsyms", "KallsymsTables", "KernelSymbol", "Reader")
+
+#: Without these in VMCOREINFO, the tables must be looked for.
+TABLES = (
+    "kallsyms_num_syms",
+    "kallsyms_names",
+    "kallsyms_token_table",
+    "kallsyms_token_index",
+)
 
 #: ``read(address, size)``: bytes of kernel virtual memory.
 Reader = Callable[[int, int], bytes]

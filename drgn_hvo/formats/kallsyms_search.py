@@ -32,15 +32,7 @@ import numpy.typing as npt
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.byteorder import ByteOrder, type_prefix
 
-__all__ = ("TABLES", "find_kallsyms")
-
-#: Without these in VMCOREINFO, the tables must be looked for.
-TABLES = (
-    "kallsyms_num_syms",
-    "kallsyms_names",
-    "kallsyms_token_table",
-    "kallsyms_token_index",
-)
+__all__ = ("find_kallsyms",)
 
 _TOKENS = 256
 # A token has at most as many characters as a name (KSYM_NAME_LEN, 512); all of a real

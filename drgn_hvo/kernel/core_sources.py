@@ -181,14 +181,15 @@ class CoreSources:
         return read_image(self.prog.read, self.vmcoreinfo().addresses())
 
     def _load_tables(self) -> dict[str, int]:
-        from drgn_hvo.formats.kallsyms_search import TABLES
-        from drgn_hvo.kernel.image_search import find_tables
+        from drgn_hvo.formats.kallsyms import TABLES
 
         known = self.vmcoreinfo().addresses()
         tables = any(f"kallsyms_{kind}" in known for kind in ("offsets", "addresses"))
         if tables and all(name in known for name in TABLES):
             return {}
         known = {n: at for n, at in known.items() if not n.startswith("kallsyms_")}
+        from drgn_hvo.kernel.image_search import find_tables
+
         return find_tables(self.image(), known, self.byteorder)
 
     def _load_types(self) -> BtfTypes:

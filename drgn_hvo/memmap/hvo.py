@@ -5,14 +5,15 @@ What HVO did to a kernel
 ------------------------
 
 :class:`Hvo` brings the layers together for one program: each part is read when it
-is first asked for, and only once.
+is first asked for, and only once. What only questions about single pages need is
+imported when one is asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from drgn import Program, ProgramFlags
 import numpy as np
@@ -20,18 +21,20 @@ import numpy as np
 from drgn_hvo.kernel.arrays import Int64Array
 from drgn_hvo.kernel.bound import Kernel, kernel
 from drgn_hvo.kernel.unread import Need, Unread
-from drgn_hvo.memmap.covering import CoveringFolios
 from drgn_hvo.memmap.folio_fields import FolioFields, folio_fields
 from drgn_hvo.memmap.folios import Folios, Hugetlb, read_hugetlb
 from drgn_hvo.memmap.heads import HeadResolver
 from drgn_hvo.memmap.layout import Layout, detect_layout
-from drgn_hvo.memmap.page_words import PageWordsReader
 from drgn_hvo.memmap.pools import Pools, hpg_flags, read_pools
 from drgn_hvo.memmap.private_tails import PrivateTails
 from drgn_hvo.memmap.shared_tails import SharedTail, TailSlots, read_tail_slots
 from drgn_hvo.memmap.tail_lengths import with_believed_length
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
+
+if TYPE_CHECKING:
+    from drgn_hvo.memmap.covering import CoveringFolios
+    from drgn_hvo.memmap.page_words import PageWordsReader
 
 __all__ = ("Hvo", "hvo_of", "saved_by_node_order")
 
@@ -154,6 +157,8 @@ class Hvo:
     @cached_property
     def covering(self) -> CoveringFolios:
         """Finds the hugetlb folio of a single page, and reads that alone."""
+        from drgn_hvo.memmap.covering import CoveringFolios
+
         return CoveringFolios(self)
 
     @cached_property
@@ -166,6 +171,8 @@ class Hvo:
     @cached_property
     def page_words(self) -> PageWordsReader:
         """Reads flags, type and use of single pages."""
+        from drgn_hvo.memmap.page_words import PageWordsReader
+
         return PageWordsReader(self.kernel, self.vmemmap)
 
     @property
