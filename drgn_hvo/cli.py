@@ -18,10 +18,11 @@ import logging
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn, Optional, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 from drgn_hvo import __version__
 from drgn_hvo.commands.document import (
+    clipped,
     envelope,
     print_document,
     print_json,
@@ -46,7 +47,7 @@ from drgn_hvo.commands.verbs import (
 )
 from drgn_hvo.errors import HvoError, UsageError
 from drgn_hvo.formats.what_ran import what_ran
-from drgn_hvo.progress import progress_as_json
+from drgn_hvo.progress import discard, progress_as_json, say
 from drgn_hvo.synth import CONTAINER_NAMES
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class _Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
     def error(self, message: str) -> NoReturn:
-        said = printable(message)
+        said = clipped(printable(message))
         self.exit(EXIT_USAGE, f"{self.prog}: error: {said} (--help shows usage)\n")
 
 
@@ -339,6 +340,14 @@ def _positive(text: str) -> float:
     return number
 
 
+# What the kernel can be told as a limit; none at all would be no limit.
+_LEAST, _MOST = 1 << 20, 1 << 62
+
+
+def _bytes(gib: float) -> int:
+    return int(min(max(gib * (1 << 30), _LEAST), _MOST))
+
+
 def _quieten(args: argparse.Namespace) -> None:
     """Keep drgn from warning about what we say ourselves, as an error."""
     if not args.debug:
@@ -371,13 +380,18 @@ def _run_verb(verb: Verb) -> Callable[[argparse.Namespace], int]:
 
 def _run_check(args: argparse.Namespace) -> int:
     from drgn_hvo.commands.check_targets import CheckOptions, check_targets
-    from drgn_hvo.commands.targets import expand_targets, without_done
+    from drgn_hvo.commands.targets import (
+        drop_cut_line,
+        expand_targets,
+        without_done,
+    )
     from drgn_hvo.commands.workers import Limits
 
     _quieten(args)
     targets = expand_targets(args.target, args.targets_from)
     if args.resume is not None:
         targets = without_done(targets, args.resume)
+        drop_cut_line(args.resume)
     options = CheckOptions(
         symbols=tuple(args.symbols),
         vmcoreinfo=args.vmcoreinfo,
@@ -387,9 +401,7 @@ def _run_check(args: argparse.Namespace) -> int:
         evidence=args.evidence,
     )
     memory = args.memory or (_MEMORY if len(targets) > 1 else None)
-    limits = Limits(
-        args.jobs, args.timeout, None if memory is None else int(memory * (1 << 30))
-    )
+    limits = Limits(args.jobs, args.timeout, None if memory is None else _bytes(memory))
     return check_targets(targets, options, args.format, limits, args.scheduler)
 
 
@@ -486,21 +498,13 @@ def _warn_of_dump(prog: Program) -> None:
 
     dump = dump_of(prog)
     for complaint in dump.complaints if dump else ():
-        print(f"drgn-hvo: warning: the dump is {complaint}", file=sys.stderr)
+        say(f"drgn-hvo: warning: the dump is {complaint}")
 
 
 def _fail(status: int, message: str) -> int:
     """Say why, if anybody can hear it; the status says enough if not."""
-    try:
-        print(f"drgn-hvo: {printable(' '.join(message.split()))}", file=sys.stderr)
-    except OSError:
-        _discard(sys.stderr)
+    say(f"drgn-hvo: {clipped(printable(' '.join(message.split())))}")
     return status
-
-
-def _discard(stream: TextIO) -> None:
-    """Nobody can read what is still buffered; keep Python from trying at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _prepare_streams() -> None:
@@ -565,10 +569,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         how_far = f": {e}" if str(e) else ""
         return _fail(EXIT_INTERRUPTED, f"interrupted{how_far}")
     except BrokenPipeError:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         return EXIT_BROKEN_PIPE
     except OSError as e:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         return _fail(EXIT_USAGE, f"error: {output_failure(e)}")
     except Exception as e:
         known = failure(e)

@@ -24,6 +24,9 @@ __all__ = ("check_replaceable", "replace_file")
 # Open files of this process, by their numbers.
 _OWN_FILES = "/proc/self/fd"
 
+# Bytes of a name, of which file systems take 255.
+_NAME = 200
+
 # What open(2) says of O_TMPFILE where a file system, or a kernel, has no such files.
 _NO_UNNAMED = (errno.EOPNOTSUPP, errno.EISDIR)
 
@@ -53,7 +56,9 @@ def replace_file(path: Union[str, Path], *, force: bool) -> Iterator[IO[bytes]]:
     """
     check_replaceable(path, force=force)
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    # A name may be as long as any, and this one has to be longer.
+    name = os.fsencode(path.name)[:_NAME].decode(errors="ignore")
+    temporary = path.with_name(f".{name}.{secrets.token_hex(8)}")
     try:
         with _unnamed(path.parent) as file:
             if file is not None:

@@ -12,17 +12,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+import os
 import sys
 import time
-from typing import Optional, Protocol
+from typing import Optional, Protocol, TextIO
 
-__all__ = ("Bar", "progress", "progress_as_json")
+__all__ = ("Bar", "discard", "progress", "progress_as_json", "say")
 
 # Nobody wants a bar for what is done at once.
 _DELAY = 2  # seconds
 
 # Between two JSON lines, which programs read.
 _INTERVAL = 1  # seconds
+
+
+def discard(stream: TextIO) -> None:
+    """
+    Let a stream go nowhere from now on: nobody can read what is still buffered, and
+    Python would try at exit.
+    """
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def say(text: str) -> None:
+    """Say something on stderr, if anybody can hear it: results do not depend on it."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard(sys.stderr)
 
 
 class Bar(Protocol):
@@ -83,7 +101,7 @@ class _JsonLines:
             "unit": self._unit,
             "elapsed_s": round(time.monotonic() - self._start, 3),
         }
-        print(json.dumps(line), file=sys.stderr, flush=True)
+        say(json.dumps(line))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import time
 import pebble.pool.process
 import pytest
 
-from drgn_hvo.commands.workers import Limits, results
+from drgn_hvo.commands.workers import Limits, Lost, how_it_ended, results
 from drgn_hvo.kernel.target import open_target
 from tests.command_support import is_running, run
 from tests.ktap_support import parse_ktap
@@ -238,3 +238,177 @@ def test_a_core_that_changes_meanwhile(tmp_path, monkeypatch):
     result = run("check", path)
     assert result.returncode == 2
     assert "changed while it was read" in result.stderr
+
+
+def test_a_list_of_another_system(tmp_path):
+    """Names are bytes; a line ends as on Windows, and the list begins with its mark."""
+    odd = os.fsencode(tmp_path) + b"/core\xff"
+    os.symlink(os.fsencode(HEALTHY), odd)
+    listed = tmp_path / "list"
+    listed.write_bytes(b"\xef\xbb\xbf" + odd + b"\r\n\r\n" + bytes(HEALTHY))
+    arguments = ("check", "--json", "--targets-from", listed)
+    documents = [json.loads(line) for line in run(*arguments).stdout.splitlines()]
+    assert [doc["target"] for doc in documents] == [os.fsdecode(odd), str(HEALTHY)]
+
+
+@pytest.mark.parametrize("option", ["--targets-from", "--resume"])
+def test_a_list_that_does_not_end(option):
+    command = [sys.executable, "-m", "drgn_hvo", "check", option, "/dev/zero", HEALTHY]
+    limit = 'ulimit -v 2000000; exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", limit, "sh", *map(str, command)], capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "/dev/zero: not " in done.stderr
+
+
+def test_closed_stdin():
+    command = [sys.executable, "-m", "drgn_hvo", "check", "--targets-from", "-"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "standard input is closed" in done.stderr
+
+
+def test_nobody_hears_errors_and_progress():
+    """stderr is full: results do not depend on it."""
+    command = [
+        *(sys.executable, "-m", "drgn_hvo", "check", "--json", "--progress", "json"),
+        *("nowhere", HEALTHY),
+    ]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=full, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+    found = [json.loads(line)["status"] for line in done.stdout.splitlines()]
+    assert found == ["error", "clean"]
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("memory", ["1e300", "1e200", "1e-12"])
+def test_any_limit_of_memory(memory):
+    result = run("check", HEALTHY, "--memory", memory)
+    assert result.returncode == (2 if memory == "1e-12" else 0)
+    assert "Traceback" not in result.stderr
+
+
+def test_a_directory_that_cannot_be_read(tmp_path, monkeypatch):
+    """What may be in it is not missing without a word, and the others are read."""
+    locked = tmp_path / "a"
+    locked.mkdir()
+    links(tmp_path, ["core"])
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path) == str(locked):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    result = run("check", "--json", tmp_path)
+    assert result.returncode == 2
+    core, unread = map(json.loads, result.stdout.splitlines())
+    assert core["status"] == "clean"
+    assert unread["error"] == f"{locked}: Permission denied"
+    assert "Permission denied" in run("check", locked).stderr
+
+
+def earlier_run(tmp_path):
+    results = tmp_path / "results"
+    targets = links(tmp_path, ["a", "b"])
+    results.write_text(run("check", "--json", *targets).stdout)
+    return results, targets
+
+
+def test_strange_lines_of_an_earlier_run(tmp_path):
+    results, targets = earlier_run(tmp_path)
+    values: list[object] = [[], {}, None, "x", 1e999]
+    strange = [
+        {"target": value, "status": "clean", "dump": {"size": value, "mtime": value}}
+        for value in values
+    ]
+    lines = [*map(json.dumps, strange), "[" * 5000, "null", "\0\xff"]
+    results.write_text("\n".join(lines) + "\n" + results.read_text())
+    result = run("check", "--json", "--resume", results, *targets)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("keep", [1, 100, -1])
+def test_the_last_line_of_an_earlier_run_is_cut(tmp_path, keep):
+    """As it is after SIGKILL; what is done then is added to the same file."""
+    results, targets = earlier_run(tmp_path)
+    first, second = results.read_text().splitlines()
+    results.write_text(f"{first}\n{second[:keep]}")
+    command = [
+        *(sys.executable, "-m", "drgn_hvo", "check", "--json", "--resume", results),
+        *targets,
+    ]
+    with results.open("a") as f:
+        subprocess.run(list(map(str, command)), stdout=f, timeout=60, check=True)
+    documents = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [doc["target"] for doc in documents] == list(map(str, targets))
+
+
+def test_only_half_a_result_is_dropped(tmp_path):
+    results, targets = earlier_run(tmp_path)
+    results.write_text(results.read_text() + "a note")
+    command = [
+        *(sys.executable, "-m", "drgn_hvo", "check", "--json", "--resume", results),
+        *(*targets, DAMAGED),
+    ]
+    with results.open("a") as f:
+        subprocess.run(list(map(str, command)), stdout=f, timeout=60, check=False)
+    assert results.read_text().splitlines()[2] == "a note"
+    assert json.loads(results.read_text().splitlines()[3])["status"] == "findings"
+
+
+def test_killed_with_the_lock_of_its_pool(tmp_path, monkeypatch):
+    """Others do not wait for what the dead one had."""
+    transaction = pebble.pool.process.task_transaction
+
+    def killed_once(channel):
+        with channel.lock(timeout=600):
+            try:
+                (tmp_path / "killed").touch(exist_ok=False)
+            except FileExistsError:
+                pass
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return transaction(channel)
+
+    monkeypatch.setattr(pebble.pool.process, "task_transaction", killed_once)
+    start = time.monotonic()
+    assert list(results(abs, range(8), Limits(jobs=2))) == list(range(8))
+    assert (tmp_path / "killed").exists()
+    assert time.monotonic() - start < 20
+
+
+def test_no_process_can_live(monkeypatch):
+    monkeypatch.setattr(
+        pebble.pool.process,
+        "fetch_task",
+        lambda _: os.kill(os.getpid(), signal.SIGKILL),
+    )
+    reason = "the process to read this target was lost"
+    found = list(results(abs, [1, 2], Limits(jobs=2)))
+    assert found == [Lost(task, reason) for task in (1, 2)]
+
+
+def test_what_a_process_prints_goes_nowhere(capfd):
+    assert list(results(os.system, ["echo x"], Limits())) == [0]
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("number", "crashed"), [
+    (signal.SIGBUS, False), (signal.SIGKILL, False), (signal.SIGQUIT, False),
+    (signal.SIGXCPU, False), (signal.SIGSEGV, True), (signal.SIGABRT, True),
+])  # fmt: skip
+def test_who_is_to_blame(number, crashed):
+    """A file that is cut while it is mapped, or a limit of the shell, is no bug."""
+    how, is_crash = how_it_ended(-number)
+    assert number.name in how
+    assert is_crash == crashed

@@ -160,6 +160,21 @@ def test_as_a_module():
     assert (result.returncode, result.stderr) == (0, "")
 
 
+def test_a_name_as_long_as_any(tmp_path):
+    path = tmp_path / ("n" * 255)
+    assert run("heads", SAMPLE, "-o", path).returncode == 0
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_an_error_that_quotes_a_megabyte(tmp_path):
+    path = tmp_path / "machine.toml"
+    path.write_text(f'generation = "{"x" * 1_000_000}"')
+    result = run("synth", path, "-o", tmp_path / "core")
+    assert result.returncode == 2
+    assert "there is no generation" in result.stderr
+    assert len(result.stderr) < 6000
+
+
 def test_a_file_that_is_there_stays(tmp_path):
     path = tmp_path / "heads.npy"
     path.write_text("precious")

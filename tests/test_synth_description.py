@@ -212,3 +212,8 @@ def test_files(tmp_path):
         load_description(path)
     path.write_text(GOOD)
     assert load_description(path) == parse_description(GOOD)
+    with path.open("w") as f:
+        # As sparse as /dev/zero is endless.
+        f.truncate(1 << 40)
+    with pytest.raises(UsageError, match="too large for a description"):
+        load_description(path)

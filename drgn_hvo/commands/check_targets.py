@@ -26,7 +26,7 @@ from drgn_hvo.commands.check import (
     exit_status,
     print_result,
 )
-from drgn_hvo.commands.document import printable, with_dump
+from drgn_hvo.commands.document import clipped, printable, with_dump
 from drgn_hvo.commands.failures import EXIT_BUG, EXIT_USAGE, bug, failure
 from drgn_hvo.commands.ktap import print_ktap_document, print_ktap_plan
 from drgn_hvo.commands.shards import CoreShards, shards_of
@@ -34,7 +34,7 @@ from drgn_hvo.commands.workers import Limits, Lost, results
 from drgn_hvo.kernel.dump import with_complaint
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.hvo import hvo_of
-from drgn_hvo.progress import progress
+from drgn_hvo.progress import progress, say
 
 if TYPE_CHECKING:
     from drgn import Program
@@ -126,13 +126,16 @@ def _audited(
     return exit_status(document, strict=options.scope.strict), document
 
 
-def _state(target: str) -> Optional[tuple[int, int]]:
-    """What changes when somebody still writes a core; ``None`` if it is no file."""
+def _state(target: str) -> Optional[tuple[int, ...]]:
+    """
+    What changes when somebody still writes a core, or puts another one in its place;
+    ``None`` if it is no file.
+    """
     try:
         status = os.stat(target)
     except (OSError, ValueError):
         return None
-    return status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _preload() -> None:
@@ -206,7 +209,7 @@ def _report_error(document: CheckReport) -> None:
     if document["status"] == "error":
         target, error = document["target"], document["error"]
         named = error if error.startswith(target) else f"{target}: {error}"
-        print(f"drgn-hvo: error: {printable(named)}", file=sys.stderr)
+        say(f"drgn-hvo: error: {clipped(printable(named))}")
 
 
 def check_targets(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from drgn_hvo.kernel.bound import Kernel
 
 __all__ = (
+    "clipped",
     "document",
     "dump_problems",
     "envelope",
@@ -160,6 +161,18 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+# Longer than any path, with words around it.
+_LONGEST = 5000
+
+
+def clipped(text: str) -> str:
+    """An error that quotes what it was given is one line that can be read."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} … {text[-half:]}"
 
 
 def _escaped(character: str) -> str:

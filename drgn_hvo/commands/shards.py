@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 import logging
 import os
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
@@ -24,8 +25,9 @@ from drgn_hvo.commands.workers import (
     PATIENCE,
     Limits,
     begin_process,
+    end_pools,
     how_it_ended,
-    process_pool,
+    one_process,
 )
 from drgn_hvo.errors import TargetError
 from drgn_hvo.kernel.frames import FrameReader
@@ -44,6 +46,10 @@ _LARGE = 32 << 20
 
 # The unit of st_blocks.
 _BLOCK = 512
+
+# Processes that read one core, for each processor: more gain nothing, and each needs
+# the memory that it takes to open the core.
+_PER_PROCESSOR = 2
 
 # How many pieces wait for each of the other processes, so that none has to wait.
 _AHEAD = 3
@@ -91,18 +97,30 @@ class CoreShards:
         self._target = target
         self._vmcoreinfo = vmcoreinfo
         self._limits = limits
-        self._pool: Optional[ProcessPool] = None
+        self._pools: list[ProcessPool] = []
 
-    def start(self) -> ProcessPool:
+    def start(self) -> list[ProcessPool]:
         """Let the processes begin to open the core, unless they have already."""
-        if self._pool is None:
+        if not self._pools:
             level = logging.getLogger("drgn").level
             arguments = os.getpid(), level, self._limits, self._target, self._vmcoreinfo
-            self._pool = process_pool(self._limits.jobs - 1, _begin, arguments)
-        # Looking starts them.
-        if not self._pool.active:
+            self._pools = [
+                one_process(_begin, arguments) for _ in range(self._limits.jobs - 1)
+            ]
+        self._look()
+        return self._pools
+
+    def _look(self) -> None:
+        """
+        :raises TargetError: if a process was lost.
+        """
+        try:
+            # Looking starts them, so it looks at each.
+            lost = [pool for pool in self._pools if not pool.active]
+        except RuntimeError:
+            raise TargetError(_LOST) from None
+        if lost:
             raise TargetError(_LOST)
-        return self._pool
 
     def map(
         self,
@@ -113,28 +131,38 @@ class CoreShards:
         """See :meth:`drgn_hvo.kernel.shards.Shards.map()`."""
         from concurrent.futures import FIRST_COMPLETED, wait
 
-        pool = self.start()
-        most = _AHEAD * (self._limits.jobs - 1)
         left = deque(enumerate(pieces))
         begun: dict[ProcessFuture[Any], int] = {}
+        free = deque(self.start() * _AHEAD)
+        pools: dict[ProcessFuture[Any], ProcessPool] = {}
         while left or begun:
-            while left and len(begun) < most:
+            while left and free:
                 number, piece = left.popleft()
-                arguments = (work, piece, reader.page_size)
-                begun[pool.schedule(_work, args=arguments)] = number
+                pool = free.popleft()
+                future = _scheduled(pool, (work, piece, reader.page_size))
+                begun[future], pools[future] = number, pool
             if left:
                 number, piece = left.popleft()
                 yield number, work(reader, piece)
-            elif not wait(begun, PATIENCE, FIRST_COMPLETED).done and not pool.active:
-                raise TargetError(_LOST)
+            elif not wait(begun, PATIENCE, FIRST_COMPLETED).done:
+                self._look()
             for future in [one for one in begun if one.done()]:
+                free.append(pools.pop(future))
                 yield begun.pop(future), _result(future)
 
     def stop(self) -> None:
         """End the other processes, whatever they do."""
-        if self._pool is not None:
-            self._pool.stop()  # type: ignore[no-untyped-call] # as in workers
-            self._pool.join()
+        end_pools(self._pools)
+
+
+def _scheduled(pool: ProcessPool, arguments: tuple[Any, ...]) -> ProcessFuture[Any]:
+    """
+    :raises TargetError: if the process was lost.
+    """
+    try:
+        return pool.schedule(_work, args=arguments)
+    except RuntimeError:
+        raise TargetError(_LOST) from None
 
 
 def _result(future: ProcessFuture[Any]) -> Any:
@@ -169,6 +197,8 @@ def shards_of(
     if limits.jobs < 2 or not os.path.isfile(target):
         yield None
         return
+    most = _PER_PROCESSOR * len(os.sched_getaffinity(0))
+    limits = replace(limits, jobs=min(limits.jobs, most))
     shards = CoreShards(target, vmcoreinfo, limits)
     if os.stat(target).st_blocks * _BLOCK >= _LARGE:
         shards.start()

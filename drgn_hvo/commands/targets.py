@@ -10,17 +10,17 @@ a target a line, and what an earlier run has done is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import os
 from pathlib import Path
 import sys
-from typing import Any, Optional
+from typing import BinaryIO, Optional
 
 from drgn_hvo.errors import UsageError
 from drgn_hvo.formats.elf_segments import ELF_MAGIC
 from drgn_hvo.formats.kdump import FLATTENED_SIGNATURE, KDUMP_SIGNATURE
 
-__all__ = ("expand_targets", "without_done")
+__all__ = ("drop_cut_line", "expand_targets", "without_done")
 
 # What begins a dump that is no ELF file. Those of diskdump cannot be opened, but are
 # cores: better refused than passed over.
@@ -31,8 +31,16 @@ _SIGNATURES = (KDUMP_SIGNATURE, FLATTENED_SIGNATURE, b"DISKDUMP")
 _ET_CORE = (b"\4\0", b"\0\4")
 _E_TYPE = slice(16, 18)
 
-# A line longer than any path is no list of targets.
+# A line longer than any path is no list of targets, and one longer than any result no
+# list of those: findings are folded, and the ones of a machine take a MiB at most.
 _MAX_LINE = 1 << 16
+_MAX_DOCUMENT = 64 << 20
+
+# How each of our documents begins.
+_DOCUMENT = b'{"schema": '
+
+# What editors of Windows begin a text with.
+_BOM = b"\xef\xbb\xbf"
 
 
 def expand_targets(named: Sequence[str], from_file: Optional[str]) -> list[str]:
@@ -61,31 +69,60 @@ def _lines(path: Optional[str]) -> Iterator[str]:
     if path is None:
         return
     if path == "-":
-        yield from _targets_in(sys.stdin, path)
+        # Python's sign of a stdin that was closed before it began.
+        if sys.stdin is None:
+            raise UsageError("standard input is closed")
+        yield from _targets_in(sys.stdin.buffer, path)
         return
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as f:
+        with open(path, "rb") as f:
             yield from _targets_in(f, path)
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from None
 
 
-def _targets_in(lines: Iterable[str], path: str) -> Iterator[str]:
-    for line in lines:
-        if len(line) > _MAX_LINE or "\0" in line:
-            raise UsageError(f"{path}: not a list of targets, one a line")
-        target = line.rstrip("\n")
-        if target.strip():
-            yield target
+def _bounded_lines(f: BinaryIO, longest: int, path: str, what: str) -> Iterator[bytes]:
+    """
+    The lines of a file, which may be endless.
+
+    :raises UsageError: if one is longer than it can be.
+    """
+    while True:
+        line = f.readline(longest + 1)
+        if not line:
+            return
+        if len(line) > longest:
+            raise UsageError(f"{path}: {what}")
+        yield line
+
+
+def _targets_in(f: BinaryIO, path: str) -> Iterator[str]:
+    what = "not a list of targets, one a line"
+    for number, line in enumerate(_bounded_lines(f, _MAX_LINE, path, what)):
+        if b"\0" in line:
+            raise UsageError(f"{path}: {what}")
+        if number == 0 and line.startswith(_BOM):
+            line = line[len(_BOM) :]
+        if line.endswith(b"\r\n"):
+            line = line[:-2]
+        if line.strip():
+            # As the names of files that are given on the command line.
+            yield os.fsdecode(line.rstrip(b"\n"))
 
 
 def _cores_below(directory: str) -> Iterator[str]:
-    for folder, folders, names in os.walk(directory):
+    """
+    The cores, and directories that cannot be read: as targets, these are errors, and
+    what is in them is not missing without a word.
+    """
+    unread: list[OSError] = []
+    for folder, folders, names in os.walk(directory, onerror=unread.append):
         folders.sort()
         for name in sorted(names):
             path = os.path.join(folder, name)
             if _is_core(path):
                 yield path
+    yield from (os.fsdecode(e.filename) for e in unread)
 
 
 def _is_core(path: str) -> bool:
@@ -114,25 +151,66 @@ def without_done(targets: Sequence[str], path: str) -> list[str]:
     return [target for target in targets if _key(target) not in done]
 
 
-def _done(path: str) -> Iterator[tuple[Any, ...]]:
-    import json
+def drop_cut_line(path: str) -> None:
+    """
+    Where results are added to those of an earlier run that was killed, as with
+    ``--resume FILE >>FILE``: let the first one begin a line. The half of a result that
+    the other run left has no use, and would keep readers of JSON from the rest.
 
+    :param path: What that run printed.
+    """
     try:
-        with open(path, encoding="utf-8", errors="replace") as f:
-            for line in f:
-                try:
-                    document = json.loads(line)
-                    dump = document["dump"]
-                    if document["status"] != "error":
-                        yield document["target"], dump["size"], dump["mtime"]
-                except (ValueError, LookupError, TypeError, RecursionError):
-                    # The last line of a run that was interrupted.
-                    continue
+        out = sys.stdout.fileno()
+    except OSError:
+        # What stands in for it is no file.
+        return
+    with open(path, "rb") as f:
+        if not os.path.samestat(os.fstat(f.fileno()), os.fstat(out)):
+            return
+        start, last = 0, b""
+        for line in f:
+            start, last = start + len(last), line
+    if last.endswith(b"\n") or not last:
+        return
+    if last.startswith(_DOCUMENT[: len(last)]) and _key_of_document(last) is None:
+        os.ftruncate(out, start)
+    else:
+        os.write(out, b"\n")
+
+
+# Path, size and time of the last change.
+_Key = tuple[str, int, float]
+
+
+def _done(path: str) -> Iterator[_Key]:
+    try:
+        with open(path, "rb") as f:
+            what = "not what check --format json prints"
+            for line in _bounded_lines(f, _MAX_DOCUMENT, path, what):
+                key = _key_of_document(line)
+                if key is not None:
+                    yield key
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from None
 
 
-def _key(target: str) -> Optional[tuple[Any, ...]]:
+def _key_of_document(line: bytes) -> Optional[_Key]:
+    """``None`` for an error, and for the last line of a run that was interrupted."""
+    import json
+
+    try:
+        document = json.loads(line)
+        if document["status"] == "error":
+            return None
+        target, dump = document["target"], document["dump"]
+        size, mtime = dump["size"], dump["mtime"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    is_key = isinstance(target, str) and isinstance(size, int)
+    return (target, size, mtime) if is_key and isinstance(mtime, (int, float)) else None
+
+
+def _key(target: str) -> Optional[_Key]:
     try:
         status = Path(target).stat()
     except (OSError, ValueError):

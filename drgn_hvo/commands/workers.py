@@ -12,7 +12,8 @@ ends a task that takes too long, and goes on with a fresh process.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 import logging
 import os
@@ -21,7 +22,9 @@ import signal
 from typing import TYPE_CHECKING, Any, Generic, Optional, TypeVar, Union
 
 if TYPE_CHECKING:
-    from pebble import ProcessFuture, ProcessPool
+    from concurrent.futures import Future
+
+    from pebble import ProcessPool
 
 __all__ = (
     "PATIENCE",
@@ -29,8 +32,9 @@ __all__ = (
     "Lost",
     "begin_process",
     "die_with",
+    "end_pools",
     "how_it_ended",
-    "process_pool",
+    "one_process",
     "results",
 )
 
@@ -40,8 +44,20 @@ _R = TypeVar("_R")
 #: Seconds after which to ask whether there are still processes to wait for.
 PATIENCE = 1
 
+# How many processes may be lost before they have taken a task, until it is given up:
+# else there would be no end where no process can live.
+_ATTEMPTS = 3
+
+_NO_PROCESS = "the process to read this target was lost"
+
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
+
+# By which a process ends that does what it must not: a bug somewhere. All others are
+# sent by somebody, but for SIGBUS: the file that it had mapped was cut, or its disk
+# broke.
+_CRASHES = ("SIGSEGV", "SIGABRT", "SIGILL", "SIGFPE", "SIGTRAP", "SIGSYS")
+_SIGBUS = "the file was cut, or its disk failed, while it was read"
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,9 @@ def begin_process(parent: int, log_level: int, memory: Optional[int]) -> None:
     """
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What the parent has not yet written is not to be written twice.
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
     logging.getLogger("drgn").setLevel(log_level)
     if memory is not None:
         # Not the address space, which has the whole of a core that is mapped.
@@ -101,19 +120,23 @@ def begin_process(parent: int, log_level: int, memory: Optional[int]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def process_pool(
-    jobs: int, initializer: Callable[..., None], arguments: tuple[Any, ...]
+def one_process(
+    initializer: Callable[..., None], arguments: tuple[Any, ...]
 ) -> ProcessPool:
     """
-    A pool of processes that are children of this one, which they end with: since
-    Python 3.14 they would be those of a server that forks.
+    A pool of one process, which is a child of this one and ends with it: since Python
+    3.14 it would be that of a server that forks.
+
+    Each process has a pool to itself. Those of one pool share a pipe and its locks: if
+    one is killed while it holds these, pebble lets the others wait for a minute, or
+    takes them for lost as well.
     """
     from multiprocessing import get_context
 
     from pebble import ProcessPool
 
     return ProcessPool(
-        jobs,
+        1,
         initializer=initializer,
         initargs=arguments,
         context=get_context("fork"),
@@ -130,23 +153,123 @@ def how_it_ended(code: int) -> tuple[str, bool]:
         name = f"signal {-code}"
     if name == "SIGKILL":
         return "was killed (SIGKILL; out of memory?)", False
-    return f"ended by {name}", name not in ("SIGTERM", "SIGHUP", "SIGINT")
+    if name == "SIGBUS":
+        return f"ended by {name}: {_SIGBUS}", False
+    return f"ended by {name}", name in _CRASHES
+
+
+def end_pools(pools: Collection[ProcessPool]) -> None:
+    """End the processes of pools, whatever they do."""
+    for pool in pools:
+        pool.stop()  # type: ignore[no-untyped-call] # pebble annotates no returns
+    for pool in pools:
+        pool.join()
 
 
 def _result(
-    task: _T, future: ProcessFuture[Any], seconds: Optional[float]
+    task: _T, future: Future[Any], seconds: Optional[float]
 ) -> Union[_R, Lost[_T]]:
     from concurrent.futures import TimeoutError as NotInTime
+    from concurrent.futures.process import BrokenProcessPool
 
     from pebble import ProcessExpired
 
     try:
-        return future.result()
+        # One that is not done has a pool that does nothing more.
+        return future.result(timeout=None if future.done() else 0)
+    except BrokenProcessPool:
+        return Lost(task, _NO_PROCESS)
     except NotInTime:
+        if not future.done():
+            return Lost(task, _NO_PROCESS)
         return Lost(task, f"not done after {seconds:g} seconds", timeout=True)
     except ProcessExpired as e:
         how, crashed = how_it_ended(e.exitcode)
         return Lost(task, f"the process that read this target {how}", crashed=crashed)
+
+
+class _Place(Generic[_T]):
+    """
+    Where one process does one task after the other, or its successor does if it is
+    lost.
+    """
+
+    def __init__(self, work: Callable[[_T], Any], limits: Limits) -> None:
+        self._work = work
+        self._limits = limits
+        self._pool: Optional[ProcessPool] = None
+        self._attempts = 0
+
+    def begin(self, number: int, task: _T) -> None:
+        """
+        Begin a task.
+
+        :param number: Which one it is.
+        """
+        self.number = number
+        self._task = task
+        self._attempts = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        from concurrent.futures import Future
+
+        self._attempts += 1
+        try:
+            self.future = self._scheduled()
+        except RuntimeError as e:
+            # The process was lost just now, or there could be none.
+            self.future = Future()
+            self.future.set_exception(e)
+
+    def _scheduled(self) -> Future[Any]:
+        # Looking at a pool starts its process.
+        if self._pool is None or not self._pool.active:
+            self.end()
+            level = logging.getLogger("drgn").level
+            arguments = os.getpid(), level, self._limits.memory
+            self._pool = one_process(begin_process, arguments)
+        future: Future[Any] = self._pool.schedule(
+            self._work, args=(self._task,), timeout=self._limits.seconds
+        )
+        return future
+
+    def is_done(self) -> bool:
+        """
+        Whether there is a result, or why there is none. A task that no process has
+        taken is begun again, by another one.
+        """
+        from concurrent.futures.process import BrokenProcessPool
+
+        assert self._pool is not None, "begin() comes first"
+        if not self.future.done():
+            if self._pool.active:
+                return False
+        elif not isinstance(self.future.exception(), BrokenProcessPool):
+            return True
+        if self._attempts == _ATTEMPTS:
+            return True
+        self.end()
+        self._begin()
+        return False
+
+    def result(self) -> Any:
+        """
+        What :meth:`is_done()` says is there.
+
+        :raises Exception: what the work raised.
+        """
+        result: Any = _result(self._task, self.future, self._limits.seconds)
+        if isinstance(result, Lost):
+            # Its process may have had the locks of its pool.
+            self.end()
+        return result
+
+    def end(self) -> None:
+        """End the process."""
+        if self._pool is not None:
+            end_pools((self._pool,))
+            self._pool = None
 
 
 def results(
@@ -158,43 +281,32 @@ def results(
     :param work: A function of a module. What it raises is raised here.
     :return: Results in the order of the tasks, each as soon as it is there.
     """
-    left = tasks
-    while left:
-        done = 0
-        for result in _results_of_pool(work, left, limits):
-            yield result
-            done += 1
-        if not done:
-            # Else there would be no end if no process can live.
-            yield Lost(left[0], "the process to read this target was lost")
-            done = 1
-        left = left[done:]
-
-
-def _results_of_pool(
-    work: Callable[[_T], _R], tasks: Sequence[_T], limits: Limits
-) -> Iterator[Union[_R, Lost[_T]]]:
-    """
-    As :func:`results()`, until a process is lost that had no task: pebble then gives
-    up, and what is left is for another pool.
-    """
-    from concurrent.futures import wait
-    from concurrent.futures.process import BrokenProcessPool
-
-    level = logging.getLogger("drgn").level
-    arguments = os.getpid(), level, limits.memory
-    pool = process_pool(min(limits.jobs, len(tasks)), begin_process, arguments)
+    idle = [_Place(work, limits) for _ in range(min(limits.jobs, len(tasks)))]
+    places = tuple(idle)
+    left = deque(enumerate(tasks))
+    found: dict[int, Any] = {}
+    wanted = 0
     try:
-        futures = [
-            pool.schedule(work, args=(task,), timeout=limits.seconds) for task in tasks
-        ]
-        for task, future in zip(tasks, futures):
-            while not wait([future], PATIENCE).done:
-                if not pool.active:
-                    break
-            if not future.done() or isinstance(future.exception(), BrokenProcessPool):
-                break
-            yield _result(task, future, limits.seconds)
+        while wanted < len(tasks):
+            while idle and left:
+                idle.pop().begin(*left.popleft())
+            for place in _done(places, idle):
+                found[place.number] = place.result()
+                idle.append(place)
+                if left:
+                    idle.pop().begin(*left.popleft())
+            while wanted in found:
+                yield found.pop(wanted)
+                wanted += 1
     finally:
-        pool.stop()  # type: ignore[no-untyped-call] # pebble annotates no returns
-        pool.join()
+        for place in places:
+            place.end()
+
+
+def _done(places: Sequence[_Place[_T]], idle: Sequence[_Place[_T]]) -> list[_Place[_T]]:
+    """Wait until a place is done, or for some time."""
+    from concurrent.futures import FIRST_COMPLETED, wait
+
+    busy = [place for place in places if place not in idle]
+    wait([place.future for place in busy], PATIENCE, FIRST_COMPLETED)
+    return [place for place in busy if place.is_done()]

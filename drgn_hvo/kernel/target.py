@@ -194,6 +194,9 @@ def _look_at(target: str) -> _Core:
     """
     mode = os.stat(target).st_mode
     if stat.S_ISDIR(mode):
+        # Why a directory of cores is not read says more.
+        with os.scandir(target):
+            pass
         raise FormatError("a directory, no core")
     if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
         raise FormatError("no regular file: a core is read here and there, not once")

@@ -238,10 +238,10 @@ COMMANDS = (
     ),
     Mutant(
         "commands-workers-lost-between",
-        "commands/workers.py::_results_of_pool",
-        "isinstance(future.exception(), BrokenProcessPool)",
-        "False",
-        "a process that dies between two targets would end the whole run",
+        "commands/workers.py::_Place.is_done",
+        "not isinstance(self.future.exception(), BrokenProcessPool)",
+        "True",
+        "a process that dies between two targets would cost the next one",
         ("test_check_targets.py::test_a_process_lost_between_two_targets",),
     ),
     Mutant(

@@ -36,6 +36,11 @@ else:
 __all__ = ("load_description", "load_toml", "parse_description")
 
 
+# Bytes of a file that somebody wrote by hand, or a program for thousands of nodes; what
+# is no description may be endless.
+_MAX_SIZE = 4 << 20
+
+
 def _refuse(condition: bool, message: str) -> None:
     if condition:
         raise UsageError(message)
@@ -187,7 +192,10 @@ def load_description(path: Union[str, Path]) -> Description:
     :raises UsageError: as :func:`parse_description()`, or if it cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open(path, "rb") as f:
+            data = f.read(_MAX_SIZE + 1)
+        _refuse(len(data) > _MAX_SIZE, f"{path} is too large for a description")
+        text = data.decode()
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is not UTF-8"
         raise UsageError(f"cannot read {path}: {reason}") from None
