@@ -5,7 +5,6 @@ Reports on dumps with holes: "no", "none", "not" and "0" are earned, or it is sa
 something was not read.
 """
 
-from functools import lru_cache
 from pathlib import Path
 
 from drgn import FaultError, Object
@@ -26,19 +25,14 @@ from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.kernel.pagetables import find_entry
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.memmap.page_spec import parse_page_spec
+from tests.holes_support import a_folio, dump_of, frame_of, table_of
 from tests.overlay import Overlay, image_to_phys
-from tools.holes import HOLES, Dump
+from tools.holes import HOLES
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
 
 #: Words of a page report that claim that something is not so.
 CLAIMS = ("on no list,", "not optimized", "private", "none", "not mapped")
-
-
-@lru_cache(maxsize=2)
-def dump_of(name):
-    dump = Dump(str(SAMPLES / f"{name}.kdump"))
-    return dump, hvo_of(dump.program())
 
 
 def report(prog, pfn):
@@ -48,17 +42,6 @@ def report(prog, pfn):
 
 def text(lines):
     return "\n".join(f"{name}: {value}" for name, value in lines)
-
-
-def a_folio(known, name="free"):
-    found = known.hugetlb
-    wanted = next(one for one in found.lists if str(one).startswith(name))
-    return int(wanted.heads[-1]), wanted
-
-
-def frame_of(known, address):
-    prog = known.kernel.prog
-    return follow_phys(prog["init_mm"].address_of_(), address).value_() >> 12
 
 
 @pytest.mark.parametrize("name", ["debian-7.2", "debian-6.12", "shared-7.3"])
@@ -100,13 +83,7 @@ def test_a_list_left_out(name, hole):
 def test_a_page_table_left_out(name, hole, capsys):
     dump, known = dump_of(name)
     pfn, _ = a_folio(known)
-    slice_ = pfn * known.vmemmap.size // known.vmemmap.page_size
-    address = known.vmemmap.base + slice_ * known.vmemmap.page_size
-    page_table = known.kernel.page_table_format
-    assert page_table is not None
-    entry = find_entry(known.kernel.reader, page_table, address)
-    assert entry is not None
-    prog = dump.program(entry.address >> 12, hole)
+    prog = dump.program(table_of(known, pfn), hole)
     page, lines = report(prog, pfn)
     assert page["kind"] == "not in this dump"
     assert page["slice"]["frame"] is None

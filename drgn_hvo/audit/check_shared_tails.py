@@ -504,7 +504,7 @@ def _words_message(
         f"{expectation.what} of {which} in the shared tail page of order {tail.order} "
         f"is wrong ({actual:#x})"
     )
-    if expectation.rule == "shared-tail-info":
+    if expectation.rule == "shared-tail-info" and tail.mapped_by is not None:
         pages = len(where) * tail.mapped_by
         text += f": {pages} struct pages resolve to a wrong head"
     return text

@@ -87,7 +87,7 @@ def diff_document(before: Side, after: Side) -> DiffReport:
     found = changes(before.moment, after.moment)
     findings = _finding_changes(before, after, found)
     in_both = len(after.audit["findings"]) - sum(
-        one["change"] == "new" for one in findings
+        one["found_in"] == "after" for one in findings
     )
     zones = {**before.zones, **after.zones}
     doc: DiffReport = {
@@ -176,6 +176,7 @@ def _finding_changes(
             return what  # places of another boot say nothing
         return (*what, finding["pfn"], finding["head_pfn"], finding["address"])
 
+    knows_before, knows_after = _decided(before.audit), _decided(after.audit)
     sides = [(key(f), f) for f in before.audit["findings"]]
     others = [(key(f), f) for f in after.audit["findings"]]
     old, new = Counter(k for k, _ in sides), Counter(k for k, _ in others)
@@ -184,13 +185,34 @@ def _finding_changes(
         if old[k]:
             old[k] -= 1
         else:
-            changed.append({"change": "new", "finding": finding})
+            is_new = finding["rule"] in knows_before
+            changed.append(
+                {
+                    "change": "new" if is_new else None,
+                    "found_in": "after",
+                    "finding": finding,
+                }
+            )
     for k, finding in sides:
         if new[k]:
             new[k] -= 1
         else:
-            changed.append({"change": "gone", "finding": finding})
+            is_gone = finding["rule"] in knows_after
+            changed.append(
+                {
+                    "change": "gone" if is_gone else None,
+                    "found_in": "before",
+                    "finding": finding,
+                }
+            )
     return changed
+
+
+def _decided(audit: AuditReport) -> set[str]:
+    """The rules that would have found whatever breaks them."""
+    undecided = {one["rule"] for one in audit["undecided"]}
+    ran = (one["id"] for one in audit["rules"] if one["result"] != "skip")
+    return {rule for rule in ran if rule not in undecided}
 
 
 def _conclusions(doc: DiffReport, page_size: int) -> Iterator[str]:
@@ -250,6 +272,12 @@ def _of_findings(doc: DiffReport) -> Iterator[str]:
         found = [one["finding"] for one in doc["findings"] if one["change"] == change]
         if found:
             yield f"Findings of check, {change}: {len(found)}: {found[0]['message']}."
+    unsure = [one["finding"] for one in doc["findings"] if one["change"] is None]
+    if unsure:
+        yield (
+            f"Findings of check that the other side may have, too, where not all could "
+            f"be read: {len(unsure)}: {unsure[0]['message']}."
+        )
 
 
 def print_diff(doc: DiffReport) -> None:
@@ -268,14 +296,16 @@ def print_diff(doc: DiffReport) -> None:
         print_table(_tail_rows(doc["tails"]))
     if doc["folios"]:
         print("\nHuge pages")
-        print_table(_folio_rows(doc["folios"]))
+        nowhere = "none" if doc["complete"] else "?"
+        print_table(_folio_rows(doc["folios"], nowhere))
         if len(doc["folios"]) > _FOLIOS_LISTED:
             print(f"and {len(doc['folios']) - _FOLIOS_LISTED} more (--json has all)")
     if doc["findings"]:
         print("\nFindings of check")
         for one in doc["findings"]:
             finding = one["finding"]
-            print(f"  {one['change']}: {finding['rule']}: {finding['message']}")
+            change = one["change"] or f"only {one['found_in']}, unknown in the other"
+            print(f"  {change}: {finding['rule']}: {finding['message']}")
 
 
 def _tail_rows(tails: list[TailChangeEntry]) -> list[list[object]]:
@@ -298,7 +328,10 @@ def _tail_rows(tails: list[TailChangeEntry]) -> list[list[object]]:
     return rows
 
 
-def _folio_rows(folios: list[FolioChangeEntry]) -> list[list[object]]:
+def _folio_rows(folios: list[FolioChangeEntry], nowhere: str) -> list[list[object]]:
+    """
+    :param nowhere: What stands for no list: a dump with holes may lack the link to it.
+    """
     rows: list[list[object]] = [
         ["PFN", "ORDER", "LIST", "REFCOUNT", "OPTIMIZED", "HEAD", "FLAGS"]
     ]
@@ -308,16 +341,18 @@ def _folio_rows(folios: list[FolioChangeEntry]) -> list[list[object]]:
             [
                 one["head_pfn"],
                 _both(*("(none)" if s is None else s["order"] for s in states)),
-                _both(*("" if s is None else s["list"] or "none" for s in states)),
+                _both(*("" if s is None else s["list"] or nowhere for s in states)),
                 _both(*("" if s is None else s["refcount"] for s in states)),
                 _both(*("" if s is None else _yes(s["optimized"]) for s in states)),
                 _both(*("" if s is None else s["head_frame"] for s in states)),
-                _both(
-                    *("" if s is None else "|".join(s["flags"] or ()) for s in states)
-                ),
+                _both(*("" if s is None else _flags(s["flags"]) for s in states)),
             ]
         )
     return rows
+
+
+def _flags(flags: Optional[list[str]]) -> str:
+    return "?" if flags is None else "|".join(flags)
 
 
 def _yes(value: Optional[bool]) -> str:

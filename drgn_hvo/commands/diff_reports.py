@@ -42,7 +42,7 @@ class TailStateEntry(TypedDict):
 
     pfn: Optional[int]
     frame_refcount: Optional[int]
-    mapped_by: int
+    mapped_by: Optional[int]
 
 
 class TailChangeEntry(TypedDict):
@@ -77,9 +77,13 @@ class FolioChangeEntry(TypedDict):
 
 
 class FindingChangeEntry(TypedDict):
-    """A finding of ``check`` that only one of the moments has."""
+    """
+    A finding of ``check`` that only one of the moments has; ``change`` is ``None`` if
+    its rule could not be decided in the other one.
+    """
 
-    change: Literal["new", "gone"]
+    change: Optional[Literal["new", "gone"]]
+    found_in: Literal["before", "after"]
     finding: FindingEntry
 
 

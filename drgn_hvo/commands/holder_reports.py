@@ -100,7 +100,7 @@ class SharersReport(TargetReport):
     pfn: Optional[int]
     frame: int
     tail: Optional[TailOfEntry]
-    mapped_by: int
-    others: int
+    mapped_by: Optional[int]
+    others: Optional[int]
     huge_pages: list[SharerEntry]
     unread: list[str]

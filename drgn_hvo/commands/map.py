@@ -165,7 +165,7 @@ def map_document(hvo: Hvo, target: str, spec: PageSpec) -> MapReport:
     :raises UnavailableError: if the page tables of this architecture cannot be walked.
     """
     if not hvo.vmemmap.has_mappings:
-        raise UnavailableError("the page tables of this architecture cannot be walked")
+        raise UnavailableError(f"it cannot be drawn: {hvo.vmemmap.no_mappings_reason}")
     drawn = _find(hvo, spec)
     geometry = hvo.kernel.geometry
     if drawn.order > geometry.largest_order:
@@ -263,13 +263,14 @@ def _shared_frames(
             "mapped_by": users,
             "elsewhere": users - own,
             "heads": heads,
-            "folios": max(count, len(heads)),
+            "folios": None if count is None else max(count, len(heads)),
         }
 
 
-def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], int]:
+def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], Optional[int]]:
     """
-    Other hugetlb folios that map a frame: some of their heads, and how many there are.
+    Other hugetlb folios that map a frame: some of their heads, and how many there are;
+    ``None`` if not all pages on it were asked.
     """
     vmemmap = hvo.vmemmap
     if not hvo.has_hugetlb:
@@ -289,7 +290,10 @@ def _folios_on(hvo: Hvo, pfn: int, drawn: _Drawn) -> tuple[list[int], int]:
                 heads[one.head_pfn] = None
         if len(heads) == _MAX_NAMED:
             break
-    return list(heads), len(pages) if is_tail else len(heads)
+    if is_tail:
+        return list(heads), len(pages)
+    are_all = len(pages) <= _MAX_ASKED and len(heads) < _MAX_NAMED
+    return list(heads), len(heads) if are_all else None
 
 
 def print_map(doc: MapReport) -> None:
@@ -392,7 +396,9 @@ def sharing_lines(doc: MapReport) -> list[str]:
     least = "" if doc["all_tables_read"] else "at least "
     for one in doc["shared_frames"]:
         named = ", ".join(map(str, one["heads"]))
-        if one["folios"] > len(one["heads"]) == _MAX_NAMED:
+        if one["folios"] is None:
+            named += " and maybe others"
+        elif one["folios"] > len(one["heads"]) == _MAX_NAMED:
             named += f" and {one['folios'] - len(one['heads'])} more"
         lines.append(
             f"PFN {one['frame']} is mapped by {least}{one['mapped_by']} pages of "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Optional
 from drgn.helpers.common.format import print_table
 
 from drgn_hvo.commands.document import document, known
-from drgn_hvo.errors import UnavailableError, UsageError
+from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec
 from drgn_hvo.memmap.pools import LIST_NAMES
@@ -36,6 +36,7 @@ def sharers_document(hvo: Hvo, target: str, spec: PageSpec) -> SharersReport:
 
     :raises UsageError: if no huge page has its tails there.
     :raises UnavailableError: if huge pages or page tables cannot be read.
+    :raises NotInDumpError: if none was found, but not all could be read.
     """
     if not hvo.has_hugetlb or not hvo.vmemmap.has_mappings:
         why = hvo.vmemmap.no_mappings_reason or hvo.kernel.no_types_reason
@@ -43,6 +44,11 @@ def sharers_document(hvo: Hvo, target: str, spec: PageSpec) -> SharersReport:
     frame, pfn = frame_of_spec(hvo, spec)
     found = sharers_of(hvo, frame)
     if not len(found.folios) and found.tail is None:
+        if found.unread:
+            raise NotInDumpError(
+                f"{spec.text}: whether huge pages have their tails on PFN {frame} is "
+                f"not known: {found.unread[0]}"
+            )
         raise UsageError(f"{spec.text}: no huge page has its tails on PFN {frame}")
     return {
         **document(target, hvo.kernel.release),
@@ -51,10 +57,12 @@ def sharers_document(hvo: Hvo, target: str, spec: PageSpec) -> SharersReport:
         "pfn": pfn,
         "frame": frame,
         "tail": _tail(hvo, found),
-        "mapped_by": hvo.vmemmap.mapped_by(frame),
+        "mapped_by": (
+            hvo.vmemmap.mapped_by(frame) if hvo.vmemmap.has_all_mappings else None
+        ),
         "others": found.others,
         "huge_pages": _huge_pages(hvo, found),
-        "unread": [*map(str, hvo.unread), *hvo.unread_lists],
+        "unread": list(found.unread),
     }
 
 
@@ -102,7 +110,7 @@ def print_sharers(doc: SharersReport) -> None:
                 one["order"],
                 known(one["nid"]),
                 one["zone"] or "?",
-                one["list"] or "none",
+                one["list"] or ("?" if doc["unread"] else "none"),
                 known(one["refcount"]),
                 one["slices"],
             ]
@@ -110,7 +118,7 @@ def print_sharers(doc: SharersReport) -> None:
     if doc["huge_pages"]:
         print_table(rows)
     print(_summary(doc))
-    if doc["others"] > 0:
+    if doc["others"]:
         print(
             f"{doc['others']} more pages of vmemmap are mapped to it, of no huge page"
         )
@@ -121,7 +129,8 @@ def print_sharers(doc: SharersReport) -> None:
 def _summary(doc: SharersReport) -> str:
     tail, count = doc["tail"], len(doc["huge_pages"])
     pages = "1 huge page has its" if count == 1 else f"{count} huge pages have their"
-    text = f"{pages} tails on PFN {doc['frame']}"
+    least = "At least " if doc["unread"] else ""
+    text = f"{least}{pages} tails on PFN {doc['frame']}"
     if tail is None:
         return text
     zone = "" if tail["zone"] is None else f" zone {tail['zone']}"

@@ -242,7 +242,7 @@ def _shared_tail(hvo: Hvo, tail: SharedTail) -> SharedTailEntry:
         "frame_nid": tail.frame_nid,
         "frame_refcount": tail.frame_refcount,
         "boot": tail.boot,
-        "mapped_by": None if hvo.vmemmap.walk.missing else tail.mapped_by,
+        "mapped_by": tail.mapped_by,
         "slot": f"{tail.slot:#x}",
         "value": f"{tail.value:#x}",
     }

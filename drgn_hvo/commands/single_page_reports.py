@@ -243,14 +243,15 @@ class MapRowEntry(TypedDict):
 class SharedFrameEntry(TypedDict):
     """
     A frame that pages of vmemmap outside of the compound page map, too; ``heads`` are
-    PFNs of heads of some of the ``folios`` that they belong to.
+    PFNs of heads of some of the ``folios`` that they belong to, ``None`` if those were
+    not counted.
     """
 
     frame: int
     mapped_by: int
     elsewhere: int
     heads: list[int]
-    folios: int
+    folios: Optional[int]
 
 
 class MapReport(TargetReport):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Optional
 from drgn.helpers.common.format import print_table
 
 from drgn_hvo.commands.document import document, human_size, known
-from drgn_hvo.errors import UnavailableError, UsageError
+from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.memmap.holders import Holders, holders_of
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.page_spec import PageSpec, resolve_page
@@ -35,6 +35,7 @@ def who_document(hvo: Hvo, target: str, spec: PageSpec) -> WhoReport:
     What ``who --json`` prints.
 
     :raises UsageError: if no huge page covers the page.
+    :raises NotInDumpError: if none was found, but not all that would tell was read.
     :raises UnavailableError: if huge pages cannot be looked at.
     """
     if not hvo.has_hugetlb:
@@ -44,6 +45,12 @@ def who_document(hvo: Hvo, target: str, spec: PageSpec) -> WhoReport:
     pfn = resolve_page(hvo.vmemmap, spec)
     one = hvo.covering.of(pfn)
     if one is None:
+        unread = [*hvo.covering.unread(pfn), *map(str, hvo.tail_slots.unread)]
+        if unread:
+            raise NotInDumpError(
+                f"{spec.text}: whether a huge page covers PFN {pfn} is not known: "
+                f"{unread[0]}"
+            )
         raise UsageError(f"{spec.text}: no huge page covers PFN {pfn}")
     found = holders_of(hvo, one.head_pfn, one.order)
     kind = one.place.kind
@@ -126,10 +133,14 @@ def _holders(doc: WhoReport) -> Iterator[str]:
         yield f"{len(who)} processes map it: {named}."
     elif doc["mapcount"]:
         yield "It is mapped, but the processes that map it were not found."
+    elif doc["mapcount"] is None and doc["unread"]:
+        yield "Whether processes map it is not known."
     elif file is not None:
         yield "No process maps it."
-    elif doc["refcount"]:
+    elif doc["refcount"] and doc["anonymous"] is not None:
         yield "It is in use, but mapped by nobody, and in no file."
+    if doc["anonymous"] is None:
+        yield "Whether a file has it is not known."
 
 
 def _rest(doc: WhoReport) -> Iterator[str]:
@@ -172,9 +183,11 @@ def print_who(doc: WhoReport) -> None:
     if file is not None:
         inode, index = known(file["inode"]), known(file["index"])
         print(f"File         inode {inode}, index {index} of it")
-    of_file = 0 if file is None else file["references"]
+    of_file = None if doc["anonymous"] is None else 0
+    if file is not None:
+        of_file = file["references"]
     print(
-        f"References   {known(doc['refcount'])}: {of_file} of the file, "
+        f"References   {known(doc['refcount'])}: {known(of_file)} of the file, "
         f"{known(doc['mapcount'])} of mappings, {known(doc['left_over'])} left over; "
         f"pins {known(doc['pincount'])}"
     )

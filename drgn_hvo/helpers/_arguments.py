@@ -32,8 +32,7 @@ def require_hugetlb(hvo: Hvo) -> None:
         )
     if not hvo.vmemmap.has_mappings:
         raise UnavailableError(
-            f"the page tables of {hvo.kernel.arch} cannot be walked, so nothing "
-            "tells what HVO did"
+            f"nothing tells what HVO did: {hvo.vmemmap.no_mappings_reason}"
         )
 
 

@@ -156,7 +156,8 @@ def for_each_folio_on_vmemmap_tail(page: Object) -> Iterator[Object]:
     :param page: ``struct page *`` of the page frame, as :func:`for_each_vmemmap_tail()`
         gives it.
     :return: Iterator of ``struct folio *`` objects, by ascending PFN.
-    :raises FaultError: if *page* is no struct page.
+    :raises FaultError: if *page* is no struct page, and behind the last folio if there
+        may be more, since not all could be read.
     :raises HvoError: if the kernel has no ``struct folio``, or pools and page tables
         cannot be read.
     """
@@ -167,6 +168,8 @@ def for_each_folio_on_vmemmap_tail(page: Object) -> Iterator[Object]:
     found = sharers_of(hvo, page_pfn(hvo, address))
     for pfn in hvo.hugetlb.folios.head_pfn[found.folios].tolist():
         yield Object(prog, pointer, hvo.vmemmap.page_address(pfn))
+    if found.unread:
+        raise FaultError(f"there may be more folios: {found.unread[0]}", 0)
 
 
 def validate_shared_tail(page: Object, *, strict: bool = False) -> None:

@@ -38,7 +38,7 @@ from drgn import (
 )
 
 from drgn_hvo.errors import FormatError, HvoError, UnavailableError
-from drgn_hvo.kernel.unread import RECURSION
+from drgn_hvo.kernel.unread import RECURSION, KnownWords
 
 if TYPE_CHECKING:
     from drgn_hvo.formats.byteorder import ByteOrder
@@ -140,6 +140,7 @@ class CoreSources:
         self.kallsyms: _Lazy[Kallsyms] = _Lazy(self, self._load_kallsyms)
         self.types: _Lazy[BtfTypes] = _Lazy(self, self._load_types)
         self.translation: _Lazy[Translation] = _Lazy(self, self._load_translation)
+        self._pages = KnownWords(prog, _PAGE)
         # Structures that somebody was given before all types were read.
         self._early: dict[str, Optional[Type]] = {}
 
@@ -170,7 +171,7 @@ class CoreSources:
         noted = self.vmcoreinfo().addresses()
         known = {**noted, **self.found_tables()}
         try:
-            tables = KallsymsTables.read(self.prog.read, known, self.byteorder)
+            tables = KallsymsTables.read(self._kallsyms_reader, known, self.byteorder)
         except FaultError as e:
             raise UnavailableError(f"kallsyms is not in this dump: {e}") from None
         return Kallsyms(tables, noted)
@@ -213,13 +214,15 @@ class CoreSources:
         return types
 
     def _read_btf(self, address: Callable[[str], Optional[int]]) -> bytes:
+        start: Optional[int]
+        stop: Optional[int]
         try:
             start, stop = address("__start_BTF"), address("__stop_BTF")
         except UnavailableError:
             # Without symbols, it can only be looked for.
             from drgn_hvo.kernel.image_search import find_types
 
-            return find_types(self.image())
+            start, stop = find_types(self.image())
         if start is None or stop is None:
             raise UnavailableError(
                 "this kernel was built without BTF (CONFIG_DEBUG_INFO_BTF)"
@@ -227,15 +230,31 @@ class CoreSources:
         if not start < stop <= start + _MAX_BTF_SIZE:
             raise FormatError(f"BTF is damaged: it spans {start:#x} to {stop:#x}")
         try:
-            data = self.prog.read(start, stop - start)
+            return self._read_table(start, stop - start)
         except FaultError as e:
             raise UnavailableError(f"BTF is not in this dump: {e}") from None
-        # No page of BTF is all zeros. Of types without names, any could be another.
-        for at in range(-start % _PAGE, len(data) - _PAGE + 1, _PAGE):
-            if not any(data[at : at + 16]) and not any(data[at : at + _PAGE]):
-                raise UnavailableError(
-                    f"BTF is not in this dump: at {start + at:#x} it reads as zeros"
-                )
+
+    @property
+    def _kallsyms_reader(self) -> Callable[[int, int], bytes]:
+        # Tables that were cut down leave gaps, whose pages are zeros.
+        is_cut = self.extract_kind == "small"
+        return self.prog.read if is_cut else self._read_table
+
+    def _read_table(self, address: int, size: int) -> bytes:
+        """
+        Read a part of kallsyms or BTF, of which no page is all zeros: of symbols
+        without offsets and types without names, any could be another.
+
+        :raises FaultError: if it is not in the dump.
+        """
+        data = self.prog.read(address, size)
+        for page in range(address & -_PAGE, address + size, _PAGE):
+            begin, end = max(page - address, 0), page + _PAGE - address
+            # What is there may begin with zeros, or be a few at the end of a table.
+            if any(data[begin : begin + 16]) or any(data[begin:end]):
+                continue
+            if self._pages.is_blank(page):
+                raise FaultError("it reads as zeros", page)
         return data
 
     def early_struct(self, name: str) -> Optional[Type]:
@@ -258,7 +277,7 @@ class CoreSources:
         from drgn_hvo.formats.kallsyms_lookup import KallsymsLookup
 
         known = self.vmcoreinfo().addresses()
-        symbols = KallsymsLookup(self.prog.read, known, self.byteorder)
+        symbols = KallsymsLookup(self._kallsyms_reader, known, self.byteorder)
         found = find_struct(self._read_btf(symbols.address), name)
         if found is None:
             return None

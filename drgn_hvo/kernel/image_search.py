@@ -115,9 +115,9 @@ def find_tables(
         ) from None
 
 
-def find_types(image: KernelImage) -> bytes:
+def find_types(image: KernelImage) -> tuple[int, int]:
     """
-    BTF of the kernel.
+    Where BTF of the kernel begins and ends.
 
     :raises UnavailableError: if it is not found.
     """
@@ -127,4 +127,4 @@ def find_types(image: KernelImage) -> bytes:
         at, size = find_btf(image.data)
     except FormatError as e:
         raise UnavailableError(image.why_not(e)) from None
-    return image.data[at : at + size]
+    return image.start + at, image.start + at + size

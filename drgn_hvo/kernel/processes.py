@@ -61,15 +61,18 @@ def mappings_of(kernel: Kernel, start_pfn: int, end_pfn: int) -> Mappings:
     :raises UnavailableError: if this kernel's processes cannot be looked at.
     """
     if kernel.page_table_format is None:
-        raise UnavailableError(f"the page tables of {kernel.arch} cannot be walked")
+        raise UnavailableError(kernel.no_page_tables_reason)
     found: list[Mapping] = []
     unread: list[str] = []
     for task in _tasks(kernel, unread):
         who = f"the process of task_struct {task.value_():#x}"
         try:
-            pid, comm = task.pid.value_(), task.comm.string_().decode(errors="replace")
+            # No process in the list has PID 0, and none is without a name.
+            pid = kernel.known_words.value(task.pid)
+            comm = task.comm.string_().decode(errors="replace") or "?"
             who = f"process {pid} ({comm})"
-            mm = task.mm.read_()
+            # Threads of the kernel have no memory of their own.
+            mm = kernel.known_words.value(task.mm)
             tables = _user_page_tables(kernel, mm) if mm else None
         except FaultError:
             unread.append(f"{who} is not in this dump")
@@ -112,13 +115,18 @@ def _tasks(kernel: Kernel, unread: list[str]) -> Iterator[Object]:
         unread.append(f"the list of processes breaks off behind {len(seen)} of them")
 
 
-def _user_page_tables(kernel: Kernel, mm: Object) -> Walk:
-    """What the page tables of a process map below the kernel."""
+def _user_page_tables(kernel: Kernel, mm: int) -> Walk:
+    """
+    What the page tables of a process map below the kernel.
+
+    :param mm: Address of its ``struct mm_struct``.
+    """
     from drgn.helpers.linux.mm import virt_to_phys
 
     page_table = kernel.page_table_format
     assert page_table is not None
-    root = virt_to_phys(mm.pgd).value_()
+    pgd = Object(kernel.prog, "struct mm_struct *", mm).pgd
+    root = virt_to_phys(kernel.prog, kernel.known_words.value(pgd)).value_()
     # Half of what the top table reaches is the kernel's.
     end = 1 << (page_table.reach_shift - 1)
     return walk(kernel.reader, replace(page_table, root=root), 0, end)

@@ -18,6 +18,7 @@ from drgn import FaultError, Object, offsetof
 
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.kernel.processes import Mapping, Mappings, mappings_of
+from drgn_hvo.kernel.unread import READS_AS_ZEROS
 from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = ("FileOfPage", "Holders", "holders_of")
@@ -116,6 +117,8 @@ def holders_of(hvo: Hvo, head_pfn: int, order: int) -> Holders:
         left_over = refcount - of_file - mapcount
     # Where as many were found as the kernel counts, nothing was missed.
     unread = list(found.unread) if mapcount != len(found.found) else []
+    if refcount is None or mapping is None:
+        unread.insert(0, f"the struct page of PFN {head_pfn} could not be read")
     if mapcount not in (None, len(found.found)):
         unread.append(
             f"the kernel counts {mapcount} mappings, {len(found.found)} were found"
@@ -198,7 +201,7 @@ def _file(hvo: Hvo, address: int, index: Optional[int]) -> FileOfPage:
     kind: Optional[str] = None
     try:
         inode = Object(prog, "struct address_space *", address).host
-        number = int(inode.i_ino)
+        number = int(hvo.kernel.known_words.value(inode.i_ino))
         name = _name(inode)
         if name is not None:
             kinds = (kind for prefix, kind in _KINDS if name.startswith(prefix))
@@ -223,6 +226,8 @@ def _name(inode: Object) -> Optional[str]:
         qstr = dentry.d_name
         length = min(int(qstr.len), _NAME_MAX)
         data = inode.prog_.read(qstr.name.value_(), length)
+        if not data or 0 in data:
+            raise FaultError(READS_AS_ZEROS, qstr.name.value_())
         names.append(data.decode(errors="replace"))
         if parent == dentry:
             break

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from drgn import FaultError, Object
+from drgn import FaultError, Object, sizeof
 import numpy as np
 
 from drgn_hvo.kernel.unread import why
@@ -110,7 +110,9 @@ class ListPlaces:
         for a_list in lists:
             if pfn in a_list.heads:
                 return ListPlace(a_list.kind, a_list.nid, by_links=False)
-        if lists and all(a_list.is_whole for a_list in lists):
+        # A node that is not known of has a list, too.
+        are_all = bool(lists) and self._mmzone.knows_all_nids
+        if are_all and all(a_list.is_whole for a_list in lists):
             return ListPlace(NO_LIST, by_links=False)
         return self._by_links(hstate, pfn)
 
@@ -197,9 +199,12 @@ class ListPlaces:
     def _list_heads(self, hstate: HState) -> dict[int, tuple[int, Optional[int]]]:
         """Kind and node of the lists of a pool by the addresses of their heads."""
         pool = Object(self._vmemmap.kernel.prog, "struct hstate *", hstate.address)
+        # There is one for each node that there could be.
+        first = pool.hugepage_freelists.address_of_().value_()
+        free = pool.hugepage_freelists.type_
         heads: dict[int, tuple[int, Optional[int]]] = {
-            pool.hugepage_freelists[nid].address_of_().value_(): (FREE_LIST, nid)
-            for nid in self._mmzone.nids
+            first + nid * sizeof(free.type): (FREE_LIST, nid)
+            for nid in range(free.length or 0)
         }
         active = pool.hugepage_activelist.address_of_().value_()
         heads[active] = (ACTIVE_LIST, None)

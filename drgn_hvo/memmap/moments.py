@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array
+from drgn_hvo.kernel.unread import Need
 from drgn_hvo.memmap.folios import Folios
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.hwpoison import are_hwpoisoned
@@ -51,23 +52,31 @@ class Moment:
     :param boot: What differs from boot to boot: where things lie, and its random ID.
     :param counters: Of pools, by order, node (``None``: of all) and name.
     :param tails: Shared tail pages by slot.
+    :param empty_slots: Slots that surely name nothing.
     :param words: The words of the frame of each, ``None`` if it is not in the dump.
     :param hwpoisoned: Which folios are; ``None`` if nothing tells.
     :param knows_lists: Whether all lists were followed to their ends: if not, a folio
         may be there although none was found.
     :param knows_mappings: Whether all page tables of vmemmap were read.
+    :param knows_slots: Whether all slots of shared tail pages were read.
     """
 
     release: Optional[str]
     boot: tuple[tuple[str, object], ...]
     counters: dict[_CounterKey, Optional[int]]
     tails: dict[Slot, SharedTail]
+    empty_slots: frozenset[Slot]
     words: dict[Slot, Optional[npt.NDArray[np.uint64]]]
     folios: Folios
     hwpoisoned: Optional[BoolArray]
     hpg_flags: dict[str, int]
     knows_lists: bool
     knows_mappings: bool
+    knows_slots: bool
+
+    def knows_slot(self, slot: Slot) -> bool:
+        """Whether it is known what a slot names, or that there is none."""
+        return self.knows_slots or slot in self.tails or slot in self.empty_slots
 
 
 def moment_of(hvo: Hvo) -> Moment:
@@ -78,12 +87,14 @@ def moment_of(hvo: Hvo) -> Moment:
         tuple(_boot(hvo)),
         dict(_counters(hvo)),
         tails,
+        hvo.tail_slots.empty,
         {slot: _words(hvo, tail.pfn) for slot, tail in tails.items()},
         hvo.hugetlb.folios,
         are_hwpoisoned(hvo),
         hvo.hugetlb.hpg_flags,
         not hvo.unread_lists,
         hvo.vmemmap.has_all_mappings,
+        hvo.unread_of(Need.NODES, Need.SLOTS) is None,
     )
 
 
@@ -119,7 +130,8 @@ def _words(hvo: Hvo, pfn: Optional[int]) -> Optional[npt.NDArray[np.uint64]]:
     if pfn is None:
         return None
     frames = hvo.kernel.reader.read(np.array([pfn], dtype=np.int64))
-    if not frames.present[0]:
+    # What is all zeros was left out: no shared tail page is.
+    if not frames.present[0] or not frames.data.any():
         return None
     return frames.data[0].view(hvo.kernel.reader.u64).astype(np.uint64)
 
@@ -231,14 +243,29 @@ def _counter_changes(before: Moment, after: Moment) -> Iterator[CounterChange]:
 def _tail_changes(before: Moment, after: Moment) -> Iterator[TailChange]:
     slots = before.tails.keys() | after.tails.keys()
     for slot in sorted(slots, key=lambda s: (s.nid, s.zone_index or 0, s.order)):
+        if not (before.knows_slot(slot) and after.knows_slot(slot)):
+            continue
         was, became = before.tails.get(slot), after.tails.get(slot)
         words = None
         if was is not None and became is not None and was.pfn == became.pfn:
             first, second = before.words[slot], after.words[slot]
             if first is not None and second is not None:
                 words = int((first != second).sum())
-        if was != became or words:
+        if words or _tails_differ(was, became):
             yield TailChange(slot, was, became, words)
+
+
+def _tails_differ(was: Optional[SharedTail], became: Optional[SharedTail]) -> bool:
+    """Whether a shared tail page changed, in what is known both times."""
+    if was is None or became is None:
+        return was is not became
+    if was.value != became.value or was.pfn != became.pfn:
+        return True
+    pairs = [
+        (getattr(was, name), getattr(became, name))
+        for name in ("frame_nid", "frame_refcount", "boot", "mapped_by")
+    ]
+    return any(None not in pair and pair[0] != pair[1] for pair in pairs)
 
 
 def _folio_changes(before: Moment, after: Moment) -> Iterator[FolioChange]:
@@ -247,16 +274,27 @@ def _folio_changes(before: Moment, after: Moment) -> Iterator[FolioChange]:
     here, there = _rows(first, pfns), _rows(second, pfns)
     both = (here >= 0) & (there >= 0)
     changed = ~both
-    # What was not found may be there, if lists were not followed to their ends.
-    if not before.knows_lists:
-        changed &= here >= 0
-    if not after.knows_lists:
-        changed &= there >= 0
+    # What was not found may be there, if not all that leads to it was read.
+    changed &= (here >= 0) | _would_be_found(before, second, there)
+    changed &= (there >= 0) | _would_be_found(after, first, here)
     changed[both] = _differ(before, after, here[both], there[both])
     for i in np.flatnonzero(changed).tolist():
         yield FolioChange(
             int(pfns[i]), _state(before, int(here[i])), _state(after, int(there[i]))
         )
+
+
+def _would_be_found(moment: Moment, others: Folios, rows: Int64Array) -> BoolArray:
+    """
+    Which folios of another moment would have been found in this one: those that were on
+    a list by lists, others by the frames that they share alone.
+
+    :param rows: Of *others*; -1 stands for none.
+    """
+    found = np.full(len(rows), moment.knows_lists)
+    if not (moment.knows_mappings and moment.knows_slots) and len(others):
+        found &= others.on_list[rows] != NO_LIST
+    return found
 
 
 def _rows(folios: Folios, pfns: Int64Array) -> Int64Array:

@@ -51,7 +51,8 @@ class SharedTail:
     :param frame_nid: The node that the frame lies on, ``None`` if not known.
     :param frame_refcount: ``_refcount`` of the frame's own struct page.
     :param boot: Whether the frame is ``PG_reserved``: allocated at boot.
-    :param mapped_by: How many entries of vmemmap's page tables map the frame.
+    :param mapped_by: How many entries of vmemmap's page tables map the frame; ``None``
+        if not all of these were read.
     """
 
     nid: int
@@ -64,7 +65,7 @@ class SharedTail:
     frame_nid: Optional[int]
     frame_refcount: Optional[int]
     boot: Optional[bool]
-    mapped_by: int
+    mapped_by: Optional[int]
 
     @property
     def key(self) -> Slot:
@@ -162,11 +163,18 @@ def read_tail_slots(vmemmap: Vmemmap, layout: Layout, mmzone: Mmzone) -> TailSlo
             frame_nid=frames.nid(i),
             frame_refcount=frames.refcount(i),
             boot=frames.reserved(i),
-            mapped_by=0 if pfn is None else vmemmap.mapped_by(pfn),
+            mapped_by=_users(vmemmap, pfn),
         )
         for i, ((owner, index, value), pfn) in enumerate(zip(used, pfns))
     ]
     return TailSlots(tuple(tails), frozenset(empty), tuple(unread))
+
+
+def _users(vmemmap: Vmemmap, pfn: Optional[int]) -> Optional[int]:
+    """How many slices map a frame."""
+    if pfn is None:
+        return 0
+    return vmemmap.mapped_by(pfn) if vmemmap.has_all_mappings else None
 
 
 def _is_other_kind(vmemmap: Vmemmap, array: TailArray, value: int) -> bool:

@@ -271,7 +271,7 @@ class Mmzone:
             what = f"pglist_data of node {nid}"
             try:
                 pgdat = _node_data(self._kernel, nid)
-                if self._is_of(pgdat, nid):
+                if pgdat and self._is_of(pgdat, nid):
                     pgdats[nid] = pgdat
                 elif online is not None:
                     unread.append(Unread(Need.SLOTS, what, "is damaged"))

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+
+"""
+Dumps with holes, asked by ``diff``, ``who``, ``sharers`` and ``map``, and of the tables
+of symbols and types: what was not read did not change, is not absent, and is nobody's.
+"""
+
+from dataclasses import replace
+
+from drgn import FaultError, Object, sizeof
+import pytest
+
+from drgn_hvo import for_each_folio_on_vmemmap_tail
+from drgn_hvo.commands.diff import diff_document, print_diff, side_of
+from drgn_hvo.commands.map import map_document, print_map
+from drgn_hvo.commands.page import page_document
+from drgn_hvo.commands.page_text import page_lines
+from drgn_hvo.commands.sharers import print_sharers, sharers_document
+from drgn_hvo.commands.who import print_who, who_document
+from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
+from drgn_hvo.kernel.core_sources import core_sources
+from drgn_hvo.kernel.finders import install
+from drgn_hvo.kernel.processes import mappings_of
+from drgn_hvo.memmap.holders import holders_of
+from drgn_hvo.memmap.hvo import hvo_of
+from drgn_hvo.memmap.moments import changes, moment_of
+from drgn_hvo.memmap.page_spec import parse_page_spec
+from drgn_hvo.memmap.pools import NO_LIST
+from tests.cores import open_core, truth
+from tests.damage_support import Case
+from tests.holes_support import a_folio, dump_of, frame_of, table_of
+from tests.overlay import Overlay, image_to_phys
+from tools.holes import HOLES, audited
+
+NAME = "shared-7.3"
+
+
+def spec(pfn):
+    return parse_page_spec(f"pfn:0d{pfn}")
+
+
+def at_symbol(known, name):
+    return frame_of(known, known.kernel.prog[name].address_of_().value_())
+
+
+#: What is lost, and the frame that holds it.
+LOSSES = {
+    "slots": lambda known: frame_of(known, known.shared_tails[0].slot),
+    "a shared tail page": lambda known: known.shared_tails[0].pfn,
+    "a page table": lambda known: table_of(known, a_folio(known)[0]),
+    "all page tables": lambda known: known.kernel.page_table_format.root >> 12,
+    "pools": lambda known: at_symbol(known, "hstates"),
+    "nodes": lambda known: at_symbol(known, "node_data"),
+}
+
+
+def with_hole(loss, hole, name=NAME):
+    dump, known = dump_of(name)
+    return known, hvo_of(dump.program(LOSSES[loss](known), hole))
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", [NAME, "debian-7.2"])
+def test_what_was_not_read_did_not_change(name, loss, hole, capsys):
+    known, holey = with_hole(loss, hole, name)
+    sides = side_of(known, "whole"), side_of(holey, "holey")
+    for before, after in (sides, sides[::-1]):
+        doc = diff_document(before, after)
+        assert (doc["counters"], doc["tails"], doc["folios"]) == ([], [], [])
+        assert doc["findings"] == []
+        assert not doc["complete"]
+        print_diff(doc)
+    assert "are new" not in capsys.readouterr().out
+
+
+def test_a_slot_that_was_read_did_change():
+    """A slot that is empty, and one of a node that is not there, name nothing."""
+    known = moment_of(dump_of(NAME)[1])
+    slot, tail = next(iter(known.tails.items()))
+    others = {s: t for s, t in known.tails.items() if s != slot}
+    empty = replace(known, tails=others, empty_slots=known.empty_slots | {slot})
+    (change,) = changes(known, empty).tails or ()
+    assert (change.slot, change.before, change.after) == (slot, tail, None)
+    gone = replace(known, tails=others)
+    assert len(changes(gone, known).tails or ()) == 1
+    assert changes(replace(gone, knows_slots=False), known).tails == ()
+
+
+def test_a_folio_on_no_list_is_found_by_its_frames_alone():
+    known = moment_of(dump_of(NAME)[1])
+    folios = known.folios
+    i = int((folios.shared_ptes > 0).argmax())
+    lists = folios.on_list.copy()
+    lists[i] = NO_LIST
+    none = moment_of(dump_of("plain-7.2")[1]).folios
+    before = replace(known, folios=replace(folios, on_list=lists))
+    whole = replace(known, folios=none)
+    for after, count in (
+        (whole, 1),
+        (replace(whole, knows_mappings=False), 0),
+        (replace(whole, knows_slots=False), 0),
+    ):
+        heads = [one.head_pfn for one in changes(before, after).folios or ()]
+        assert heads.count(int(folios.head_pfn[i])) == count
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_finding_is_not_gone_because_its_rule_was_not_decided(hole, capsys):
+    case = Case.of(NAME, ["pte-writable"])
+    damaged = side_of(hvo_of(case.prog), "damaged")
+    (finding,) = damaged.audit["findings"]
+    dump, known = dump_of(f"{NAME}-pte-writable")
+    lost = dump.program(table_of(known, a_folio(known)[0]), hole)
+    sides = damaged, side_of(hvo_of(lost), "holey")
+    for (before, after), found_in in ((sides, "before"), (sides[::-1], "after")):
+        doc = diff_document(before, after)
+        (change,) = doc["findings"]
+        assert (change["change"], change["found_in"]) == (None, found_in)
+        assert change["finding"] == finding
+        assert doc["findings_in_both"] == 0
+        print_diff(doc)
+        assert "may have, too" in "\n".join(doc["conclusions"])
+    out = capsys.readouterr().out
+    assert "gone" not in out
+    assert "new" not in out
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("loss", ["a page table", "all page tables", "pools"])
+def test_who_does_not_deny_huge_pages(loss, hole):
+    known, holey = with_hole(loss, hole)
+    pfn, _ = a_folio(known)
+    try:
+        doc = who_document(holey, "", spec(pfn + 70))
+    except NotInDumpError as e:
+        assert "whether a huge page covers" in str(e)  # noqa: PT017
+    else:
+        assert doc["head_pfn"] == pfn
+    with pytest.raises(UsageError, match="no huge page covers"):
+        who_document(known, "", spec(1))
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_who_has_a_huge_page_whose_head_was_not_read(hole, capsys):
+    dump, known = dump_of(NAME)
+    pfn, _ = a_folio(known, "active")
+    slice_ = pfn * known.vmemmap.size // known.vmemmap.page_size
+    mapping = known.vmemmap.mapping(slice_)
+    assert mapping is not None
+    doc = who_document(hvo_of(dump.program(mapping.pfn, hole)), "", spec(pfn))
+    assert (doc["refcount"], doc["anonymous"], doc["left_over"]) == (None, None, None)
+    assert doc["unread"]
+    print_who(doc)
+    out = capsys.readouterr().out
+    assert "Whether a file has it is not known." in out
+    assert "Whether processes map it is not known." in out
+    assert "?: ? of the file, ? of mappings, ? left over; pins ?" in out
+
+
+def test_a_task_that_was_not_read_is_no_thread_of_the_kernel():
+    """
+    Each page of the task_struct and mm_struct of a process that maps a huge page in
+    turn: it is found, or it is said that something was not read.
+    """
+    base = open_core("6.12-mix")
+    install(base)
+    known = hvo_of(base)
+    folios = [f for f in truth("6.12-mix")["folios"] if f["refcount"] > 0]
+    found = (holders_of(known, f["pfn"], f["order"]) for f in folios)
+    pfn, whole = next((f["pfn"], one) for f, one in zip(folios, found) if one.mappings)
+    order = next(f["order"] for f in folios if f["pfn"] == pfn)
+    task = Object(base, "struct task_struct *", whole.mappings[0].task)
+    told = {(one.pid, one.comm) for one in whole.mappings}
+    frames = {
+        frame_of(known, address)
+        for start, size in (
+            (task.value_(), sizeof(task[0])),
+            (task.mm.value_(), sizeof(task.mm[0])),
+        )
+        for address in range(start, start + size, 2048)
+    }
+    for frame in frames:
+        holey = Overlay(base, patches={frame << 12: bytes(4096)}).prog
+        install(holey)
+        now = mappings_of(hvo_of(holey).kernel, pfn, pfn + (1 << order))
+        assert {(one.pid, one.comm) for one in now.found} <= told, frame
+        assert now.unread or len(now.found) == len(whole.mappings), frame
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_sharers_are_those_that_were_found(loss, hole, capsys):
+    known, holey = with_hole(loss, hole)
+    tail = known.shared_tails[0]
+    whole = sharers_document(known, "", spec(tail.pfn))
+    assert whole["unread"] == []
+    pfn, _ = a_folio(known)
+    for asked in (tail.pfn, pfn + 70):
+        try:
+            doc = sharers_document(holey, "", spec(asked))
+        except (NotInDumpError, UnavailableError):
+            continue
+        if loss != "a shared tail page":
+            assert doc["unread"]
+            assert doc["others"] is None
+        assert len(doc["huge_pages"]) <= len(whole["huge_pages"])
+        assert doc["mapped_by"] in (None, whole["mapped_by"])
+        print_sharers(doc)
+    out = capsys.readouterr().out
+    assert "none" not in out
+    if loss != "a shared tail page":
+        assert all(
+            line.startswith("At least")
+            for line in out.splitlines()
+            if "tails on" in line
+        )
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_the_helper_ends_with_what_was_not_read(hole):
+    known, _ = with_hole("pools", hole)
+    dump, _ = dump_of(NAME)
+    prog = dump.program(LOSSES["pools"](known), hole)
+    install(prog)
+    page = known.vmemmap.page_address(known.shared_tails[0].pfn)
+    folios = for_each_folio_on_vmemmap_tail(Object(prog, "struct page *", page))
+    with pytest.raises(FaultError, match="there may be more folios"):
+        list(folios)
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_map_says_why_nothing_can_be_drawn(hole):
+    known, holey = with_hole("all page tables", hole)
+    with pytest.raises(UnavailableError, match="not in this dump") as e:
+        map_document(holey, "", spec(a_folio(known)[0]))
+    assert "architecture" not in str(e.value)
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_map_does_not_count_folios_that_it_did_not_ask(hole, capsys):
+    known, holey = with_hole("slots", hole, "debian-7.2")
+    doc = map_document(holey, "", spec(a_folio(known)[0]))
+    (shared,) = doc["shared_frames"]
+    assert shared["folios"] is None
+    print_map(doc)
+    assert "and maybe others" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_nodes_that_are_not_named_are_not_all_there_could_be(hole):
+    """node_data[] begins in the page that is lost, and NULL ends it in the next one."""
+    known, holey = with_hole("nodes", hole)
+    assert set(holey.mmzone.nids) <= set(known.mmzone.nids)
+    pfn, _ = a_folio(known)
+    page = page_document(holey, "", [spec(pfn)])["pages"][0]
+    assert page["folio"] is not None
+    assert page["folio"]["list"] in ("free", None)
+    lines = dict(page_lines(page))
+    assert "on no list," not in lines["Huge page"]
+
+
+def test_a_page_of_symbols_or_types_that_reads_as_zeros():
+    """Each page of kallsyms and BTF in turn: zeros are no names, offsets or types."""
+    base = open_core("7.2-2node")
+    sources = core_sources(base)
+    known = sources.vmcoreinfo().addresses()
+    kallsyms = sources.kallsyms()
+    btf = [sources.address(f"__{end}_BTF") or 0 for end in ("start", "stop")]
+    lock = kallsyms._indices("hugetlb_lock")[0]
+    pages = {
+        "kallsyms": (
+            known["kallsyms_offsets"] + 4 * lock,
+            known["kallsyms_num_syms"],
+            known["kallsyms_token_table"],
+            known["kallsyms_token_table"] - 4096,
+        ),
+        "BTF": (btf[0], btf[1] - 2),
+    }
+    for what, addresses in pages.items():
+        for address in addresses:
+            hole = image_to_phys(base, address) & -4096
+            answer = audited(Overlay(base, patches={hole: bytes(4096)}).prog)
+            assert answer.error is not None, hex(address)
+            assert f"{what} is not in this dump: it reads as zeros" in answer.error
