@@ -10,12 +10,14 @@ from dataclasses import replace
 from drgn import FaultError, Object, sizeof
 import pytest
 
-from drgn_hvo import for_each_folio_on_vmemmap_tail
+from drgn_hvo import for_each_folio_on_vmemmap_tail, vmemmap_saved
 from drgn_hvo.commands.diff import diff_document, print_diff, side_of
 from drgn_hvo.commands.map import map_document, print_map
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.commands.page_text import page_lines
 from drgn_hvo.commands.sharers import print_sharers, sharers_document
+from drgn_hvo.commands.show import show_document
+from drgn_hvo.commands.show_text import print_show
 from drgn_hvo.commands.who import print_who, who_document
 from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.kernel.core_sources import core_sources
@@ -258,6 +260,58 @@ def test_nodes_that_are_not_named_are_not_all_there_could_be(hole):
     assert page["folio"]["list"] in ("free", None)
     lines = dict(page_lines(page))
     assert "on no list," not in lines["Huge page"]
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_pools_that_were_not_read_are_not_empty(hole, capsys):
+    """hstates[] lies in several pages; of some pools, or of all, nothing is left."""
+    dump, known = dump_of("debian-6.1")
+    large, _ = known.hugetlb.hstates
+    for address in (large.address, known.hugetlb.hstates[1].address):
+        doc = show_document(
+            hvo_of(dump.program(frame_of(known, address), hole)), "", folios=False
+        )
+        text = "\n".join(doc["conclusions"])
+        assert "There are no huge pages." not in text
+        assert "known" in text
+        assert doc["hstates"] is None or doc["hstates"]
+        assert doc["not_optimized"] is None
+        assert doc["saved"] is not None
+        assert doc["saved"]["pages"] == 448
+        print_show(doc)
+    assert "There are no" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize("name", ["debian-6.1", NAME])
+def test_what_is_saved_by_folios_that_nothing_leads_to(name, hole):
+    """A pool and the head of a folio are missing: nobody knows how many there are."""
+    dump, known = dump_of(name)
+    folios = known.hugetlb.folios
+    i = int((folios.shared_ptes > 0).argmax())
+    pool = frame_of(known, next(h.address for h in known.hugetlb.hstates))
+    lost = {pool, int(folios.head_frame[i])}
+    pages = dump.pages
+    dump.pages = {pfn: data for pfn, data in pages.items() if pfn not in lost}
+    if hole == "zeros":
+        dump.pages.update(dict.fromkeys(lost, bytes(dump.page_size)))
+    prog = dump.program()
+    dump.pages = pages
+    install(prog)
+    shown = show_document(hvo_of(prog), "", folios=False)
+    assert shown["saved"] is not None
+    saved = sum(known.hugetlb.folios.shared_ptes.tolist())
+    assert shown["saved"]["pages"] in (None, saved)
+    for hstate in shown["hstates"] or ():
+        for node in hstate["nodes"] if hstate["order"] == 9 else ():
+            whole = int(((folios.order == 9) & (known.folio_nids == node["nid"])
+                         & (folios.shared_ptes > 0)).sum())  # fmt: skip
+            assert node["optimized"] in (None, whole)
+    if shown["saved"]["pages"] is None:
+        with pytest.raises(FaultError, match="there may be more folios"):
+            vmemmap_saved(prog)
+    else:
+        assert sum(vmemmap_saved(prog).values()) == saved
 
 
 def test_a_page_of_symbols_or_types_that_reads_as_zeros():

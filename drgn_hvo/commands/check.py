@@ -348,10 +348,12 @@ def _print_check(doc: CheckReport, *, evidence: bool) -> None:
 def _print_checked(doc: AuditReport) -> None:
     """What was looked at, and what was not."""
     checked = doc["checked"]
+    seen = "" if doc["complete"] else "seen to be "
     print(
         f"  {doc['release']}: {checked['folios']} huge pages, "
-        f"{checked['optimized_folios']} optimized; {checked['shared_tail_pages']} "
-        f"shared tail pages, {checked['vmemmap_ptes']} pages of vmemmap, "
+        f"{checked['optimized_folios']} {seen}optimized; "
+        f"{checked['shared_tail_pages']} shared tail pages, "
+        f"{checked['vmemmap_ptes']} pages of vmemmap, "
         f"{checked['struct_pages']} struct pages"
     )
     if doc["in_transition"]:

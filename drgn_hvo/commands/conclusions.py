@@ -56,28 +56,31 @@ def _state(*, built: Optional[bool], enabled: Optional[bool]) -> str:
 # show
 
 
-def show_conclusions(doc: ShowReport, broken_lists: int) -> list[str]:
+def show_conclusions(
+    doc: ShowReport, broken_lists: int, *, knows_pools: bool = True
+) -> list[str]:
     """
     What a document of ``show`` says, in sentences.
 
     :param broken_lists: How many lists of huge pages are broken.
+    :param knows_pools: Whether all pools were read: if not, there may be more.
     """
     return [
         _state(built=doc["hvo_built"], enabled=doc["hvo_enabled"]),
-        *_huge_pages(doc),
+        *_huge_pages(doc, knows_pools),
         *_exhausted(doc),
         *_seen_by_show(doc, broken_lists),
     ]
 
 
-def _huge_pages(doc: ShowReport) -> Iterator[str]:
+def _huge_pages(doc: ShowReport, knows_pools: bool) -> Iterator[str]:
     hstates = doc["hstates"]
     if hstates is None:
         yield "Of its huge pages nothing is known."
         return
     totals = [hstate["total"] for hstate in hstates]
     known = [total for total in totals if total is not None]
-    if len(known) < len(totals):
+    if len(known) < len(totals) or not knows_pools:
         yield "How many huge pages there are is not known."
         return
     total = sum(known)

@@ -104,7 +104,8 @@ def show_document(
         ],
     }
     broken = len(list(_broken_lists(hvo)))
-    shown["conclusions"] = show_conclusions(shown, broken)
+    knows_pools = hvo.unread_of(Need.POOLS) is None
+    shown["conclusions"] = show_conclusions(shown, broken, knows_pools=knows_pools)
     return shown
 
 
@@ -112,7 +113,10 @@ def _pools(hvo: Hvo, overview: Optional[Overview], *, folios: bool) -> Pools:
     pools: Pools = {"shared_tails": None, "hstates": None, "saved": None}
     if overview is not None:
         pools["shared_tails"] = [_shared_tail(hvo, t) for t in hvo.shared_tails]
-        pools["hstates"] = [_hstate(hvo, overview, h) for h in overview.hstates]
+        hstates = [_hstate(hvo, overview, h) for h in overview.hstates]
+        # That there are none has to be read, too.
+        is_known = bool(hstates) or hvo.unread_of(Need.POOLS) is None
+        pools["hstates"] = hstates if is_known else None
         pools["saved"] = _saved(hvo, overview)
     if folios:
         pools["folios"] = None if overview is None else list(_folios(hvo, hvo.hugetlb))

@@ -37,6 +37,7 @@ from drgn_hvo.kernel.arrays import BoolArray, Int64Array
 from drgn_hvo.kernel.unread import READS_AS_ZEROS
 from drgn_hvo.memmap.holders import holders_of
 from drgn_hvo.memmap.hvo import Hvo, hvo_of, saved_by_node_order
+from drgn_hvo.memmap.overview import unread_sharers
 from drgn_hvo.memmap.pools import hpg_flags
 
 __all__ = (
@@ -228,13 +229,16 @@ def vmemmap_saved(prog: Program) -> dict[tuple[Optional[int], int], int]:
 
     :return: Number of pages (in ``PAGE_SIZE`` units) by node ID (``None`` if it is not
         known) and order; nodes and orders that save nothing are not in it.
-    :raises FaultError: if a page table is not in the dump.
+    :raises FaultError: if a page table is not in the dump, or what leads to folios.
     :raises HvoError: if pools and page tables cannot be read.
     """
     hvo = hvo_of(prog)
     require_hugetlb(hvo)
     for table in hvo.vmemmap.walk.missing:
         raise FaultError(f"page table {table.reason}", table.address)
+    unread = unread_sharers(hvo)
+    if unread is not None:
+        raise FaultError(f"there may be more folios: {unread}", 0)
     return saved_by_node_order(hvo)
 
 

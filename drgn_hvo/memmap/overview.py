@@ -34,7 +34,13 @@ from drgn_hvo.memmap.not_optimized import (
 )
 from drgn_hvo.memmap.pools import HState
 
-__all__ = ("NodeCounts", "Overview", "counted_overview", "overview_of")
+__all__ = (
+    "NodeCounts",
+    "Overview",
+    "counted_overview",
+    "overview_of",
+    "unread_sharers",
+)
 
 # As many huge pages are read in no time: 64 MiB of heads.
 _FEW_FOLIOS = 1 << 14
@@ -106,27 +112,52 @@ def _are_few(hvo: Hvo) -> bool:
 
 
 # What has to be read to know of all huge pages.
-_ALL_FOLIOS = (Need.NODES, Need.POOLS, Need.LISTS, Need.FOLIO_HEADS)
+_ALL_LISTS = (Need.NODES, Need.POOLS, Need.LISTS)
+_ALL_FOLIOS = (*_ALL_LISTS, Need.FOLIO_HEADS)
 
 
 def _read_overview(hvo: Hvo) -> Overview:
     hugetlb = hvo.hugetlb
     are_known = hvo.unread_of(*_ALL_FOLIOS) is None
+    are_found = hvo.unread_of(*_ALL_LISTS) is None
+    knows_shared = not hvo.vmemmap.walk.missing and unread_sharers(hvo) is None
     return Overview(
         hugetlb.hstates,
         {
-            (hstate.order, nid): _read_counts(hvo, hstate, nid)
+            (hstate.order, nid): _read_counts(hvo, hstate, nid, knows_shared)
             for hstate in hugetlb.hstates
             for nid in hvo.mmzone.nids
         },
-        None if hvo.vmemmap.walk.missing else saved_by_node_order(hvo),
-        tuple(why_not_optimized(hvo)),
+        saved_by_node_order(hvo) if knows_shared else None,
+        tuple(why_not_optimized(hvo)) if are_found else None,
         tuple(hwpoisoned_folios(hvo)) if are_known else None,
         hugetlb.tails_are_writable,
     )
 
 
-def _read_counts(hvo: Hvo, hstate: HState, nid: int) -> NodeCounts:
+def unread_sharers(hvo: Hvo) -> Optional[str]:
+    """
+    Why there may be more folios that share frames than were found, ``None`` if there
+    are none: all lists were read, or those that were found have all slices that share.
+    """
+    unread = hvo.unread_of(*_ALL_LISTS)
+    if unread is None or _are_shared_frames_accounted_for(hvo):
+        return None
+    return str(unread)
+
+
+def _are_shared_frames_accounted_for(hvo: Hvo) -> bool:
+    """Whether the folios that were found have all slices that share frames."""
+    named = {tail.pfn for tail in hvo.shared_tails if tail.pfn is not None}
+    frames = np.array(sorted(named), dtype=np.int64)
+    folios = hvo.hugetlb.folios
+    shared = int(folios.shared_ptes.sum())
+    if hvo.layout.tails.kind != "shared":
+        shared += int((folios.shared_ptes > 0).sum())  # the frame of each head
+    return hvo.tail_slots.unread == () and shared == _occurrences(hvo, frames)
+
+
+def _read_counts(hvo: Hvo, hstate: HState, nid: int, knows_shared: bool) -> NodeCounts:
     hugetlb = hvo.hugetlb
     of_order = hugetlb.folios.order == hstate.order
     # A folio of which nothing tells the node may be on any.
@@ -137,7 +168,7 @@ def _read_counts(hvo: Hvo, hstate: HState, nid: int) -> NodeCounts:
     optimized = int((here & hugetlb.optimized_mapping).sum())
     return NodeCounts(
         None if unread & {nid, None} else int(here.sum()),
-        None if hvo.vmemmap.walk.missing else optimized,
+        optimized if knows_shared else None,
     )
 
 

@@ -23,7 +23,7 @@ MEMMAP = (
     Mutant(
         "memmap-what-was-not-read-did-not-change",
         "memmap/moments.py::_folio_changes",
-        "changed &= there >= 0",
+        "changed &= (there >= 0) | _would_be_found(after, first, here)",
         "pass",
         "huge pages behind a broken link would be said to be gone",
         ("test_diff.py::test_what_was_not_read_is_no_change",),
@@ -423,7 +423,7 @@ MEMMAP = (
     Mutant(
         "memmap-nodes-that-are-damaged",
         "memmap/zones.py::Mmzone._read_nodes",
-        "if self._is_of(pgdat, nid):",
+        "if pgdat and self._is_of(pgdat, nid):",
         "if True:",
         "a damaged node_data[] would lead to pools of other nodes",
         ("test_bounds.py::test_a_node_that_says_it_is_another_is_left_out",),
