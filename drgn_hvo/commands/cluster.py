@@ -11,7 +11,8 @@ had to another one. That process ends with the worker, whatever ended that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from importlib import import_module
 import json
@@ -22,8 +23,9 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Optional, Union
 
-from drgn_hvo.commands.workers import Limits, Lost, die_with
+from drgn_hvo.commands.workers import Limits, Lost, die_with, how_it_ended
 from drgn_hvo.errors import UsageError
+from drgn_hvo.progress import say
 
 if TYPE_CHECKING:
     from drgn_hvo.commands.reports import CheckReport
@@ -36,11 +38,49 @@ LOCAL = "local"
 # How long to look for a scheduler.
 _CONNECT = 10  # seconds
 
+# After which to ask whether there is any worker to wait for.
+_PATIENCE = 10  # seconds
+
 # How many workers may be lost while they read one target, before it is the target.
 _FAILURES = 3
 
 # On top of the time for a target, for the process to say that it took too long.
 _GRACE = 30  # seconds
+
+
+async def _reach(distributed: Any, scheduler: str) -> None:
+    """
+    Connect to a scheduler, and no more: a client of Dask's that cannot connect takes
+    long to give up, and says so in a traceback.
+    """
+    comm = await distributed.comm.connect(
+        scheduler,
+        timeout=_CONNECT,
+        **distributed.Security().get_connection_args("client"),
+    )
+    comm.abort()
+
+
+def _check_scheduler(distributed: Any, scheduler: str) -> None:
+    """
+    :raises UsageError: if there is no scheduler, or none that can be talked to.
+    """
+    import asyncio
+
+    try:
+        # Who takes the connection and is silent would be waited for.
+        asyncio.run(asyncio.wait_for(_reach(distributed, scheduler), _CONNECT + 1))
+    except Exception as e:
+        # Whatever Dask makes of an address, or of who listens there.
+        why = str(e) or "no answer"
+        raise UsageError(f"no Dask scheduler at {scheduler}: {why}") from None
+
+
+def _be_quiet() -> None:
+    """What Dask says of workers that come and go is of no use to who reads results."""
+    for name in (*logging.root.manager.loggerDict, "asyncio"):
+        if name.partition(".")[0] in ("distributed", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -56,10 +96,10 @@ def _client(scheduler: str, jobs: int) -> Iterator[Any]:
         raise UsageError(
             "--scheduler needs Dask: pip install 'drgn-hvo[fleet]'"
         ) from None
-    # What it says of workers that come and go is of no use to who reads results.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    _be_quiet()
     dask.config.set({"distributed.scheduler.allowed-failures": _FAILURES})
     if scheduler != LOCAL:
+        _check_scheduler(distributed, scheduler)
         try:
             client = distributed.Client(
                 scheduler, timeout=_CONNECT, set_as_default=False
@@ -78,38 +118,93 @@ def _client(scheduler: str, jobs: int) -> Iterator[Any]:
         yield client
 
 
-def _read(
-    argv: Sequence[str], directory: str, target: str, timeout: Optional[float]
-) -> tuple[int, str]:
-    """
-    On a worker: read a target in a process, and give its status and document.
+_Read = Callable[[Sequence[str], str, str, Optional[float]], tuple[Optional[int], str]]
 
-    :param directory: Where relative paths begin, if there is one of that name.
+
+def _reader() -> _Read:
     """
-    command = [sys.executable, "-m", __name__, *argv, "--", target]
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            cwd=directory if os.path.isdir(directory) else None,
-        )
-    except subprocess.TimeoutExpired:
-        return -1, "not done in time"
-    return done.returncode, done.stdout or done.stderr
+    What a worker does. Being made here, it goes there by its code: one that is found by
+    its module's name ends a worker that lacks drgn-hvo, and the scheduler's trust.
+    """
+    module = __name__
+
+    def read(
+        argv: Sequence[str], directory: str, target: str, timeout: Optional[float]
+    ) -> tuple[Optional[int], str]:
+        # A target in a process: its status and document; no status if it took too
+        # long. Relative paths begin in the directory, if there is one of that name.
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", module, *argv, "--", target],
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=timeout,
+                check=False,
+                cwd=directory if os.path.isdir(directory) else None,
+            )
+        except subprocess.TimeoutExpired:
+            return None, "not done in time"
+        return done.returncode, done.stdout or done.stderr
+
+    return read
 
 
 def _document(
-    target: str, status: int, text: str
+    target: str, status: Optional[int], text: str
 ) -> Union[tuple[int, CheckReport], Lost[str]]:
+    if status is None:
+        return Lost(target, text, timeout=True)
     try:
         document: CheckReport = json.loads(text)
         return status, document
     except ValueError:
-        why = " ".join(text.split())[-200:] or f"ended with status {status}"
+        how, crashed = how_it_ended(status)
+        if status < 0:
+            said = f"the process that read this target {how}"
+            return Lost(target, said, crashed=crashed)
+        why = " ".join(text.split())[-200:] or how
         return Lost(target, f"the process that read this target: {why}")
+
+
+class _Waiter:
+    """Waits for results, and says so if there is nobody to wait for."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._distributed: Any = import_module("distributed")
+        self._has_said = False
+
+    def result(
+        self, target: str, future: Any
+    ) -> Union[tuple[int, CheckReport], Lost[str]]:
+        try:
+            return _document(target, *self._waited(future))
+        except self._distributed.KilledWorker:
+            return Lost(target, f"{_FAILURES} workers that read it were lost")
+        except CancelledError:
+            return Lost(target, "the scheduler of the cluster was lost")
+        except Exception as e:
+            # Nothing of this target: a worker, or the scheduler, that lacks something.
+            why = " ".join(str(e).split())
+            return Lost(
+                target, f"the cluster cannot read it: {type(e).__name__}: {why}"
+            )
+
+    def _waited(self, future: Any) -> tuple[Optional[int], str]:
+        while True:
+            try:
+                found: tuple[Optional[int], str] = future.result(timeout=_PATIENCE)
+                return found
+            except self._distributed.TimeoutError:
+                if future.done():
+                    raise
+                self._say_if_nobody_works()
+
+    def _say_if_nobody_works(self) -> None:
+        if not self._has_said and not self._client.nthreads():
+            self._has_said = True
+            say("drgn-hvo: warning: this cluster has no worker; waiting for one")
 
 
 def results_of_cluster(
@@ -124,17 +219,14 @@ def results_of_cluster(
     :raises UsageError: if there is no such cluster.
     """
     timeout = None if limits.seconds is None else limits.seconds + _GRACE
-    with _client(scheduler, limits.jobs) as client:
-        killed_worker: Any = import_module("distributed").KilledWorker
+    with _client(scheduler, min(limits.jobs, len(targets))) as client:
+        waiter, read = _Waiter(client), _reader()
         futures = [
-            client.submit(_read, list(argv), os.getcwd(), target, timeout, pure=False)
+            client.submit(read, list(argv), os.getcwd(), target, timeout, pure=False)
             for target in targets
         ]
         for i, target in enumerate(targets):
-            try:
-                yield _document(target, *futures[i].result())
-            except killed_worker:
-                yield Lost(target, f"{_FAILURES} workers that read it were lost")
+            yield waiter.result(target, futures[i])
             # A cluster keeps a result for as long as somebody holds it.
             futures[i] = None
 
