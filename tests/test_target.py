@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -257,6 +259,65 @@ class _Old:
 
     def close(self):
         self._real.close()
+
+
+# A monitor in a process of its own: while drgn waits, no thread of this one runs. It
+# answers the first client, and every question of drgn until the last.
+_ENDLESS = """
+import socket, sys, time
+path, what, last = sys.argv[1:]
+GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\\n'
+ANSWERS = {
+    b"query-target": b'{"return": {"arch": "x86_64"}}\\n',
+    b"qmp_capabilities": b'{"return": {}}\\n',
+}
+DATA = {
+    "bytes": (b" ", 0.1), "line": (b"x" * 4096, 0.01),
+    "events": (b'{"event": "STOP"}\\n' * 100, 0.01),
+}
+def answer(client, last):
+    client.sendall(GREETING)
+    while True:
+        asked = client.recv(1 << 16)
+        if not asked:
+            return
+        said = next((said for word, said in ANSWERS.items() if word in asked), None)
+        if said is None or last in asked:
+            break
+        client.sendall(said)
+    data, pause = DATA[what]
+    while True:
+        client.sendall(data)
+        time.sleep(pause)
+with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+    server.bind(path)
+    server.listen(4)
+    print("listens", flush=True)
+    for wrong in (b"nothing", last.encode()):
+        client, _ = server.accept()
+        with client:
+            try:
+                answer(client, wrong)
+            except OSError:
+                pass
+"""
+
+
+@pytest.mark.parametrize("last", ["qmp_capabilities", "human-monitor-command"])
+@pytest.mark.parametrize("what", ["bytes", "line", "events"])
+def test_qemu_that_never_ends_what_it_says_to_drgn(tmp_path, monkeypatch, what, last):
+    monkeypatch.setattr(qmp, "DRGN_TIMEOUT", 1)
+    path = tmp_path / "socket"
+    with subprocess.Popen(
+        [sys.executable, "-c", _ENDLESS, path, what, last], stdout=subprocess.PIPE
+    ) as monitor:
+        assert monitor.stdout is not None
+        assert monitor.stdout.readline() == b"listens\n"
+        start = time.monotonic()
+        assert "too slowly, or without an end" in _error(f"qemu:{path}")
+        assert time.monotonic() - start < 8
+        # Nobody has the connection any more.
+        assert monitor.wait(timeout=10) == 0
 
 
 def test_qemu_that_stops_answering_drgn(tmp_path, monkeypatch):

@@ -13,18 +13,19 @@ asks what drgn will ask before drgn gets a connection.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import errno
 import json
 import os
 from pathlib import Path
 import re
+import select
 import socket
 import stat
 import struct
 import time
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import Any, NoReturn, Optional, Union
 
 from drgn_hvo.errors import TargetError
 
@@ -34,6 +35,7 @@ __all__ = (
     "Qmp",
     "connect",
     "has_vmcoreinfo_device",
+    "in_time",
     "is_tcp",
 )
 
@@ -43,8 +45,11 @@ TIMEOUT = 5.0  # seconds
 # QEMU's longest answers, to query-qmp-schema, have less than 1 MiB.
 _LONGEST_LINE = 4 << 20
 
-#: How long QEMU may take for one answer to drgn, which may be a dump of one page.
+#: How long QEMU may be silent while drgn waits, which may be for a dump of one page;
+#: and nearly how long all may take that drgn asks before it reads memory.
 DRGN_TIMEOUT = 10  # seconds
+
+_TOO_LATE = "QEMU's monitor answers too slowly, or without an end"
 
 # Where devices of the command line hang in QEMU's object tree: with an ID or without.
 _PERIPHERALS = ("/machine/peripheral", "/machine/peripheral-anon")
@@ -230,6 +235,71 @@ def connect(address: str) -> int:
             return client.detach()
     except TimeoutError:
         raise TargetError("QEMU's monitor takes no second connection") from None
+
+
+@contextmanager
+def in_time(client: int) -> Iterator[None]:
+    """
+    End what drgn says first to QEMU if it is not over in time: a monitor that sends
+    events, or one byte a second, or a line without an end, is never silent, which is
+    all that the time of :func:`connect()` is for.
+
+    drgn keeps Python's lock meanwhile, so that no thread can look at a clock. Another
+    process has the connection as well, and shuts it down.
+
+    :param client: What :func:`connect()` gave.
+    :raises TargetError: if it was not over.
+    """
+    watch = _Watch(client)
+    try:
+        yield
+    except Exception:
+        if watch.was_late():
+            raise TargetError(_TOO_LATE) from None
+        raise
+    finally:
+        watch.was_late()
+    if watch.was_late():
+        raise TargetError(_TOO_LATE)
+
+
+class _Watch:
+    """A process that shuts a socket down after some time."""
+
+    def __init__(self, client: int) -> None:
+        waits_for, self._done = os.pipe()
+        self._process: Optional[int] = os.fork()
+        if self._process == 0:
+            os.close(self._done)
+            _shut_down_unless(waits_for, client)
+        os.close(waits_for)
+        self._was_late = False
+
+    def was_late(self) -> bool:
+        """End the process, and say whether it has done it."""
+        if self._process is not None:
+            # Closing would not do: other processes may have been forked meanwhile.
+            with suppress(BrokenPipeError):
+                os.write(self._done, b".")
+            os.close(self._done)
+            self._was_late = os.waitpid(self._process, 0)[1] != 0
+            self._process = None
+        return self._was_late
+
+
+def _shut_down_unless(done: int, client: int) -> NoReturn:
+    """Wait for a byte, or that who would send it is gone; or shut a socket down."""
+    is_late = 1
+    try:
+        # A monitor that is silent has an end, and a text, of its own by then.
+        if select.select([done], [], [], DRGN_TIMEOUT + 1)[0]:
+            is_late = 0
+        else:
+            with socket.socket(fileno=os.dup(client)) as same:
+                same.shutdown(socket.SHUT_RDWR)
+    finally:
+        # Nothing of the process that this one is a copy of may be done here.
+        os._exit(is_late)
 
 
 def has_vmcoreinfo_device(address: str) -> bool:

@@ -117,7 +117,11 @@ def _program(target: str, note: Optional[bytes]) -> Program:
         return prog
     if target.startswith(_QEMU):
         prog = Program(vmcoreinfo=note)
-        prog.set_qemu_qmp(_connect_qmp(target[len(_QEMU) :]))
+        from drgn_hvo.kernel.qmp import in_time
+
+        client = _connect_qmp(target[len(_QEMU) :])
+        with in_time(client):
+            prog.set_qemu_qmp(client)
         return prog
     return _program_of_core(target, note)
 
