@@ -143,6 +143,12 @@ def test_piece_of_a_split_dump(cores, version):
     changes = {f"start_pfn{suffix}": 0, f"end_pfn{suffix}": 6000}
     found = health(with_sub_header(data, split=1, **changes))
     assert found.split == Piece(0, 6000)
+    # A piece that has all pages of the dump is all of it.
+    pages = [pfn for pfn in dumped(data) if pfn >= 6000]
+    assert found.elsewhere == len(pages) > 0
+    assert not found.is_whole
+    changes[f"end_pfn{suffix}"] = pages[-1] + 1
+    assert health(with_sub_header(data, split=1, **changes)).is_whole
     (said,) = found.complaints()
     assert "PFN 0 to 5999" in said
     assert "makedumpfile --reassemble" in said

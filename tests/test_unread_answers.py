@@ -337,3 +337,84 @@ def test_a_page_of_symbols_or_types_that_reads_as_zeros():
             answer = audited(Overlay(base, patches={hole: bytes(4096)}).prog)
             assert answer.error is not None, hex(address)
             assert f"{what} is not in this dump: it reads as zeros" in answer.error
+
+
+def test_symbols_of_an_extract_that_read_as_zeros():
+    """The tables that ``extract --small`` cuts down end in zeros, which are no hole."""
+    dump, known = dump_of("debian-7.2")
+    names = known.kernel.sources.vmcoreinfo().addresses()
+    assert known.kernel.sources.extract_kind == "small"
+    for name in ("num_syms", "names", "token_table", "token_index", "offsets"):
+        frame = frame_of(known, names[f"kallsyms_{name}"])
+        answer = audited(dump.program(frame, "zeros"))
+        assert answer.error is not None, name
+        assert "is not in this dump: it reads as zeros" in answer.error
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_links_of_another_pool_are_no_place_in_this_one(hole):
+    """The heads of lists of 1 GiB are missing; a huge page of 2 MiB is on none."""
+    dump, known = dump_of("riscv64-sv48")
+    pfn = next(
+        int(p)
+        for p, order in zip(known.hugetlb.folios.head_pfn, known.hugetlb.folios.order)
+        if order == 9 and not p % (1 << 18)
+    )
+    # hstates[] is somewhere in what follows the kernel's symbols, page by page.
+    data = [frame for frame in dump.pages if 267266 <= frame < 267290]
+    assert len(data) > 16
+    for frame in data:
+        prog = dump.program(frame, hole)
+        (page,) = page_document(hvo_of(prog), "", [spec(pfn)])["pages"]
+        if page["covering_folio"] is None:
+            assert page["unread"], frame
+            continue
+        assert page["covering_folio"]["order"] == 9
+        assert page["findings"] == []
+        assert page["disagreements"] == []
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_struct_pages_do_not_end_where_page_tables_are_missing(hole):
+    dump, known = dump_of(NAME)
+    last = known.vmemmap.end_pfn - 1
+    frame = table_of(known, last)
+    holey = hvo_of(dump.program(frame, hole))
+    max_pfn = known.kernel.variable("max_pfn")
+    assert holey.vmemmap.end_pfn >= min(max_pfn, last + 1)
+    page = page_document(holey, "", [spec(last)])["pages"][0]
+    assert page["kind"] == "not in this dump"
+    root = LOSSES["all page tables"](known)
+    (page,) = page_document(hvo_of(dump.program(root, hole)), "", [spec(last)])["pages"]
+    assert page["unread"]
+    with pytest.raises(UsageError, match="out of range"):
+        page_document(known, "", [spec(last + 1)])
+
+
+def test_a_page_of_zeros_is_not_said_to_be_right():
+    dump, known = dump_of(NAME)
+    pfn, _ = a_folio(known)
+    slice_ = pfn * known.vmemmap.size // known.vmemmap.page_size
+    mapping = known.vmemmap.mapping(slice_)
+    assert mapping is not None
+    base = dump.program()
+    sources = core_sources(base)
+    btf = image_to_phys(base, sources.address("__start_BTF") or 0)
+    patches = {mapping.pfn << 12: bytes(4096)}
+    prog = Overlay(base, patches=patches, missing=[(btf, btf + 4096)]).prog
+    (page,) = page_document(hvo_of(prog), "", [spec(pfn)])["pages"]
+    assert page["kind"].startswith("all zeros")
+    assert "Nothing wrong was found." not in page["conclusions"]
+
+
+def test_one_finding_is_one_whatever_defect_is_made_of_it():
+    """Without a struct page, a finding loses its defect: it is neither gone nor new."""
+    _, known = dump_of("debian-7.2-boot-1g")
+    whole = side_of(known, "whole")
+    assert whole.audit["findings"]
+    audit = whole.audit.copy()
+    audit["findings"] = [one.copy() for one in whole.audit["findings"]]
+    for one in audit["findings"]:
+        one["defect"] = None
+    doc = diff_document(whole, replace(whole, audit=audit))
+    assert doc["findings"] == []

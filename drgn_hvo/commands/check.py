@@ -198,14 +198,12 @@ def _not_run(audit: Audit, scope: CheckScope) -> list[UndecidedEntry]:
 
 def _is_whole(hvo: Hvo) -> bool:
     """
-    Whether the dump claims to be all that it was meant to be. One that was cut off or
-    not finished is never called clean, whatever is in it: some of what is lost may be
-    what would have been looked at next.
+    Whether the dump claims to be all that it was meant to be. One that was cut off, not
+    finished, or a piece of one is never called clean, whatever is in it: some of what
+    is lost may be what would have been looked at next.
     """
     dump = dump_of(hvo.kernel.prog)
-    if dump is None:
-        return True
-    return dump.health.truncated is None and not dump.health.incomplete_flag
+    return dump is None or dump.health.is_whole
 
 
 def _hwpoisoned(hvo: Hvo, audit: Audit) -> Optional[int]:

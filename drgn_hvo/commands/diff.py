@@ -171,7 +171,7 @@ def _finding_changes(
     """Findings of one side alone: equal ones are those of one place and one word."""
 
     def key(finding: FindingEntry) -> tuple[object, ...]:
-        what = (finding["rule"], finding["defect"], finding["order"])
+        what = (finding["rule"], finding["order"])
         if found.same_boot is False:
             return what  # places of another boot say nothing
         return (*what, finding["pfn"], finding["head_pfn"], finding["address"])

@@ -361,7 +361,9 @@ class _Page:
         add(body, "h2", {"id": "pools"}, "Pools")
         hstates = self._shown["hstates"]
         if hstates is None:
-            add(body, "p", text="Unknown: pools need types.")
+            has_types = self._shown["types_from"] != "vmcoreinfo"
+            why = "what leads to them was not read" if has_types else "pools need types"
+            add(body, "p", text=f"Unknown: {why}.")
             return
         header = ["size", "node", "total", "free", "surplus", "found", "optimized"]
         rows = []

@@ -166,7 +166,7 @@ def _finding(finding: PageFindingEntry) -> Iterator[str]:
 
 
 def _healthy(page: PageEntry) -> Iterator[str]:
-    if page["kind"] == "not in this dump":
+    if page["kind"].startswith(("not in this dump", "all zeros")):
         return
     agree = [n for n in ("word", "page_tables", "lists") if page["resolved_by"][n]]
     if page["unread"] or page["undecided"]:

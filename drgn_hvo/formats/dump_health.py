@@ -62,6 +62,7 @@ class DumpHealth:
     :param split: Which piece of a split dump it is.
     :param filtered: What was filtered, as for ``makedumpfile -d``.
     :param unwritten: Pages that the headers name, but that were not written.
+    :param elsewhere: Pages that other pieces of a split dump have.
     """
 
     format: str
@@ -71,6 +72,13 @@ class DumpHealth:
     split: Optional[Piece] = None
     filtered: Optional[int] = None
     unwritten: Optional[int] = None
+    elsewhere: Optional[int] = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it claims to be all that it was meant to be."""
+        lost = self.truncated or self.incomplete_flag or self.unwritten
+        return not lost and not self.elsewhere
 
     def complaints(self) -> list[str]:
         """What is wrong, one line each, with what to do."""
@@ -135,4 +143,5 @@ def kdump_health(kdump: KdumpFrame) -> DumpHealth:
         split=None if kdump.split is None else Piece(*kdump.split),
         filtered=kdump.dump_level,
         unwritten=kdump.unwritten,
+        elsewhere=kdump.elsewhere,
     )

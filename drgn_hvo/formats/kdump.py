@@ -344,7 +344,17 @@ class KdumpFrame:
     @cached_property
     def _count(self) -> int:
         """How many descriptors there are: one for each page that was dumped."""
-        first, last = self.split or (0, 8 * self._bitmap_size)
+        return self._dumped(*self.split) if self.split else self._dumped()
+
+    @cached_property
+    def elsewhere(self) -> int:
+        """How many pages the other pieces of a split dump have."""
+        return self._dumped() - self._count if self.split else 0
+
+    def _dumped(self, first: int = 0, last: Optional[int] = None) -> int:
+        """How many pages of a range were dumped, into this file or another piece."""
+        is_part = last is not None
+        last = 8 * self._bitmap_size if last is None else last
         second = self._bitmaps + self._bitmap_size
         start, end = first // 8, min(-(-last // 8), self._bitmap_size)
         count = 0
@@ -354,7 +364,7 @@ class KdumpFrame:
             # Most of the bitmap of a large machine is zeros.
             (some,) = data.nonzero()
             bits = np.unpackbits(data[some, None], axis=1, bitorder="little")
-            if self.split is not None:
+            if is_part:
                 pfns = 8 * (at + some[:, None]) + np.arange(8)
                 bits = bits[(first <= pfns) & (pfns < last)]
             count += int(bits.sum())

@@ -236,18 +236,22 @@ class CoreSources:
 
     @property
     def _kallsyms_reader(self) -> Callable[[int, int], bytes]:
-        # Tables that were cut down leave gaps, whose pages are zeros.
-        is_cut = self.extract_kind == "small"
-        return self.prog.read if is_cut else self._read_table
+        if self.extract_kind != "small":
+            return self._read_table
+        # Names that were cut down leave a gap behind them, whose pages are zeros.
+        start = self.vmcoreinfo().addresses().get("kallsyms_names")
+        return lambda at, size: self._read_table(at, size, may_end=at == start)
 
-    def _read_table(self, address: int, size: int) -> bytes:
+    def _read_table(self, address: int, size: int, may_end: bool = False) -> bytes:
         """
         Read a part of kallsyms or BTF, of which no page is all zeros: of symbols
         without offsets and types without names, any could be another.
 
+        :param may_end: Whether all that is behind some page may be zeros.
         :raises FaultError: if it is not in the dump.
         """
         data = self.prog.read(address, size)
+        size = len(data.rstrip(b"\0")) if may_end else size
         for page in range(address & -_PAGE, address + size, _PAGE):
             begin, end = max(page - address, 0), page + _PAGE - address
             # What is there may begin with zeros, or be a few at the end of a table.

@@ -170,9 +170,13 @@ class CoveringFolios:
         count = None if sharing is None else len(sharing)
         if not count and self._vmemmap.unread_table(first, slices) is not None:
             count = None
-        found = Covering(
-            head, order, count, max(slices - self._private, 0), place, says
-        )
+        # Links lead on in the same way on the list of another order: the head names it.
+        could_share = max(slices - self._private, 0)
+        if not place.is_sure and says is False and count != could_share:
+            if is_typed is False:
+                return None
+            place = ListPlace(NO_LIST)
+        found = Covering(head, order, count, could_share, place, says)
         if place.is_on_list or says or (named - others).intersection(sharing or ()):
             return found
         # Whatever the head is, one that was not read: if nothing names a frame, too.

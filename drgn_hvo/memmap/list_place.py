@@ -57,6 +57,7 @@ class ListPlace:
     :param nid: The node of a free list, ``None`` if it is another one, or not known.
     :param by_links: Whether that was concluded from links of the folio and its
         neighbours; else the lists were followed.
+    :param is_sure: Whether that is a list of this pool, not just of some pool.
     :param broken: A link to or from the folio that is wrong.
     :param unread: Why nothing is known.
     """
@@ -64,6 +65,7 @@ class ListPlace:
     kind: Optional[int]
     nid: Optional[int] = None
     by_links: bool = True
+    is_sure: bool = True
     broken: Optional[BrokenLink] = None
     unread: Optional[str] = None
 
@@ -138,8 +140,8 @@ class ListPlaces:
             broken = BrokenLink(own, following, "does not lead to its neighbour")
         elif not leads_here:
             broken = BrokenLink(own + 8, previous, "leads back elsewhere")
-        kind, nid = self._which(hstate, own)
-        return ListPlace(kind, nid, broken=broken)
+        kind, nid, is_sure = self._which(hstate, own)
+        return ListPlace(kind, nid, is_sure=is_sure, broken=broken)
 
     def _find(self, address: int, order: int) -> Optional[tuple[int, int]]:
         """``next`` and ``prev`` of an entry, ``None`` if it cannot be one."""
@@ -159,8 +161,11 @@ class ListPlaces:
         is_mapped = self._vmemmap.mapping(slice_) is not None
         return is_mapped or self._vmemmap.unread_table(slice_) is not None
 
-    def _which(self, hstate: HState, own: int) -> tuple[int, Optional[int]]:
-        """Kind and node of the list that an entry is on."""
+    def _which(self, hstate: HState, own: int) -> tuple[int, Optional[int], bool]:
+        """
+        Kind and node of the list that an entry is on, and whether that was seen to be
+        one of this pool.
+        """
         heads = self._list_heads(hstate)
         flags: list[bool] = []
         pfns = []
@@ -172,17 +177,30 @@ class ListPlaces:
                     break
                 entry = links[direction]
                 if entry in heads:
-                    return heads[entry]
+                    return (*heads[entry], True)
                 pfn = self._vmemmap.page_pfn(entry - self._lru)
+                if pfn is None and entry in self._pools:
+                    return NO_LIST, None, True  # it is on a list of another one
                 if pfn is None:
                     break
                 pfns.append(pfn)
                 flags.append(self._is_freed(pfn))
         if not flags or 2 * sum(flags) <= len(flags):
-            return ACTIVE_LIST, None
+            return ACTIVE_LIST, None, False
         nids, _ = self._mmzone.places(np.array(pfns, dtype=np.int64))
         nid, _ = Counter(nids.tolist()).most_common(1)[0]
-        return FREE_LIST, None if nid < 0 else nid
+        return FREE_LIST, None if nid < 0 else nid, False
+
+    @property
+    def _pools(self) -> range:
+        """The addresses of all pools."""
+        prog = self._vmemmap.kernel.prog
+        try:
+            pools = prog["hstates"]
+        except LookupError:
+            return range(0)
+        start: int = pools.address_of_().value_()
+        return range(start, start + sizeof(pools))
 
     def _is_freed(self, pfn: int) -> bool:
         kernel = self._vmemmap.kernel

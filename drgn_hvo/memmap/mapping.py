@@ -142,7 +142,15 @@ class VmemmapMapping:
         if not self.has_mappings:
             return self._end_pfn_of_nodes()
         _, ends = self.run_slices
-        return int(ends[-1]) * self.page_size // self.size if len(ends) else 0
+        end = int(ends[-1]) * self.page_size // self.size if len(ends) else 0
+        # Where page tables are missing, what they map does not end with the last that
+        # is there.
+        last = self.base + end * self.size
+        beyond = max((table.end for table in self.walk.missing), default=last)
+        if beyond > last:
+            known = self.kernel.variable("max_pfn") or 0
+            end = max(end, min(int(known), (beyond - self.base) // self.size))
+        return end
 
     def _end_pfn_of_nodes(self) -> int:
         end = self.kernel.variable("max_pfn")
@@ -174,6 +182,11 @@ class VmemmapMapping:
     def has_all_mappings(self) -> bool:
         """Whether all page tables of vmemmap could be read."""
         return not isinstance(self._walk, str) and not self._walk.missing
+
+    def may_go_on_at(self, slice_: int) -> bool:
+        """Whether a slice behind the last that is mapped may be mapped, too."""
+        is_inside = self.base + slice_ * self.page_size < self.kernel.vmemmap_limits[1]
+        return is_inside and self.has_mappings and self.unread_table(slice_) is not None
 
     @cached_property
     def _frame_ends(self) -> Int64Array:

@@ -128,7 +128,9 @@ def resolve_page(vmemmap: Vmemmap, spec: PageSpec) -> int:
     :raises NotInDumpError: if what leads to it is not in the dump.
     """
     pfn = _RESOLVERS[spec.kind](vmemmap, spec)
-    if pfn >= vmemmap.end_pfn:
+    slice_ = pfn * vmemmap.size // vmemmap.page_size
+    # Where a page table was not read, struct pages may go on.
+    if pfn >= vmemmap.end_pfn and not vmemmap.may_go_on_at(slice_):
         hint = ""
         if spec.kind == "pfn" and spec.value >= vmemmap.kernel.max_pfn_limit:
             hint = "; an address needs page:, virt: or phys: in front"

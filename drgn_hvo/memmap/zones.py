@@ -344,29 +344,36 @@ class Mmzone:
             index,
             name or self._zone_type_name(index),
             zone.zone_start_pfn.value_(),
-            zone.spanned_pages.value_(),
+            # Of an empty zone, too, something is not zero: its name and pglist_data.
+            self._kernel.known_words.value(zone.spanned_pages),
             zone.address_of_().value_(),
         )
 
     def _zone_type_name(self, index: int) -> str:
-        """``ZONE_NORMAL`` for index 2, and so on, as ``enum zone_type`` says."""
+        """
+        As ``zone_names[]`` of mm/page_alloc.c has it, by ``enum zone_type``:
+        ``"Normal"`` for ``ZONE_NORMAL``, and so on.
+        """
         zone_type = self._kernel.type("enum zone_type")
         for enumerator in (zone_type.enumerators or ()) if zone_type else ():
             if enumerator.value == index:
-                return enumerator.name.replace("ZONE_", "", 1)
+                name = enumerator.name.replace("ZONE_", "", 1)
+                return name if name.startswith("DMA") else name.capitalize()
         return str(index)
 
     def zone_name(self, nid: int, index: int) -> Optional[str]:
-        """The name of a zone, as the kernel prints it."""
+        """
+        The name of a zone, as the kernel prints it; by its index, which says as much,
+        if the zone was not read. ``None`` if nothing is known of the node.
+        """
+        pgdat = self.pgdat(nid)
+        if pgdat is None:
+            return None
         for zone in self.zones:
             if (zone.nid, zone.index) == (nid, index):
                 return zone.name
-        if nid not in self.offline_pgdats:
-            return None
         with suppress(FaultError):
-            return self._zone(
-                nid, index, self.offline_pgdats[nid].node_zones[index]
-            ).name
+            return _name_of(pgdat.node_zones[index]) or self._zone_type_name(index)
         return self._zone_type_name(index)
 
     @cached_property
