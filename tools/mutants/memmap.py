@@ -455,7 +455,7 @@ MEMMAP = (
     Mutant(
         "memmap-page-behind-the-last",
         "memmap/page_spec.py::resolve_page",
-        "if pfn >= vmemmap.end_pfn:",
+        "if pfn >= vmemmap.end_pfn and not vmemmap.may_go_on_at(slice_):",
         "if pfn > vmemmap.end_pfn:",
         "the page behind the last one would have an answer",
         ("test_check_words.py::test_the_page_behind_the_last_one",),
