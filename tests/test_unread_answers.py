@@ -418,3 +418,37 @@ def test_one_finding_is_one_whatever_defect_is_made_of_it():
         one["defect"] = None
     doc = diff_document(whole, replace(whole, audit=audit))
     assert doc["findings"] == []
+
+
+@pytest.mark.parametrize("hole", HOLES)
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [
+        ("next", 65534),  # zones of node 1, that of devices among them
+        ("next", 65524),  # a slice that a huge page has for itself, left restored
+        ("next", 65054),  # the head of a compound page of a device
+        ("5.15", 65525),  # the second page that a huge page keeps
+    ],
+)
+def test_other_generations_with_holes(name, frame, hole):
+    """Healthy kernels: no finding, and never complete."""
+    dump, known = dump_of(name)
+    whole = audited(known.kernel.prog)
+    assert (whole.status, whole.complete, whole.findings) == (0, True, ())
+    answer = audited(dump.program(frame, hole))
+    assert (answer.status, answer.complete, answer.findings) == (3, False, ())
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_page_of_a_device_is_in_no_huge_page(hole):
+    dump, known = dump_of("next")
+    prog = dump.program(65054, hole)
+    pfns = known.vmemmap.slices_on(65054) * known.kernel.geometry.pages_per_slice
+    for pfn in pfns.tolist():
+        (page,) = page_document(hvo_of(prog), "", [spec(pfn)])["pages"]
+        assert page["covering_folio"] is None
+        assert page["findings"] == []
+        assert hvo_of(prog).vmemmap.mapped_by(65054)
+    assert len(pfns)
+    found = hvo_of(prog).hugetlb.folios.head_pfn
+    assert found.tolist() == known.hugetlb.folios.head_pfn.tolist()

@@ -18,6 +18,7 @@ from drgn_hvo.audit.context import Context
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.errors import UnavailableError
 from drgn_hvo.kernel.arrays import BoolArray
+from drgn_hvo.kernel.unread import NOT_ALL_ZONES
 from drgn_hvo.memmap.cma import hugetlb_cma_ranges
 
 __all__ = ("check_cma", "check_folio_nodes")
@@ -73,7 +74,7 @@ def check_folio_nodes(context: Context, readable: BoolArray) -> None:
         context.audit.undecide("folio-node", reason)
         return
     if not mmzone.knows_all_zones:
-        context.audit.undecide("folio-node", "not all zones could be read")
+        context.audit.undecide("folio-node", NOT_ALL_ZONES)
         return
     nids, zones = layout.nids(folios.flags), layout.zonenums(folios.flags)
     # Zones of different nodes may interleave: any of them will do.

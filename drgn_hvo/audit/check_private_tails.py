@@ -116,14 +116,19 @@ class _PrivateTails:
         pages = context.vmemmap.read_pages(folios.head_pfn[which] + behind, count)
         unread = int((~pages.present).sum())
         context.audit.missing(Need.FOLIO_TAILS, "private tails of folios", unread)
-        there = which[pages.present]
+        present = pages.present
+        if behind:  # heads that read as zeros were not readable
+            present = present & pages.data.any(axis=1)
+            zeros = int(pages.present.sum() - present.sum())
+            context.audit.blank(Need.FOLIO_TAILS, "private tails of folios", zeros)
+        there = which[present]
         facts = FolioFacts(
             context.vmemmap.page_addresses(folios.head_pfn[there]),
             folios.order[there],
             self._flags(there),
             is_free[there],
         )
-        found = self._compare(pages.data[pages.present], facts, count, behind)
+        found = self._compare(pages.data[present], facts, count, behind)
         for row, wrong in found.items():
             i = int(there[row])
             if folios.order[i] > self._max_page_order:

@@ -19,6 +19,7 @@ from drgn_hvo.audit.booting import BOOTING
 from drgn_hvo.audit.findings import Finding, Place
 from drgn_hvo.audit.folio_mappings import FolioMappings
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in, ranges
+from drgn_hvo.kernel.unread import NOT_ALL_ZONES
 from drgn_hvo.memmap.shared_tails import SharedTail, Slot
 
 __all__ = ("check_strays",)
@@ -79,10 +80,20 @@ class _Strays:
             # Huge pages of memblock memory share before they have a head.
             self._audit.undecide("stray-shared-tail", BOOTING, len(strays))
             return
+        zones = self._context.hvo.mmzone
+        if len(strays) and not zones.knows_all_zones and self._may_be_of_devices(tail):
+            self._audit.undecide("stray-shared-tail", NOT_ALL_ZONES, len(strays))
+            return
         strays = strays[~self._are_of_devices(tail, strays)]
         for slice_ in strays[:_MAX_STRAYS].tolist():
             self._add_stray(tail, slice_)
         self._add_strays(tail, strays[_MAX_STRAYS:])
+
+    def _may_be_of_devices(self, tail: SharedTail) -> bool:
+        context, array = self._context, self._context.layout.tails.array
+        device = context.kernel.constant("ZONE_DEVICE")
+        is_allocated = array is not None and array.is_allocated
+        return is_allocated and device is not None and tail.zone_index == device
 
     def _are_of_devices(self, tail: SharedTail, slices: Int64Array) -> BoolArray:
         """

@@ -20,7 +20,7 @@ from drgn_hvo.audit.booting import BOOTING
 from drgn_hvo.audit.findings import Finding, Spot
 from drgn_hvo.audit.folio_mappings import FolioMappings
 from drgn_hvo.audit.rules import RuleId
-from drgn_hvo.kernel.unread import Need
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
 from drgn_hvo.memmap.shared_tails import Slot
 
 __all__ = ("check_tail_frames",)
@@ -127,7 +127,15 @@ class _TailFrames:
         pages = self._context.vmemmap.read_slices(
             first, first + int(slices.count[pair])
         )
-        words = self._context.vmemmap.tail_words(pages)[pages.present]
+        count = int(slices.count[pair])
+        some = pages.data.reshape(count, -1).any(axis=1)
+        zeros = pages.present & ~np.repeat(some, len(pages.data) // count)
+        name = "private tails of folios"
+        self._audit.missing(Need.FOLIO_TAILS, name, int((~pages.present).sum()))
+        self._audit.blank(Need.FOLIO_TAILS, name, int(zeros.sum()))
+        if not pages.present.all() or zeros.any():
+            self._audit.undecide("vmemmap-tail-frame", f"{name} {NOT_IN_DUMP}")
+        words = self._context.vmemmap.tail_words(pages)[pages.present & ~zeros]
         return bool((words == self._context.tail_words[i]).all())
 
     def _add_wrong_frame(self, pair: int) -> None:

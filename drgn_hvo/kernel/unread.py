@@ -19,6 +19,7 @@ from typing import Optional
 from drgn import FaultError, Object, Program, ProgramFlags
 
 __all__ = (
+    "NOT_ALL_ZONES",
     "NOT_IN_DUMP",
     "READS_AS_ZEROS",
     "RECURSION",
@@ -29,6 +30,9 @@ __all__ = (
 )
 
 NOT_IN_DUMP = "not in this dump"
+
+#: Why it is not known whose a page is.
+NOT_ALL_ZONES = "not all zones could be read"
 
 #: On ppc64, drgn looks for a symbol while it sets up the translation of addresses. What
 #: is read then fails with this; it is no fact about the dump.

@@ -163,6 +163,8 @@ class CoveringFolios:
             return None
         named = {tail.pfn for tail in self._hvo.shared_tails if tail.order == order}
         others = {tail.pfn for tail in self._hvo.shared_tails if tail.order != order}
+        named -= self._some.frames_of_devices
+        others |= self._some.frames_of_devices
         if not place.is_on_list and says is False and not named - others:
             return None  # of several orders that name a frame, the head has to tell
         first, slices = self._slices(head, order)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -140,6 +141,17 @@ class FolioFinder:
         frames = frames[~is_in(frames, _shared_frames(frames[:0], self._tails))]
         return _shared_frames(self._vmemmap.shared_among(frames), self._tails)
 
+    @cached_property
+    def of_devices(self) -> frozenset[Optional[int]]:
+        """
+        The shared tail pages of ZONE_DEVICE, which no huge page has: whatever maps
+        them is a compound page of a device, also if its head was not read.
+        """
+        device = self._vmemmap.kernel.constant("ZONE_DEVICE")
+        if device is None:
+            return frozenset()
+        return frozenset(t.pfn for t in self._tails if t.zone_index == device)
+
     def mapped(self) -> FoundFolios:
         """Every folio that maps a shared frame."""
         named: dict[int, set[int]] = {}
@@ -151,6 +163,7 @@ class FolioFinder:
         parts = [
             FoundFolios.alike(self._of_tail(pfn, order), order)
             for pfn, order in sure.items()
+            if pfn not in self.of_devices
         ]
         parts.append(self._of_unnamed(np.array(sorted(sure), dtype=np.int64)))
         return FoundFolios.merge(parts)

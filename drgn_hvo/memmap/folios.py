@@ -233,6 +233,11 @@ class SomeFolios:
         """Reads heads, each once."""
         return self._finder.heads
 
+    @property
+    def frames_of_devices(self) -> frozenset[Optional[int]]:
+        """The shared tail pages of ZONE_DEVICE, which no huge page has."""
+        return self._finder.of_devices
+
     def shared_frames(self, pfn: int, order: int) -> Int64Array:
         """Frames that slices of a folio share, or could share, ascending."""
         return self._finder.shared_frames_of(np.array([pfn]), np.array([order]))
