@@ -13,6 +13,7 @@ import shlex
 import shutil
 import struct
 import subprocess
+import sys
 
 import pytest
 
@@ -189,3 +190,30 @@ def test_what_only_looks_like_it(elf, tmp_path, text):
     path = tmp_path / "core"
     with_texts(elf, path, text)
     assert "--vmcoreinfo" in refused(path)
+
+
+def elf_of(kind, count, size, data):
+    """An ELF core of *count* segments with *size* bytes, which are the same ones."""
+    header = b"\x7fELF\2\1\1".ljust(16, b"\0") + struct.pack(
+        "<HHIQQQIHHHHHH", 4, 62, 1, 0, 64, 0, 0, 64, 56, count, 64, 0, 0
+    )
+    segment = struct.pack("<IIQQQQQQ", kind, 7, 0, 0, 0, size, size, 0)
+    return header + segment * count + data
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "size", "said"),
+    [
+        (1, 1, (1 << 63) - 1, "no VMCOREINFO note"),
+        (1, 60_000, 1 << 40, "no VMCOREINFO note"),
+        (4, 60_000, 1 << 20, "62914560000 bytes of notes, which are more"),
+    ],
+    ids=["larger-than-its-file", "loads-of-the-same", "notes-of-the-same"],
+)
+def test_headers_that_name_more_than_there_is(tmp_path, kind, count, size, said):
+    path = tmp_path / "core"
+    path.write_bytes(elf_of(kind, count, size, b"OSRELEASE=" * 200_000))
+    command = [sys.executable, "-m", "drgn_hvo", "check", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -84,12 +84,22 @@ class ElfFrame(NamedTuple):
         return [segment for segment in self.segments if segment.kind == _PT_LOAD]
 
     def has_note(self, f: BinaryIO, name: bytes) -> bool:
-        """Whether there is a note of a name."""
-        for segment in self.segments:
-            if segment.kind != _PT_NOTE:
-                continue
+        """
+        Whether there is a note of a name.
+
+        :raises FormatError: if there are more notes than anybody wants to read: the
+            same bytes may be of many segments.
+        """
+        notes = [segment for segment in self.segments if segment.kind == _PT_NOTE]
+        size = sum(segment.filesz for segment in notes)
+        if size > _MAX_NOTES:
+            raise FormatError(
+                f"this ELF file is damaged: its program headers name {size} bytes of "
+                "notes, which are more than any machine has"
+            )
+        for segment in notes:
             f.seek(segment.offset)
-            if name + b"\0" in f.read(min(segment.filesz, _MAX_NOTES)):
+            if name + b"\0" in f.read(segment.filesz):
                 return True
         return False
 

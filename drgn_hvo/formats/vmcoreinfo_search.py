@@ -34,6 +34,10 @@ _MAX_TEXT = 1 << 16
 
 _PIECE = 16 << 20
 
+# How often the same bytes may be of segments: of /proc/vmcore, those of the kernel's
+# own text are of two.
+_MOST_TIMES = 4
+
 
 @dataclass(frozen=True)
 class FoundVmcoreinfo:
@@ -50,15 +54,19 @@ class FoundVmcoreinfo:
 def find_vmcoreinfo(f: BinaryIO, elf: ElfFrame) -> list[FoundVmcoreinfo]:
     """
     Texts that can be VMCOREINFO, where pages begin; of equal ones the first. All of the
-    file is read.
+    file is read, and not much more, whatever its headers claim.
     """
     found: list[FoundVmcoreinfo] = []
+    left = _MOST_TIMES * elf.size
     for load in elf.loads:
         offset, address, size = load.offset, load.paddr, load.filesz
         skip = -address % _PAGE_SIZE
-        for at in range(skip, size, _PIECE):
+        for at in range(skip, min(size, elf.size - offset), _PIECE):
+            if left <= 0:
+                return _distinct(found)
             f.seek(offset + at)
             piece = f.read(min(_PIECE, size - at))
+            left -= len(piece)
             for start in _page_starts(piece):
                 f.seek(offset + at + start)
                 text = f.read(min(_MAX_TEXT, size - at - start)).partition(b"\0")[0]
