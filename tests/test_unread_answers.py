@@ -452,3 +452,13 @@ def test_a_page_of_a_device_is_in_no_huge_page(hole):
     assert len(pfns)
     found = hvo_of(prog).hugetlb.folios.head_pfn
     assert found.tolist() == known.hugetlb.folios.head_pfn.tolist()
+
+
+@pytest.mark.parametrize("hole", HOLES)
+def test_a_second_page_that_was_not_read_does_not_pass(hole):
+    dump, known = dump_of("5.15")
+    folios = known.hugetlb.folios
+    kept = folios.tail_frame[folios.tail_frame != folios.head_frame]
+    results = dict(audited(dump.program(int(kept[0]), hole)).results)
+    for rule in ("mapping", "mapcount", "flags", "refcount"):
+        assert results[f"folio-tail-{rule}"] == "skip", rule

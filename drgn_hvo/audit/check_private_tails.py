@@ -26,7 +26,7 @@ from drgn_hvo.audit.defects import BOOT_TAIL_REFCOUNT
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.rules import RuleId
 from drgn_hvo.kernel.arrays import BoolArray, ByteArray, Int64Array, U64Array
-from drgn_hvo.kernel.unread import Need
+from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
 from drgn_hvo.memmap.pools import FREE_LIST
 from drgn_hvo.memmap.private_tails import FolioFacts
 from drgn_hvo.memmap.tail_fields import TailField
@@ -121,6 +121,11 @@ class _PrivateTails:
             present = present & pages.data.any(axis=1)
             zeros = int(pages.present.sum() - present.sum())
             context.audit.blank(Need.FOLIO_TAILS, "private tails of folios", zeros)
+            if unread + zeros:
+                # All that they hold was to be looked at here, and nowhere else.
+                for rule in {_rule(f) for f in self._tails.fields} - {"folio-head"}:
+                    why = f"second pages of folios {NOT_IN_DUMP}"
+                    context.audit.undecide(rule, why, unread + zeros)
         there = which[present]
         facts = FolioFacts(
             context.vmemmap.page_addresses(folios.head_pfn[there]),
