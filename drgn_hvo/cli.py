@@ -388,9 +388,9 @@ def _run_check(args: argparse.Namespace) -> int:
     from drgn_hvo.commands.workers import Limits
 
     _quieten(args)
-    targets = expand_targets(args.target, args.targets_from)
+    targets, earlier = expand_targets(args.target, args.targets_from), set[int]()
     if args.resume is not None:
-        targets = without_done(targets, args.resume)
+        targets, earlier = without_done(targets, args.resume, strict=args.strict)
         drop_cut_line(args.resume)
     options = CheckOptions(
         symbols=tuple(args.symbols),
@@ -402,7 +402,7 @@ def _run_check(args: argparse.Namespace) -> int:
     )
     memory = args.memory or (_MEMORY if len(targets) > 1 else None)
     limits = Limits(args.jobs, args.timeout, None if memory is None else _bytes(memory))
-    return check_targets(targets, options, args.format, limits, args.scheduler)
+    return check_targets(targets, options, args.format, limits, args.scheduler, earlier)
 
 
 def _run_extract(args: argparse.Namespace) -> int:

@@ -337,6 +337,16 @@ def test_strange_lines_of_an_earlier_run(tmp_path):
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_what_an_earlier_run_found_is_not_forgotten(tmp_path):
+    """Nothing is left to do, and something is wrong."""
+    results, healthy = tmp_path / "results", links(tmp_path, ["a"])[0]
+    results.write_text(run("check", "--json", healthy, DAMAGED).stdout)
+    result = run("check", "--json", "--resume", results, healthy, DAMAGED)
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", "")
+    # That one is not among what is asked about now.
+    assert run("check", "--json", "--resume", results, healthy).returncode == 0
+
+
 @pytest.mark.parametrize("keep", [1, 100, -1])
 def test_the_last_line_of_an_earlier_run_is_cut(tmp_path, keep):
     """As it is after SIGKILL; what is done then is added to the same file."""

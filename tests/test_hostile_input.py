@@ -259,6 +259,18 @@ def test_h6_vmcoreinfo_is_asked_as_well(change):
     assert "VMCOREINFO" in errors, errors
 
 
+@pytest.mark.parametrize("command", [["check"], ["show"], ["page", "4608"]])
+def test_h11_what_is_said_of_vmcoreinfo_is_no_text(tmp_path, command):
+    """libkdumpfile quotes the release of a kernel."""
+    core = tmp_path / "core"
+    data = (SAMPLES / "shared-7.3.kdump").read_bytes()
+    core.write_bytes(data.replace(b"OSRELEASE=7.3", b"OSRELEASE=\xff\xff\xff"))
+    verb, *arguments = command
+    result = run(verb, core, *arguments)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "VMCOREINFO" in result.stderr
+
+
 # A word of each kind that the walk and the audit follow, changed at random.
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", ["debian-7.2", "debian-6.12", "shared-7.3"])

@@ -10,7 +10,7 @@ opened, hangs or kills its process, or a bug of ours, never stops the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -218,12 +218,14 @@ def check_targets(
     output_format: str,
     limits: Limits,
     scheduler: Optional[str] = None,
+    earlier: Collection[int] = (),
 ) -> int:
     """
     Audit targets and print the results.
 
     :param output_format: ``"text"``, ``"json"`` or ``"ktap"``.
     :param scheduler: Of the Dask cluster to do it on; ``None`` is this machine.
+    :param earlier: Statuses of targets that an earlier run has audited.
     :return: The exit status.
     :raises KeyboardInterrupt: with a text that says how far it got.
     """
@@ -242,4 +244,5 @@ def check_targets(
         printer.interrupted()
         done = f"{len(statuses)} of {len(targets)} targets were done"
         raise KeyboardInterrupt(done) from None
-    return next((status for status in _PRECEDENCE if status in statuses), 0)
+    found = {*statuses, *earlier}
+    return next((status for status in _PRECEDENCE if status in found), 0)

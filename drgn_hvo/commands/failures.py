@@ -27,6 +27,12 @@ _KNOWN: tuple[tuple[type[Exception], str], ...] = (
     (FaultError, "not in this dump: {}"),
     # drgn cannot make sense of VMCOREINFO, or of the file.
     (BadDataError, "the dump is damaged: {}"),
+    # What libkdumpfile says of a line of VMCOREINFO has that line in it. Nothing that
+    # we decode ourselves raises this.
+    (
+        UnicodeDecodeError,
+        "the dump is damaged: VMCOREINFO, or what is said of it, is no text",
+    ),
     (MemoryError, "not enough memory for this target"),
 )
 

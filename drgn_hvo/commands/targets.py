@@ -139,16 +139,22 @@ def _is_core(path: str) -> bool:
     return head.startswith(_SIGNATURES)
 
 
-def without_done(targets: Sequence[str], path: str) -> list[str]:
+def without_done(
+    targets: Sequence[str], path: str, *, strict: bool
+) -> tuple[list[str], set[int]]:
     """
     The targets that an earlier run has not audited, or that have changed since: by
     path, size and time of the last change.
 
     :param path: What ``check --format json`` printed then.
+    :param strict: Whether warnings count.
+    :return: Also the exit statuses of the others, which are those of this run, too.
     :raises UsageError: if it cannot be read.
     """
-    done = set(_done(path))
-    return [target for target in targets if _key(target) not in done]
+    done = dict(_done(path, strict))
+    keys = [_key(target) for target in targets]
+    left = [target for target, key in zip(targets, keys) if key not in done]
+    return left, {done[key] for key in keys if key is not None and key in done}
 
 
 def drop_cut_line(path: str) -> None:
@@ -172,7 +178,7 @@ def drop_cut_line(path: str) -> None:
             start, last = start + len(last), line
     if last.endswith(b"\n") or not last:
         return
-    if last.startswith(_DOCUMENT[: len(last)]) and _key_of_document(last) is None:
+    if last.startswith(_DOCUMENT[: len(last)]) and _result_in(last, False) is None:
         os.ftruncate(out, start)
     else:
         os.write(out, b"\n")
@@ -182,21 +188,26 @@ def drop_cut_line(path: str) -> None:
 _Key = tuple[str, int, float]
 
 
-def _done(path: str) -> Iterator[_Key]:
+def _done(path: str, strict: bool) -> Iterator[tuple[_Key, int]]:
     try:
         with open(path, "rb") as f:
             what = "not what check --format json prints"
             for line in _bounded_lines(f, _MAX_DOCUMENT, path, what):
-                key = _key_of_document(line)
-                if key is not None:
-                    yield key
+                result = _result_in(line, strict)
+                if result is not None:
+                    yield result
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}") from None
 
 
-def _key_of_document(line: bytes) -> Optional[_Key]:
-    """``None`` for an error, and for the last line of a run that was interrupted."""
+def _result_in(line: bytes, strict: bool) -> Optional[tuple[_Key, int]]:
+    """
+    What was audited, and the exit status of it. ``None`` for an error, and for the last
+    line of a run that was interrupted.
+    """
     import json
+
+    from drgn_hvo.commands.check import exit_status
 
     try:
         document = json.loads(line)
@@ -204,10 +215,13 @@ def _key_of_document(line: bytes) -> Optional[_Key]:
             return None
         target, dump = document["target"], document["dump"]
         size, mtime = dump["size"], dump["mtime"]
+        status = exit_status(document, strict=strict)
     except (ValueError, LookupError, TypeError, RecursionError):
         return None
     is_key = isinstance(target, str) and isinstance(size, int)
-    return (target, size, mtime) if is_key and isinstance(mtime, (int, float)) else None
+    if not is_key or not isinstance(mtime, (int, float)):
+        return None
+    return (target, size, mtime), status
 
 
 def _key(target: str) -> Optional[_Key]:
