@@ -95,7 +95,7 @@ class Instants:
     Stops a guest and audits it.
 
     :param symbols: Addresses of functions.
-    :param only: So many instants of each function at most.
+    :param only: How many instants of each function there are at most.
     """
 
     def __init__(

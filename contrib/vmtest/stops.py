@@ -36,9 +36,9 @@ class Stop:
 
     :param names: What kernels call it, the newest first.
     :param reason: What it leaves between two instructions.
-    :param dense: So many first instructions are audited one by one.
+    :param dense: How many of the first instructions are audited one by one.
     :param stride: Behind them, one of this many.
-    :param most: So many instants at most.
+    :param most: How many instants there are at most.
     :param inside: If not empty, stop only after one of these functions was called.
     :param order: Only where its second argument, an order, is at least that.
     :param fails: Whether the function returns ``NULL`` at once, and the one that it is

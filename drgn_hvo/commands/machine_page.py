@@ -66,10 +66,10 @@ if TYPE_CHECKING:
 
 __all__ = ("machine_page",)
 
-# So many rows of a table are on the page; the commands print all.
+# How many rows of a table are on the page at most; the commands print all.
 _MAX_ROWS = 200
 
-# So many ranges of PFNs that use a shared tail page are named.
+# How many ranges of PFNs that use a shared tail page are named at most.
 _MAX_RANGES = 6
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
