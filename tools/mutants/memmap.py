@@ -148,7 +148,7 @@ MEMMAP = (
         "if index in self._private_indices:",
         "if False:",
         "before v6.3, a healthy huge page with a subpool would be accused",
-        ("test_private_tails.py::test_a_subpool_before_it_had_a_name",),
+        ("test_private_tails.py::test_a_subpool_before_it_had_a_name[fake-head-6.1]",),
     ),
     Mutant(
         "memmap-repeated-frames-have-an-end",
@@ -207,7 +207,7 @@ MEMMAP = (
         "return member.only_with is None or self._has(*member.only_with)",
         "return True",
         "a healthy kernel without CONFIG_MM_ID would be accused",
-        ("test_private_tails.py::test_a_kernel_without_mm_ids",),
+        ("test_private_tails.py::test_a_kernel_without_mm_ids[shared-7.3]",),
     ),
     Mutant(
         "memmap-private-tails-poison",
@@ -215,7 +215,7 @@ MEMMAP = (
         'elif field.when == "unpoisoned" and self._hwpoison is not None:',
         "elif False:",
         "a healthy kernel with memory that failed would be accused",
-        ("test_private_tails.py::test_memory_that_failed",),
+        ("test_private_tails.py::test_memory_that_failed[shared-7.3]",),
     ),
     Mutant(
         "memmap-private-tails-unions",
