@@ -16,6 +16,7 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 
 from drgn import FaultError
 import jsonschema
@@ -26,11 +27,17 @@ from drgn_hvo.cli import main
 from drgn_hvo.commands.schema import load_schema
 from drgn_hvo.errors import FormatError, TargetError
 from drgn_hvo.formats.dump_health import Piece, Truncated, read_dump_health
-from drgn_hvo.formats.kdump import disk_dump_header, kdump_sub_header
+from drgn_hvo.formats.kdump import (
+    disk_dump_header,
+    kdump_sub_header,
+    read_kdump_frame,
+)
 from drgn_hvo.kernel.dump import dump_of
+from drgn_hvo.kernel.kdump_program import libkdumpfile_fault
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.machine.machine import build_machine
+from tests.command_support import run
 from tests.cores import core_path
 from tests.synth_support import describe
 
@@ -334,3 +341,38 @@ def test_pieces_of_makedumpfile_and_the_advice(tmp_path, capsys):
     subprocess.run(advised, check=True, capture_output=True)
     assert main(["check", new]) == 0
     assert ": clean" in capsys.readouterr().out.splitlines()[0]
+
+
+_OPEN = """
+import sys
+from drgn import Program
+try:
+    Program().set_core_dump(sys.argv[1])
+except Exception as e:
+    print(e)
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["debian-7.2", "next", "arm64-4k", "ppc64", "riscv64-sv39", "riscv64-sv57"]
+)
+def test_libkdumpfile_never_sees_registers_that_are_too_short(name):
+    """It ends the process then, if not always: what it frees it uses again."""
+    core = SAMPLES / f"{name}.kdump"
+    command = [sys.executable, "-c", _OPEN, str(core)]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    refuses = told.returncode < 0 or "Wrong PRSTATUS size" in told.stdout
+    with open(core, "rb") as f:
+        frame = read_kdump_frame(f)
+        assert frame is not None
+        assert (libkdumpfile_fault(frame) is not None) == refuses
+
+
+def test_registers_that_are_too_short_are_not_needed(tmp_path):
+    core = tmp_path / "core"
+    data = (SAMPLES / "shared-7.3.kdump").read_bytes()
+    note = struct.pack("<3I", 5, 336, 1) + b"CORE\0"
+    assert data.count(note) == 1
+    core.write_bytes(data.replace(note, struct.pack("<3I", 5, 300, 1) + b"CORE\0"))
+    result = run("check", core)
+    assert (result.returncode, result.stderr) == (0, "")

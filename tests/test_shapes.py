@@ -7,10 +7,17 @@ cases; ``python -m tools.shapes`` tries the whole.
 
 import logging
 
+from drgn import Architecture, Platform, Program, TypeMember
 import pytest
 
 from drgn_hvo.errors import DetectionError
-from drgn_hvo.kernel.shapes import SHAPES, fault_of, require_shapes
+from drgn_hvo.kernel.shapes import (
+    SHAPES,
+    WORD,
+    array_of,
+    fault_of,
+    require_shapes,
+)
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.machine.machine import build_machine
@@ -97,3 +104,13 @@ def test_a_bit_field_is_no_word(tmp_path):
     assert fault == (
         "struct zone.spanned_pages is a bit field, expected an integer of 8 bytes"
     )
+
+
+def test_an_array_of_something_else_is_not_that_array():
+    prog = Program(Platform(Architecture.X86_64))
+    byte, word = prog.int_type("u8", 1, False), prog.int_type("u64", 8, False)
+    shape = array_of(WORD)
+    for element, length, fits in ((word, 4, True), (byte, 4, False), (word, 0, False)):
+        member = TypeMember(prog.array_type(element, length), "bits")
+        owner = prog.struct_type("mask", 32, (member,))
+        assert (fault_of(owner, "bits", shape) is None) == fits

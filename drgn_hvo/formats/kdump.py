@@ -59,6 +59,10 @@ _MAX_VMCOREINFO = 1 << 20
 _PARTS = ("vmcoreinfo", "note", "eraseinfo")
 _MAX_PART = 64 << 20
 
+# NT_PRSTATUS, of which there is one a processor; NR_CPUS is 8192 at most.
+_NT_PRSTATUS = 1
+_MAX_NOTES = 1 << 16
+
 _BLOCK_SIZES = (4096, 8192, 16384, 32768, 65536)
 
 # Descriptors and bitmaps are looked at in pieces: a dump of a terabyte has
@@ -266,6 +270,28 @@ class KdumpFrame:
         if offset <= 0 or not 0 < size <= _MAX_VMCOREINFO:
             return None
         return self.file.read(offset, size)
+
+    def has_registers(self, size: int) -> bool:
+        """
+        Whether all notes with the registers of processors are as long as they must be.
+
+        :param size: Of ``struct elf_prstatus``, in bytes.
+        """
+        offset = int(self.sub_header["offset_note"])
+        length = int(self.sub_header["size_note"])
+        notes = self.file.read(offset, length) if offset > 0 and length else b""
+        position = 0
+        for _ in range(_MAX_NOTES):
+            header = notes[position : position + 12]
+            if len(header) < 12:
+                return True
+            name, descriptor, kind = (
+                int.from_bytes(header[at : at + 4], self.byteorder) for at in (0, 4, 8)
+            )
+            if kind == _NT_PRSTATUS and descriptor < size:
+                return False
+            position += 12 + (name + 3 & ~3) + (descriptor + 3 & ~3)
+        return False
 
     @property
     def second_bitmap(self) -> bytes:

@@ -19,7 +19,7 @@ from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.kdump import KdumpFrame, read_kdump_frame
 from drgn_hvo.formats.kdump_reader import KdumpReader
 
-__all__ = ("kdump_platform", "program_of_kdump", "read_or_fault")
+__all__ = ("kdump_platform", "libkdumpfile_fault", "program_of_kdump", "read_or_fault")
 
 # UTS_MACHINE of kernels, and ELF_MACHINE_UNAME of QEMU, in lower case.
 _MACHINES = {
@@ -31,6 +31,30 @@ _MACHINES = {
     "s390x": Architecture.S390X,
     "loongarch64": Architecture.LOONGARCH64,
 }
+
+# sizeof(struct elf_prstatus): 112 bytes, elf_gregset_t, and pr_fpvalid.
+_PRSTATUS_SIZES = {
+    "x86_64": 336,
+    "aarch64": 392,
+    "ppc64": 504,
+    "ppc64le": 504,
+    "riscv64": 376,
+    "s390x": 336,
+}
+
+
+def libkdumpfile_fault(frame: KdumpFrame) -> Optional[str]:
+    """
+    Why libkdumpfile must not see a file: it maps what it reads, so that the process
+    ends where the file is cut off; and where a note with the registers of a processor
+    is too short, it frees what it uses after that.
+    """
+    if frame.end > frame.file.size:
+        return "cut off"
+    size = _PRSTATUS_SIZES.get(frame.machine.lower())
+    if size is not None and not frame.has_registers(size):
+        return "damaged: notes with registers are too short"
+    return None
 
 
 def kdump_platform(frame: KdumpFrame) -> Optional[Platform]:

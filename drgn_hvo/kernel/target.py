@@ -34,7 +34,11 @@ from drgn_hvo.formats.unreadable import explain_unreadable
 from drgn_hvo.kernel.core_sources import has_debuginfo
 from drgn_hvo.kernel.dump import remember_dump
 from drgn_hvo.kernel.finders import install
-from drgn_hvo.kernel.kdump_program import kdump_platform, program_of_kdump
+from drgn_hvo.kernel.kdump_program import (
+    kdump_platform,
+    libkdumpfile_fault,
+    program_of_kdump,
+)
 
 __all__ = ("load_symbols", "open_target")
 
@@ -128,13 +132,12 @@ def _program(target: str, note: Optional[bytes]) -> Program:
 
 def _program_of_core(target: str, note: Optional[bytes]) -> Program:
     core = _look_at(target)
-    if core.is_cut:
-        # libkdumpfile maps the file, and would end this process.
+    if core.fault is not None:
         prog = program_of_kdump(target, note)
         if prog is None:
             raise FormatError(
-                "this kdump file is cut off, and does not say of what kernel; copy it "
-                "again"
+                f"this kdump file is {core.fault}, and does not say of what kernel; "
+                "copy it again"
             )
     else:
         if note is None and core.elf is not None and not core.has_note:
@@ -168,14 +171,14 @@ class _Core:
     :param platform: Where drgn cannot tell it.
     :param elf: Of an ELF core of a machine.
     :param has_note: Whether drgn will find VMCOREINFO.
-    :param is_cut: Whether it is a kdump file of which parts cannot be mapped.
+    :param fault: Why it is a kdump file at which libkdumpfile would end this process.
     :param health: What it says of itself.
     """
 
     platform: Optional[Platform] = None
     elf: Optional[ElfFrame] = None
     has_note: bool = True
-    is_cut: bool = False
+    fault: Optional[str] = None
     health: Optional[DumpHealth] = None
 
 
@@ -208,9 +211,12 @@ def _look_at(target: str) -> _Core:
         kdump = read_kdump_frame(f)
         if kdump is not None:
             kdump.check()
+            fault = libkdumpfile_fault(kdump)
+            if fault is None and _has_unmappable_holes(f):
+                fault = "cut off"
             return _Core(
                 None if kdump.has_utsname else kdump_platform(kdump),
-                is_cut=kdump.end > kdump.file.size or _has_unmappable_holes(f),
+                fault=fault,
                 health=kdump_health(kdump),
             )
         elf = read_elf_frame(f)
