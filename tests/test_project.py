@@ -5,6 +5,7 @@ What is around the program: README and documentation say what the program does, 
 page and completions know every option, and the packages have what they must.
 """
 
+import ast
 import importlib.util
 import json
 import os
@@ -54,6 +55,19 @@ def test_files_of_tests_stand_alone(path):
     text = path.read_text()
     assert not re.search(r"^\s*(from|import) (tests)?\.?test_", text, re.MULTILINE)
     assert text.count("\n") < 600
+
+
+def test_docstrings_say_what_a_thing_is():
+    """Before what it takes, gives and raises."""
+    silent = [
+        f"{path}: {node.name}"
+        for room in ("contrib", "drgn_hvo", "tools")
+        for path in (ROOT / room).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+        and (ast.get_docstring(node) or "").startswith(":")
+    ]
+    assert silent == []
 
 
 def test_readme_is_short():

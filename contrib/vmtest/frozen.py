@@ -87,6 +87,8 @@ class FrozenGuest:
 
     def _bound(self) -> Kernel:
         """
+        The kernel of the stopped guest.
+
         :raises HvoError: if it has not booted so far that there is a kernel.
         """
         if self._kernel is None:

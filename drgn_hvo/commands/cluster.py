@@ -63,6 +63,8 @@ async def _reach(distributed: Any, scheduler: str) -> None:
 
 def _check_scheduler(distributed: Any, scheduler: str) -> None:
     """
+    Find out quickly whether a scheduler answers: its client waits much longer.
+
     :raises UsageError: if there is no scheduler, or none that can be talked to.
     """
     import asyncio
@@ -86,6 +88,8 @@ def _be_quiet() -> None:
 @contextmanager
 def _client(scheduler: str, jobs: int) -> Iterator[Any]:
     """
+    A client of the cluster, for as long as it is used.
+
     :raises UsageError: if there is no Dask, or no scheduler.
     """
     try:

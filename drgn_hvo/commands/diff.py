@@ -330,6 +330,8 @@ def _tail_rows(tails: list[TailChangeEntry]) -> list[list[object]]:
 
 def _folio_rows(folios: list[FolioChangeEntry], nowhere: str) -> list[list[object]]:
     """
+    The folios that changed, as rows of a table.
+
     :param nowhere: What stands for no list: a dump with holes may lack the link to it.
     """
     rows: list[list[object]] = [

@@ -112,6 +112,8 @@ class CoreShards:
 
     def _look(self) -> None:
         """
+        Look whether all processes are alive.
+
         :raises TargetError: if a process was lost.
         """
         try:
@@ -157,6 +159,8 @@ class CoreShards:
 
 def _scheduled(pool: ProcessPool, arguments: tuple[Any, ...]) -> ProcessFuture[Any]:
     """
+    Give a piece of work to the process of a pool.
+
     :raises TargetError: if the process was lost.
     """
     try:
@@ -167,6 +171,8 @@ def _scheduled(pool: ProcessPool, arguments: tuple[Any, ...]) -> ProcessFuture[A
 
 def _result(future: ProcessFuture[Any]) -> Any:
     """
+    What a process found out about its piece.
+
     :raises TargetError: if the process was ended by somebody.
     :raises RuntimeError: if it broke down, which is a bug somewhere.
     """

@@ -106,6 +106,8 @@ class ListPlaces:
 
     def of(self, hstate: HState, pfn: int) -> ListPlace:
         """
+        On which list of a pool a folio is, if on any.
+
         :param pfn: Of the head of a folio, or of what may be one.
         """
         lists = self.lists(hstate)
