@@ -9,14 +9,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+from drgn.helpers.linux.list import list_for_each_entry
+from drgn.helpers.linux.mm import virt_to_phys
 import pytest
 
 from drgn_hvo.commands.allocation_text import allocation_lines, exhausted
+from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap.allocation import limits_of
 from drgn_hvo.memmap.hvo import hvo_of
 from tests.command_support import run
-from tests.cores import CORES, core_path, truth
+from tests.cores import CORES, core_path, open_core, truth
+from tests.overlay import Overlay, image_to_phys
 
 SAMPLES = Path(__file__).parents[1] / "sample_vmcores"
 
@@ -113,3 +117,30 @@ def test_unknown_limits_are_unknown():
         found = limits_of(hvo_of(open_target(str(core))))
         assert (found.subpools, found.cgroups) == (known, known)
         assert len(found.unread) == (2 if known is None else 0)
+
+
+@pytest.mark.parametrize("what", ["mount", "cgroup"])
+def test_limits_that_read_as_zeros_are_not_absent(what):
+    """A page of zeros was left out, and does not say that there is no limit."""
+    base = open_core("6.12-mix")
+    install(base)
+    if what == "mount":
+        address = next(
+            block.s_fs_info.value_()
+            for block in list_for_each_entry(
+                "struct super_block", base["super_blocks"].address_of_(), "s_list"
+            )
+            if block.s_type.name.string_() == b"hugetlbfs"
+        )
+        physical = virt_to_phys(base, address).value_()
+    else:
+        physical = image_to_phys(base, base.symbol("root_h_cgroup").address)
+    page = {physical & -4096: bytes(4096)}
+    prog = Overlay(base, patches=page).prog
+    install(prog)
+    found = limits_of(hvo_of(prog))
+    assert (found.subpools is None, found.cgroups is None) == (
+        what == "mount",
+        what == "cgroup",
+    )
+    assert "reads as zeros" in found.unread[0]

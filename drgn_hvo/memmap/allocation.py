@@ -166,7 +166,7 @@ def _all(
 def _subpools(hvo: Hvo) -> Iterator[Subpool]:
     from drgn.helpers.linux.list import list_for_each_entry
 
-    prog = hvo.kernel.prog
+    prog, known = hvo.kernel.prog, hvo.kernel.known_words.value
     head = prog["super_blocks"].address_of_()
     for count, block in enumerate(
         list_for_each_entry("struct super_block", head, "s_list")
@@ -175,24 +175,23 @@ def _subpools(hvo: Hvo) -> Iterator[Subpool]:
             raise _EndlessError("the list of mounts has no end")
         if _text(hvo, block.s_type.name) != "hugetlbfs":
             continue
-        info = Object(prog, "struct hugetlbfs_sb_info *", block.s_fs_info.value_())
-        spool = info.spool.read_()
-        if not spool:
+        info = Object(prog, "struct hugetlbfs_sb_info *", known(block.s_fs_info))
+        if not known(info.spool):
             continue
-        device = int(block.s_dev)
+        spool = info.spool.read_()
+        device = known(block.s_dev)
         yield Subpool(
             # MAJOR() and MINOR() of include/linux/kdev_t.h.
             f"{device >> 20}:{device & 0xFFFFF}",
             int(info.hstate.order),
-            _limit(spool.max_hpages),
-            int(spool.used_hpages),
-            _limit(spool.min_hpages),
-            int(spool.rsv_hpages),
+            _limit(known(spool.max_hpages)),
+            known(spool.used_hpages),
+            _limit(known(spool.min_hpages)),
+            known(spool.rsv_hpages),
         )
 
 
-def _limit(value: Object) -> Optional[int]:
-    number = int(value)
+def _limit(number: int) -> Optional[int]:
     return None if number == _NO_LIMIT else number
 
 
@@ -203,9 +202,9 @@ def _cgroups(hvo: Hvo) -> Iterator[CgroupLimit]:
     prog = hvo.kernel.prog
     if hvo.kernel.type("struct hugetlb_cgroup") is None:
         return  # CONFIG_CGROUP_HUGETLB=n
-    root = prog["root_h_cgroup"].read_()
-    if not root:
+    if not hvo.kernel.known_words.value(prog["root_h_cgroup"]):
         return
+    root = prog["root_h_cgroup"].read_()
     hstates, size = prog["hstates"].address_, sizeof(prog.type("struct hstate"))
     for path, css in _tree(hvo, root.css.address_of_()):
         group = _group(css)
@@ -250,9 +249,10 @@ def _limits(
     pages = 1 << hstate.order
     # PAGE_COUNTER_MAX, rounded down to whole huge pages, is no limit.
     most = (1 << 63) // hvo.kernel.geometry.page_size // pages - 1
-    limit = int(counter.max) // pages
+    known = hvo.kernel.known_words.value
+    limit = known(counter.max) // pages
     if limit < most:
-        used = int(counter.usage.counter) // pages
+        used = known(counter.usage.counter) // pages
         yield CgroupLimit(path, hstate.order, of_reservations, limit, used)
 
 
