@@ -61,6 +61,8 @@ _CACHE_KEY = "drgn_hvo.sources"
 # The smallest page that a dump can leave out, in bytes.
 _PAGE = 4096
 
+_BLANK = "it reads as zeros"
+
 # The BTF of a distribution kernel has 2 to 7 MiB, of allyesconfig some 30.
 _MAX_BTF_SIZE = 256 << 20
 
@@ -174,7 +176,15 @@ class CoreSources:
             tables = KallsymsTables.read(self._kallsyms_reader, known, self.byteorder)
         except FaultError as e:
             raise UnavailableError(f"kallsyms is not in this dump: {e}") from None
-        return Kallsyms(tables, noted)
+        try:
+            return Kallsyms(tables, noted)
+        except FormatError:
+            gap = self._gap_behind(known["kallsyms_names"], tables.names)
+            if gap is None:
+                raise
+        raise UnavailableError(
+            f"kallsyms is not in this dump: {FaultError(_BLANK, gap)}"
+        )
 
     def _load_image(self) -> KernelImage:
         from drgn_hvo.kernel.image_search import read_image
@@ -236,9 +246,8 @@ class CoreSources:
 
     @property
     def _kallsyms_reader(self) -> Callable[[int, int], bytes]:
-        if self.extract_kind != "small":
-            return self._read_table
-        # Names that were cut down leave a gap behind them, whose pages are zeros.
+        # Names that were cut down leave a gap behind them, whose pages are zeros; that
+        # this is an extract, --vmcoreinfo may not say.
         start = self.vmcoreinfo().addresses().get("kallsyms_names")
         return lambda at, size: self._read_table(at, size, may_end=at == start)
 
@@ -258,8 +267,15 @@ class CoreSources:
             if any(data[begin : begin + 16]) or any(data[begin:end]):
                 continue
             if self._pages.is_blank(page):
-                raise FaultError("it reads as zeros", page)
+                raise FaultError(_BLANK, page)
         return data
+
+    def _gap_behind(self, address: int, data: bytes) -> Optional[int]:
+        """The first page of zeros with which a table ends, if it does."""
+        end = address + len(data.rstrip(b"\0"))
+        page = -(-end // _PAGE) * _PAGE
+        is_gap = page + _PAGE <= address + len(data) and self._pages.is_blank(page)
+        return page if is_gap else None
 
     def early_struct(self, name: str) -> Optional[Type]:
         """
