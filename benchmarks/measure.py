@@ -162,4 +162,4 @@ def best_of(ways: Sequence[Callable[[], Usage]], times: int) -> list[Usage]:
 
 def hvo(*arguments: object) -> list[str]:
     """The command line of ``drgn-hvo``, from this very checkout."""
-    return [sys.executable, "-m", "drgn_hvo.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "drgn_hvo", *map(str, arguments)]

@@ -1,10 +1,31 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 
-"""``python -m drgn_hvo``: the command line."""
+"""``drgn-hvo`` and ``python -m drgn_hvo``: the command line as a process."""
 
+import gc
 import sys
 
-from drgn_hvo.cli import main
+__all__ = ("run",)
+
+
+def run() -> int:
+    """
+    The command line, without searches for garbage that cannot be there.
+
+    What is imported stays, and what a run leaves behind goes with its process. Looking
+    through both takes a tenth of a short run.
+
+    :return: The exit status.
+    """
+    gc.disable()
+    from drgn_hvo.cli import main
+
+    gc.freeze()
+    gc.enable()
+    status = main()
+    gc.freeze()
+    return status
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -579,7 +579,3 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         if known is not None:
             return _fail(EXIT_USAGE, f"error: {known}")
         return _fail(EXIT_BUG, bug(e, "; --debug shows where"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

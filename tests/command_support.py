@@ -29,7 +29,7 @@ __all__ = (
 )
 
 #: A real process.
-COMMAND = [sys.executable, "-m", "drgn_hvo.cli"]
+COMMAND = [sys.executable, "-m", "drgn_hvo"]
 
 
 def captured(args, call):

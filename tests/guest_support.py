@@ -150,4 +150,4 @@ def run(*args: object) -> str:
 
 
 def command(*args: object) -> str:
-    return run("drgn_hvo.cli", *args)
+    return run("drgn_hvo", *args)

@@ -427,7 +427,7 @@ def test_without_types(name):
 
 
 def run(*args, **kwargs):
-    command = [sys.executable, "-m", "drgn_hvo.cli", *map(str, args)]
+    command = [sys.executable, "-m", "drgn_hvo", *map(str, args)]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=120, check=False, **kwargs
     )

@@ -101,7 +101,7 @@ def test_installing_is_all_that_is_needed():
 
 def subprocess_main(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "drgn_hvo.cli", *arguments],
+        [sys.executable, "-m", "drgn_hvo", *arguments],
         env=SESSION,
         capture_output=True,
         text=True,

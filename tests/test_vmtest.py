@@ -131,7 +131,7 @@ def test_extract_of_a_running_guest(guest, tmp_path, capsys):
     assert compare(pools, seen.shown) == []
     assert seen.checked["findings"] == []
     assert seen.checked["complete"]
-    hvo = "guest-python -m drgn_hvo.cli"
+    hvo = "guest-python -m drgn_hvo"
     output, status = guest.status(f"{hvo} extract live -o /tmp/core", timeout=120)
     assert status == 0, output
     output, status = guest.status(f"{hvo} check /tmp/core", timeout=60)

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from fcntl import fcntl
 import logging
 import os
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
 from drgn import Program
@@ -54,6 +56,11 @@ _PER_PROCESSOR = 2
 # How many pieces wait for each of the other processes, so that none has to wait.
 _AHEAD = 3
 
+# fcntl(F_SETPIPE_SZ), which Python names since 3.10; and the most that
+# /proc/sys/fs/pipe-max-size lets anybody have by default.
+_F_SETPIPE_SZ = 1031
+_PIPE_SIZE = 1 << 20
+
 # Of a process that was lost between two pieces, which tells nobody how.
 _LOST = "a process that read a part of this target was lost"
 
@@ -71,10 +78,25 @@ def _begin(
     parent: int, log_level: int, limits: Limits, target: str, vmcoreinfo: Optional[str]
 ) -> None:
     begin_process(parent, log_level, limits.memory)
+    _widen_pipes()
     try:
         _Opened.prog = open_target(target, (), vmcoreinfo)
     except Exception as e:
         _Opened.error = e
+
+
+def _widen_pipes() -> None:
+    """
+    Let whole results fit into the pipes between this process and its parent. It would
+    else wait, a tenth of its time, for a parent that is busy with a piece of its own.
+    """
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        # The first three are the user's.
+        if fd > 2:
+            # No pipe, closed since, or more than this user may have.
+            with suppress(OSError):
+                fcntl(fd, _F_SETPIPE_SZ, _PIPE_SIZE)
 
 
 def _work(work: Callable[[FrameReader, _P], _R], piece: _P, page_size: int) -> _R:
@@ -153,8 +175,13 @@ class CoreShards:
                 yield begun.pop(future), _result(future)
 
     def stop(self) -> None:
-        """End the other processes, whatever they do."""
-        end_pools(self._pools)
+        """
+        Begin to end the other processes, whatever they do. That is not waited for:
+        the threads of a pool look at it ten times a second. A process that is not
+        ended by then ends with this one.
+        """
+        if self._pools:
+            Thread(target=end_pools, args=(self._pools,), daemon=True).start()
 
 
 def _scheduled(pool: ProcessPool, arguments: tuple[Any, ...]) -> ProcessFuture[Any]:

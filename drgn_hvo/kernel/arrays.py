@@ -17,6 +17,7 @@ __all__ = (
     "ByteArray",
     "Int64Array",
     "U64Array",
+    "ascend",
     "column",
     "distinct",
     "distinct_index",
@@ -64,17 +65,26 @@ def ranges(starts: Int64Array, counts: Int64Array) -> Int64Array:
     return within
 
 
+def ascend(values: Int64Array) -> bool:
+    """Whether each value is greater than the one before: far cheaper than sorting."""
+    return bool((values[1:] > values[:-1]).all())
+
+
 def distinct(values: Int64Array) -> Int64Array:
     """
-    ``np.unique()`` by sorting: ours are almost sorted, and newer NumPy hashes, and
-    imports ``numpy.ma``.
+    ``np.unique()`` by sorting, if *values* do not ascend already: newer NumPy hashes,
+    and imports ``numpy.ma``.
     """
+    if ascend(values):
+        return values
     values = np.sort(values)
     return values[_changes(values)]
 
 
 def distinct_index(values: Int64Array) -> tuple[Int64Array, Int64Array]:
     """As :func:`distinct()`, and which of the answer each value is."""
+    if ascend(values):
+        return values, np.arange(len(values), dtype=np.int64)
     order = np.argsort(values, kind="stable")
     ascending = values[order]
     changes = _changes(ascending)

@@ -18,7 +18,14 @@ from typing import Optional
 import numpy as np
 import numpy.typing as npt
 
-from drgn_hvo.kernel.arrays import BoolArray, Int64Array, distinct, is_in, ranges
+from drgn_hvo.kernel.arrays import (
+    BoolArray,
+    Int64Array,
+    ascend,
+    distinct,
+    is_in,
+    ranges,
+)
 from drgn_hvo.memmap.folio_fields import FolioFields
 from drgn_hvo.memmap.folio_heads import FolioHeads, HeadRecords
 from drgn_hvo.memmap.pools import NO_LIST
@@ -99,6 +106,9 @@ class FoundFolios:
     @classmethod
     def merge(cls, parts: list[FoundFolios]) -> FoundFolios:
         """All of them by ascending PFN; of those with one head, the last."""
+        parts = [part for part in parts if len(part.pfn)]
+        if len(parts) == 1 and ascend(parts[0].pfn):
+            return parts[0]
         none = cls.alike(np.zeros(0, dtype=np.int64), 0)
         columns = zip(*((p.pfn, p.order, p.kind) for p in [none, *parts]))
         pfn, order, kind = (np.concatenate(column)[::-1] for column in columns)

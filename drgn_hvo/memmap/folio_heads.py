@@ -83,8 +83,8 @@ _COMPARED = 6
 # pages of 2 MiB.
 _FEW_FRAMES = 1 << 15
 
-# How many frames are handed to a process at once: they take 20 ms to unpack.
-_FRAMES_PER_SHARE = 1 << 11
+# How many frames are handed to a process at once: they take 40 ms to unpack.
+_FRAMES_PER_SHARE = 1 << 12
 
 
 class FolioHeads:
