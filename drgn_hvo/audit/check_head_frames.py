@@ -16,7 +16,7 @@ import numpy as np
 from drgn_hvo.audit import subjects
 from drgn_hvo.audit.findings import Finding
 from drgn_hvo.audit.folio_mappings import FolioMappings
-from drgn_hvo.kernel.arrays import BoolArray, Int64Array, is_in
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array
 from drgn_hvo.memmap.pools import NO_LIST
 
 __all__ = ("check_head_frames",)
@@ -77,7 +77,7 @@ class _HeadFrames:
         """How many slices map each folio's head frame, if any does, besides its own."""
         vmemmap, frames = self._context.vmemmap, self._folios.head_frame
         users = np.ones(len(frames), dtype=np.int64)
-        several = is_in(frames, vmemmap.shared_among(frames))
+        several = vmemmap.are_shared(frames)
         users[several] = vmemmap.users_of(frames[several])
         slices = self._folios.tail_slices
         own = np.ones(len(self._folios), dtype=np.int64)

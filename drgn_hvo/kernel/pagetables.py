@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from drgn_hvo.formats.byteorder import type_prefix
 from drgn_hvo.formats.page_table_formats import NAPOT_PAGES, PageTableFormat
-from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array
+from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ascend
 from drgn_hvo.kernel.entry_bits import EntryBits
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.translation import Entry, entry_of
@@ -77,13 +77,16 @@ class Runs:
                 none.astype(np.uint64), none, none, none,
                 none.astype(np.bool_), none.astype(np.uint8),
             )  # fmt: skip
-        order = np.argsort(np.concatenate([part.va for part in parts]), kind="stable")
+        va = np.concatenate([part.va for part in parts])
         # One column at a time, because a large machine has many runs.
         columns = (
-            np.concatenate([getattr(part, field.name) for part in parts]).take(order)
+            np.concatenate([getattr(part, field.name) for part in parts])
             for field in fields(cls)
         )
-        return cls(*columns)
+        if ascend(va):
+            return cls(*columns)
+        order = np.argsort(va, kind="stable")
+        return cls(*(column.take(order) for column in columns))
 
 
 @dataclass(frozen=True)

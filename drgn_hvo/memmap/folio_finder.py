@@ -278,24 +278,28 @@ class FolioSlices:
         self.count = np.maximum((size << orders) // page_size, 1)
         start = head_pfns * size // page_size
         end = start + self.count
-        self.head_frame, _ = vmemmap.frames(start)
+        self.head_frame, there = vmemmap.frames(start)
+        self.tail_frame = self.head_frame
+        mapped = there.astype(np.int64)
+        for i in range(1, private_slices):
+            frames, there = vmemmap.frames(start + i)
+            inside = start + i < end
+            self.tail_frame = np.where(inside, frames, self.tail_frame)
+            mapped += there & inside
+        behind = np.minimum(start + private_slices, end)
         firsts, ends = vmemmap.run_slices
-        # All pairs of a folio and a run that overlap.
+        # All pairs of a folio and a run that overlap behind the private slices.
         run, folio = _expand(
-            np.searchsorted(ends, start, side="right"),
+            np.searchsorted(ends, behind, side="right"),
             np.searchsorted(firsts, end, side="left") - 1,
         )
-        first = np.maximum(firsts[run], start[folio])
+        first = np.maximum(firsts[run], behind[folio])
         last = np.minimum(ends[run], end[folio])
-        self.mapped = self._sum(folio, last - first)
-        self.tail_frame = self.head_frame
-        if private_slices > 1:
-            last_private = np.minimum(start + private_slices, end) - 1
-            self.tail_frame, _ = vmemmap.frames(last_private)
-        # Behind the private slices.
-        first = np.maximum(first, start[folio] + private_slices)
-        keep = first < last
-        run, folio, first, last = run[keep], folio[keep], first[keep], last[keep]
+        # A folio that has none behind them ends in the middle of a run, perhaps.
+        some = first < last
+        if not some.all():
+            run, folio, first, last = run[some], folio[some], first[some], last[some]
+        self.mapped = mapped + self._sum(folio, last - first)
         runs = vmemmap.runs
         count = last - first
         step = runs.step[run]

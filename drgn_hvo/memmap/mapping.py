@@ -25,6 +25,7 @@ from drgn_hvo.kernel.arrays import (
     U64Array,
     distinct,
     is_in,
+    order_of,
     ranges,
 )
 from drgn_hvo.kernel.bound import Kernel
@@ -207,12 +208,16 @@ class VmemmapMapping:
             self._users[pfn] = int(self._stretches_on(pfn)[1].sum())
         return self._users[pfn]
 
+    def are_shared(self, pfns: Int64Array) -> BoolArray:
+        """Which frames more than one slice maps."""
+        if len(pfns) > _FEW_FRAMES:
+            return is_in(pfns, self.repeated_frames)
+        return np.array([self.mapped_by(p) > 1 for p in pfns.tolist()], np.bool_)
+
     def shared_among(self, pfns: Int64Array) -> Int64Array:
         """Those of some frames that more than one slice maps, ascending."""
         pfns = distinct(pfns)
-        if len(pfns) > _FEW_FRAMES:
-            return pfns[is_in(pfns, self.repeated_frames)]
-        return pfns[np.array([self.mapped_by(p) > 1 for p in pfns.tolist()], np.bool_)]
+        return pfns[self.are_shared(pfns)]
 
     def users_of(self, pfns: Int64Array) -> Int64Array:
         """As :meth:`mapped_by()`, over an array."""
@@ -337,7 +342,7 @@ def _repeated_frames(runs: Runs) -> Int64Array:
     # Elsewhere a frame can occur twice only where two runs overlap: a run that
     # begins below the highest end so far. Such overlaps are small and rare.
     first, count = runs.pfn[~repeated], runs.count[~repeated]
-    order = np.argsort(first, kind="stable")
+    order = order_of(first)
     first = first[order]
     end = first + count[order]
     reached = np.maximum.accumulate(end)[:-1]
