@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from drgn_hvo.commands.check import CheckScope, check_document
-from drgn_hvo.kernel.entry_bits import EntryBits
+from drgn_hvo.kernel.entry_bits import EntryBitsWatch
 from drgn_hvo.kernel.translation import entries_to
 from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
@@ -85,7 +85,7 @@ def test_what_is_seen_in_two_parts(cut):
         [usual] * 45 + [user] * 25 + [uncached] * 3 + [usual] * 27, dtype=np.uint64
     )
     addresses = np.arange(len(values), dtype=np.uint64) << np.uint64(12)
-    whole, first, second = (EntryBits(page_table) for _ in range(3))
+    whole, first, second = (EntryBitsWatch(page_table) for _ in range(3))
     whole.look(0, values, addresses)
     for part, place in ((first, slice(cut)), (second, slice(cut, None))):
         if len(values[place]):

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 
-from drgn_hvo.memmap.list_links import Links, Passed
+from drgn_hvo.memmap.list_links import ListLinks, Passed
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
 
@@ -20,7 +20,7 @@ class Identity(Vmemmap):
         return address
 
 
-class Rows(Links):
+class Rows(ListLinks):
     """Links of folios whose PFN, address and row are one number."""
 
     def __init__(self, successors):

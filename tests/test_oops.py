@@ -17,7 +17,7 @@ import pytest
 from drgn_hvo.errors import FormatError, HvoError, UsageError
 from drgn_hvo.formats.crash_text import Crash
 from drgn_hvo.formats.fault_text import FailedAccess
-from drgn_hvo.formats.oops_log import Report, parse_log, read_log
+from drgn_hvo.formats.oops_log import LoggedReport, parse_log, read_log
 from tests.oops_support import (
     RELEASE,
     WRITE,
@@ -76,7 +76,7 @@ REAL = """\
 
 def test_real_text():
     (oops,) = parse(REAL).reports
-    assert oops == Report(
+    assert oops == LoggedReport(
         form="page-fault",
         line=1,
         title="BUG: unable to handle page fault for address: ffffea0000152174",

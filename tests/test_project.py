@@ -6,6 +6,7 @@ page and completions know every option, and the packages have what they must.
 """
 
 import ast
+from collections import Counter
 import importlib.util
 import json
 import os
@@ -68,6 +69,22 @@ def test_docstrings_say_what_a_thing_is():
         and (ast.get_docstring(node) or "").startswith(":")
     ]
     assert silent == []
+
+
+# What is read and what is made of the same thing of a machine, in rooms that do not
+# know each other.
+READ_AND_MADE = {"DeviceMemory", "KernelImage"}
+
+
+def test_a_name_means_one_thing():
+    """Each class has a name of its own, also the private ones."""
+    named = Counter(
+        node.name
+        for path in (ROOT / "drgn_hvo").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    )
+    assert {name for name, times in named.items() if times > 1} == READ_AND_MADE
 
 
 def test_readme_is_short():

@@ -22,7 +22,7 @@ from drgn_hvo.audit.scan import Rows, SlicePages
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ranges
 from drgn_hvo.kernel.unread import Need
 
-__all__ = ("FolioTails", "check_folios")
+__all__ = ("FolioTailInfos", "check_folios")
 
 
 def check_folios(context: Context, readable: BoolArray) -> None:
@@ -104,7 +104,7 @@ class _Heads:
         return np.flatnonzero(wrong).tolist()
 
 
-class FolioTails:
+class FolioTailInfos:
     """
     ``folio-tail-info``: tails from the third struct page on (the second is the head's
     business), in the private slices, and in all slices of folios that share none.

@@ -32,14 +32,14 @@ def check_head_frames(mappings: FolioMappings) -> BoolArray:
     :return: The folios whose own first struct pages can be read: those that the dump
         has, and whose first slice does not map a frame of somebody else.
     """
-    check = _HeadFrames(mappings)
+    check = _HeadFrameCheck(mappings)
     check.check_heads()
     if mappings.context.layout.tails.private_slices > 1:
         check.check_second_slices()
     return mappings.context.hugetlb.folios.present & ~check.foreign
 
 
-class _HeadFrames:
+class _HeadFrameCheck:
     def __init__(self, mappings: FolioMappings) -> None:
         self._mappings = mappings
         self._context = context = mappings.context

@@ -62,7 +62,7 @@ def check_private_tails(
 
 
 @dataclass(frozen=True)
-class _Wrong:
+class _WrongField:
     """A field that breaks a rule, and the struct page of its folio that it is in."""
 
     rule: RuleId
@@ -84,7 +84,7 @@ class _PrivateTails:
         # The folios that have findings of their own, by rule.
         self._told: dict[RuleId, list[subjects.TailWord]] = {}
         # Folios whose tails have the reference counts of a shared tail page.
-        self._residues: list[tuple[int, list[_Wrong], BootTail]] = []
+        self._residues: list[tuple[int, list[_WrongField], BootTail]] = []
 
     def check(self) -> None:
         folios, context = self._folios, self._context
@@ -157,7 +157,7 @@ class _PrivateTails:
 
     def _compare(
         self, rows: ByteArray, facts: FolioFacts, count: int, behind: int
-    ) -> dict[int, list[_Wrong]]:
+    ) -> dict[int, list[_WrongField]]:
         """
         What is wrong with folios of *count* struct pages in one page, by row.
 
@@ -165,7 +165,7 @@ class _PrivateTails:
             are as the last ones that have fields of their own.
         """
         last = max(field.index for field in self._tails.fields)
-        found: dict[int, list[_Wrong]] = {}
+        found: dict[int, list[_WrongField]] = {}
         for field in self._tails.fields:
             expected, mask = self._tails.expected(field, facts)
             end = count if field.index == last else min(field.index + 1, count)
@@ -177,7 +177,7 @@ class _PrivateTails:
                 for row in np.flatnonzero(odd).tolist():
                     kept = int(actual[row]) & ~int(mask[row])
                     found.setdefault(row, []).append(
-                        _Wrong(
+                        _WrongField(
                             _rule(field),
                             field,
                             behind + index,
@@ -187,12 +187,12 @@ class _PrivateTails:
                     )
         return found
 
-    def _add_all(self, i: int, wrong: list[_Wrong]) -> None:
+    def _add_all(self, i: int, wrong: list[_WrongField]) -> None:
         """Add a finding for each rule that a folio breaks."""
         if self._context.in_transition[i]:
             self._context.audit.transitional.add(int(self._folios.head_pfn[i]))
             return
-        by_rule: dict[RuleId, list[_Wrong]] = {}
+        by_rule: dict[RuleId, list[_WrongField]] = {}
         for one in sorted(wrong, key=lambda one: (one.index, one.field.offset)):
             by_rule.setdefault(one.rule, []).append(one)
         for rule, fields in by_rule.items():
@@ -207,7 +207,7 @@ class _PrivateTails:
             else:
                 self._context.audit.again(rule, told[0], len(fields))
 
-    def _add(self, i: int, about: subjects.TailWord, fields: list[_Wrong]) -> None:
+    def _add(self, i: int, about: subjects.TailWord, fields: list[_WrongField]) -> None:
         context, first = self._context, fields[0]
         head_pfn = int(self._folios.head_pfn[i])
         pfn = head_pfn + first.index
@@ -258,7 +258,7 @@ class _PrivateTails:
             )
         )
 
-    def _boot_tail(self, i: int, fields: list[_Wrong]) -> Optional[BootTail]:
+    def _boot_tail(self, i: int, fields: list[_WrongField]) -> Optional[BootTail]:
         """The shared tail page whose reference counts the tails have as their own."""
         if fields[0].rule != "folio-tail-refcount" or any(
             one.actual != 1 for one in fields
@@ -269,7 +269,7 @@ class _PrivateTails:
         return next(fitting, None)
 
 
-def _without_unset_mappings(wrong: list[_Wrong]) -> list[_Wrong]:
+def _without_unset_mappings(wrong: list[_WrongField]) -> list[_WrongField]:
     """
     What is wrong with a gigantic folio, but for mappings that are NULL in all tails.
 

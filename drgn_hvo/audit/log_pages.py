@@ -23,7 +23,7 @@ from drgn_hvo.memmap.hvo import Hvo
 
 __all__ = (
     "Comparison",
-    "Pointer",
+    "LoggedPointer",
     "compare_words",
     "member_names",
     "not_this_boot",
@@ -147,7 +147,7 @@ def _first_name(hvo: Hvo, offset: int) -> str:
 
 
 @dataclass(frozen=True)
-class Pointer:
+class LoggedPointer:
     """
     A register or word of the stack that is about struct pages.
 
@@ -162,7 +162,7 @@ class Pointer:
     text: str
 
 
-def pointers_of(hvo: Optional[Hvo], crash: Crash) -> list[Pointer]:
+def pointers_of(hvo: Optional[Hvo], crash: Crash) -> list[LoggedPointer]:
     """
     What the registers and the stack of a crash say about struct pages.
 
@@ -176,12 +176,12 @@ def pointers_of(hvo: Optional[Hvo], crash: Crash) -> list[Pointer]:
     for where, value in words:
         telling = telling_register(geometry, value)
         if telling is not None:
-            found.append(Pointer(where, value, None, telling.text))
+            found.append(LoggedPointer(where, value, None, telling.text))
         elif hvo is not None:
             offset = value - hvo.vmemmap.base
             if 0 <= offset < hvo.vmemmap.end_pfn * hvo.vmemmap.size:
                 pfn, byte = divmod(offset, hvo.vmemmap.size)
                 behind = f", byte {byte}" if byte else ""
                 text = f"struct page of PFN {pfn}{behind}"
-                found.append(Pointer(where, value, pfn, text))
+                found.append(LoggedPointer(where, value, pfn, text))
     return found

@@ -16,7 +16,7 @@ import re
 from typing import Optional
 
 from drgn_hvo.audit.page_faults import TELLING_TEXTS
-from drgn_hvo.formats.oops_log import MESSAGES, Report
+from drgn_hvo.formats.oops_log import MESSAGES, LoggedReport
 from drgn_hvo.formats.page_checks import CHECKS, check_of
 from drgn_hvo.formats.printed_page import PrintedPage, printed_page
 from drgn_hvo.formats.tail_words import Geometry
@@ -24,8 +24,8 @@ from drgn_hvo.formats.telling_words import TellingWord, telling_address
 
 __all__ = (
     "PAGE_VERDICTS",
-    "PageReport",
     "PageVerdict",
+    "ReportOfPage",
     "page_report",
     "page_verdict_of",
 )
@@ -34,7 +34,7 @@ _MESSAGES = {message.name: message for message in MESSAGES}
 
 
 @dataclass(frozen=True)
-class PageReport:
+class ReportOfPage:
     """
     A report, and what follows from its text.
 
@@ -44,7 +44,7 @@ class PageReport:
         ``shared``; ``None`` if that is not known.
     """
 
-    report: Report
+    report: LoggedReport
     page: Optional[PrintedPage]
     telling: Optional[TellingWord]
     tails: Optional[str] = None
@@ -80,8 +80,10 @@ def _tails_of(release: Optional[str]) -> Optional[str]:
 
 
 def page_report(
-    report: Report, geometry: Optional[Geometry] = None, tails: Optional[str] = None
-) -> PageReport:
+    report: LoggedReport,
+    geometry: Optional[Geometry] = None,
+    tails: Optional[str] = None,
+) -> ReportOfPage:
     """
     What a report of a log says about a page, as far as its text alone tells.
 
@@ -96,7 +98,7 @@ def page_report(
     telling = None
     if report.address is not None:
         telling = telling_address(geometry or Geometry(4096, 64), report.address)
-    return PageReport(report, page, telling, tails)
+    return ReportOfPage(report, page, telling, tails)
 
 
 @dataclass(frozen=True)
@@ -108,26 +110,26 @@ class PageVerdict:
     """
 
     name: str
-    holds: Callable[[PageReport], bool]
+    holds: Callable[[ReportOfPage], bool]
     text: str
     defect: Optional[str] = None
 
 
 def _page(
     tails: str, holds: Callable[[PrintedPage], bool]
-) -> Callable[[PageReport], bool]:
+) -> Callable[[ReportOfPage], bool]:
     return lambda r: r.page is not None and r.may_have(tails) and holds(r.page)
 
 
-def _form(*names: str) -> Callable[[PageReport], bool]:
+def _form(*names: str) -> Callable[[ReportOfPage], bool]:
     return lambda r: r.report.form in names
 
 
-def _says(name: str) -> Callable[[PageReport], bool]:
+def _says(name: str) -> Callable[[ReportOfPage], bool]:
     return lambda report: report.says(name)
 
 
-def _message(name: str) -> Callable[[PageReport], bool]:
+def _message(name: str) -> Callable[[ReportOfPage], bool]:
     return lambda r: r.report.form == "hugetlb-warning" and r.report.reason == name
 
 
@@ -255,6 +257,6 @@ PAGE_VERDICTS = (
 )
 
 
-def page_verdict_of(report: PageReport) -> PageVerdict:
+def page_verdict_of(report: ReportOfPage) -> PageVerdict:
     """The verdict on a report that is no page fault."""
     return next(verdict for verdict in PAGE_VERDICTS if verdict.holds(report))

@@ -16,7 +16,7 @@ from typing import Optional, Union
 
 from drgn_hvo.audit.check_compound_heads import CompoundHeads
 from drgn_hvo.audit.check_entry_bits import check_entry_bits
-from drgn_hvo.audit.check_folios import FolioTails, check_folios
+from drgn_hvo.audit.check_folios import FolioTailInfos, check_folios
 from drgn_hvo.audit.check_hstates import check_identities, check_reserves
 from drgn_hvo.audit.check_identity import check_folio_nodes
 from drgn_hvo.audit.check_mappings import check_mappings
@@ -103,9 +103,9 @@ _CHECKS: dict[Check, Callable[[_Answers], object]] = {
 
 # Checks that look at struct pages, behind all others, in one pass over vmemmap.
 _SCANS: dict[
-    Check, Callable[[_Answers], Union[FolioTails, StrayHeads, CompoundHeads]]
+    Check, Callable[[_Answers], Union[FolioTailInfos, StrayHeads, CompoundHeads]]
 ] = {
-    "folio-tails": lambda a: FolioTails(a.context, a.readable),
+    "folio-tails": lambda a: FolioTailInfos(a.context, a.readable),
     "stray-heads": lambda a: StrayHeads(a.context, a.boot_tails),
     "compound-heads": lambda a: CompoundHeads(a.context),
 }

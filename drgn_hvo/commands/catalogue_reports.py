@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Optional, TypedDict
 
 from drgn_hvo.audit.rules import RuleId
-from drgn_hvo.commands.reports import Hex, Report
+from drgn_hvo.commands.reports import AnyReport, Hex
 
 __all__ = (
     "AppliedFaultEntry",
@@ -50,7 +50,7 @@ class AppliedFaultEntry(_FaultAlways):
     changes: list[ChangeEntry]
 
 
-class SynthReport(Report):
+class SynthReport(AnyReport):
     """``synth --fault``; *target* is the core that was written."""
 
     target: str
@@ -64,7 +64,7 @@ class KnownFaultEntry(_FaultAlways):
     generations: list[str]
 
 
-class FaultsReport(Report):
+class FaultsReport(AnyReport):
     """``faults``."""
 
     faults: list[KnownFaultEntry]
@@ -80,7 +80,7 @@ class RuleEntry(TypedDict):
     deep: bool
 
 
-class RulesReport(Report):
+class RulesReport(AnyReport):
     """``rules``."""
 
     rules: list[RuleEntry]
@@ -97,7 +97,7 @@ class DefectEntry(TypedDict):
     leads_to: str
 
 
-class DefectsReport(Report):
+class DefectsReport(AnyReport):
     """``defects``."""
 
     defects: list[DefectEntry]

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from drgn import Program
 
     from drgn_hvo.commands.reports import (
+        AnyReport,
         AuditReport,
         CheckReport,
         DumpEntry,
         ErrorReport,
         IdentityEntry,
         KernelReport,
-        Report,
         ShowReport,
         TargetReport,
     )
@@ -52,7 +52,7 @@ _Doc = TypeVar("_Doc", bound=Mapping[str, object])
 _OfKernel = TypeVar("_OfKernel", "AuditReport", "ErrorReport", "ShowReport")
 
 
-def envelope() -> Report:
+def envelope() -> AnyReport:
     """The keys that every JSON document begins with."""
     return {"schema": 1, "tool": {"name": "drgn-hvo", "version": __version__}}
 

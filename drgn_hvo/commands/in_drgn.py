@@ -33,7 +33,7 @@ class _HelpPrintedError(Exception):
     """Help was asked for and printed."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _CommandParser(argparse.ArgumentParser):
     """Raises where argparse would end the process, and guesses no option."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -87,7 +87,7 @@ def _verbs() -> list[Verb]:
     ]
 
 
-def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None:
+def _add_verb(commands: argparse._SubParsersAction[_CommandParser], verb: Verb) -> None:
     from drgn_hvo.commands.verbs import add_assume_option
 
     parser = commands.add_parser(verb.name, help=verb.help, description=verb.help)
@@ -105,8 +105,8 @@ def _add_verb(commands: argparse._SubParsersAction[_Parser], verb: Verb) -> None
     parser.set_defaults(verb=verb)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="hvo", description=_DESCRIPTION)
+def _parser() -> _CommandParser:
+    parser = _CommandParser(prog="hvo", description=_DESCRIPTION)
     commands = parser.add_subparsers(metavar="VERB")
     for verb in _verbs():
         _add_verb(commands, verb)

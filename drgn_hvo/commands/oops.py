@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, Optional
 import numpy as np
 
 from drgn_hvo.audit.log_pages import (
-    Pointer,
+    LoggedPointer,
     compare_words,
     member_names,
     not_this_boot,
@@ -29,7 +29,7 @@ from drgn_hvo.commands.document import document
 from drgn_hvo.commands.page import page_document
 from drgn_hvo.formats.crash_text import Crash
 from drgn_hvo.formats.fault_text import PF_INSTR, PF_USER, PF_WRITE, FailedAccess
-from drgn_hvo.formats.oops_log import Log, Report, find_reports
+from drgn_hvo.formats.oops_log import Log, LoggedReport, find_reports
 from drgn_hvo.formats.page_checks import check_of
 from drgn_hvo.formats.printed_page import PrintedPage
 from drgn_hvo.formats.tail_words import Geometry
@@ -152,7 +152,9 @@ def _place_on_head(hvo: Hvo, frame: int, slice_: int) -> Optional[PlaceInFolio]:
     return PlaceInFolio(head_pfn, head.order, index)
 
 
-def _facts(hvo: Hvo, report: Report, fault: FailedAccess, *, same_boot: bool) -> Facts:
+def _facts(
+    hvo: Hvo, report: LoggedReport, fault: FailedAccess, *, same_boot: bool
+) -> Facts:
     vmemmap, kernel = hvo.vmemmap, hvo.kernel
     other = None if same_boot else not_this_boot(hvo, report.crash)
     offset = fault.address - vmemmap.base
@@ -217,7 +219,7 @@ def _error_code(fault: FailedAccess) -> Optional[str]:
 
 
 def _explain_fault(
-    hvo: Optional[Hvo], report: Report, fault: FailedAccess, *, same_boot: bool
+    hvo: Optional[Hvo], report: LoggedReport, fault: FailedAccess, *, same_boot: bool
 ) -> FaultEntry:
     if hvo is None:
         registers = frozenset(dict(report.crash.registers).values())
@@ -311,7 +313,9 @@ def _tail(hvo: Hvo, tail: SharedTail) -> FaultTailEntry:
     }
 
 
-def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> LogReportEntry:
+def _explain(
+    hvo: Optional[Hvo], report: LoggedReport, *, same_boot: bool
+) -> LogReportEntry:
     """One report that is no page fault."""
     other = None
     if hvo is not None and not same_boot:
@@ -349,7 +353,7 @@ def _explain(hvo: Optional[Hvo], report: Report, *, same_boot: bool) -> LogRepor
     }
 
 
-def _report(report: Report) -> LogReportStart:
+def _report(report: LoggedReport) -> LogReportStart:
     crash = report.crash
     return {
         "form": report.form,
@@ -370,7 +374,7 @@ def _callers(crash: Crash) -> list[str]:
 
 
 def _fault_report(
-    hvo: Optional[Hvo], report: Report, oops: FaultEntry
+    hvo: Optional[Hvo], report: LoggedReport, oops: FaultEntry
 ) -> LogReportEntry:
     """A page fault, as a report among others."""
     other = oops["not_this_boot"]
@@ -395,7 +399,7 @@ def _fault_report(
     }
 
 
-def _address(hvo: Optional[Hvo], report: Report) -> Optional[str]:
+def _address(hvo: Optional[Hvo], report: LoggedReport) -> Optional[str]:
     """Of what was accessed, or of the struct page."""
     address = report.address
     if address is None and report.dump is not None:
@@ -413,7 +417,7 @@ def _pointers(hvo: Optional[Hvo], crash: Crash) -> list[PointerEntry]:
     return [_pointer(pointer) for pointer in pointers_of(hvo, crash)]
 
 
-def _pointer(pointer: Pointer) -> PointerEntry:
+def _pointer(pointer: LoggedPointer) -> PointerEntry:
     return {
         "where": pointer.where,
         "value": f"{pointer.value:#x}",

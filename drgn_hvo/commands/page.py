@@ -77,7 +77,7 @@ def page_document(hvo: Hvo, target: str, specs: list[PageSpec]) -> PageReport:
 
 
 @dataclass(frozen=True)
-class _Words:
+class _ShownWords:
     """The words of one struct page, and of the one behind it."""
 
     info: int
@@ -86,17 +86,17 @@ class _Words:
     all_zero: bool
 
 
-def _read_words(hvo: Hvo, pfn: int) -> Optional[_Words]:
+def _read_words(hvo: Hvo, pfn: int) -> Optional[_ShownWords]:
     vmemmap = hvo.vmemmap
     pages = vmemmap.read_pages(np.array([pfn, pfn + 1], dtype=np.int64))
     if not pages.present[0]:
         return None
     infos, flags = vmemmap.tail_words(pages), vmemmap.flags(pages)
     following = int(infos[1]) if pages.present[1] else None
-    return _Words(int(infos[0]), int(flags[0]), following, not pages.data[0].any())
+    return _ShownWords(int(infos[0]), int(flags[0]), following, not pages.data[0].any())
 
 
-def _kind(hvo: Hvo, pfn: int, words: _Words, head: int) -> str:
+def _kind(hvo: Hvo, pfn: int, words: _ShownWords, head: int) -> str:
     if is_poisoned(words.info):
         return "uninitialised"
     if words.all_zero:

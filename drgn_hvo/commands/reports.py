@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Optional, TypedDict, Union
 from drgn_hvo.audit.rules import RuleId
 
 __all__ = (
+    "AnyReport",
     "AuditReport",
     "CgroupLimitEntry",
     "CheckReport",
@@ -36,10 +37,9 @@ __all__ = (
     "KernelReport",
     "LeftOutEntry",
     "MissingEntry",
-    "Pools",
+    "PoolsEntry",
     "ProgressReport",
     "PropertyEntry",
-    "Report",
     "RuleResultEntry",
     "SavedByEntry",
     "SavedEntry",
@@ -72,14 +72,14 @@ class ToolEntry(TypedDict):
     version: str
 
 
-class Report(TypedDict):
+class AnyReport(TypedDict):
     """How every document begins."""
 
     schema: Literal[1]
     tool: ToolEntry
 
 
-class ProgressReport(Report):
+class ProgressReport(AnyReport):
     """A line of ``--progress json``, on stderr; ``elapsed_s`` in seconds."""
 
     done: int
@@ -88,7 +88,7 @@ class ProgressReport(Report):
     elapsed_s: float
 
 
-class TargetReport(Report):
+class TargetReport(AnyReport):
     """How a document about a target begins."""
 
     target: str
@@ -285,13 +285,13 @@ class FolioEntry(TypedDict):
     hwpoison: Optional[bool]
 
 
-class _PoolsAlways(TypedDict):
+class _PoolsEntryAlways(TypedDict):
     shared_tails: Optional[list[SharedTailEntry]]
     hstates: Optional[list[HstateEntry]]
     saved: Optional[SavedEntry]
 
 
-class Pools(_PoolsAlways, total=False):
+class PoolsEntry(_PoolsEntryAlways, total=False):
     """What is known of pools: ``folios`` if they were asked for."""
 
     folios: Optional[list[FolioEntry]]
@@ -336,7 +336,7 @@ class CgroupLimitEntry(TypedDict):
     used: int
 
 
-class ShowReport(KernelReport, Pools):
+class ShowReport(KernelReport, PoolsEntry):
     """``show``."""
 
     conclusions: list[str]

@@ -19,7 +19,7 @@ from drgn_hvo.audit.properties import kernel_properties
 from drgn_hvo.commands.conclusions import show_conclusions
 from drgn_hvo.commands.document import kernel_document
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, Need
-from drgn_hvo.memmap.allocation import Limits, limits_of, room_of
+from drgn_hvo.memmap.allocation import AllocationLimits, limits_of, room_of
 from drgn_hvo.memmap.devices import device_memory, is_device_zone
 from drgn_hvo.memmap.folios import Folios, Hugetlb
 from drgn_hvo.memmap.hvo import Hvo
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         HstateNodeEntry,
         HwpoisonedEntry,
         NotOptimizedEntry,
-        Pools,
+        PoolsEntry,
         PropertyEntry,
         SavedByEntry,
         SavedEntry,
@@ -64,7 +64,11 @@ def show_document(
     kernel, layout = hvo.kernel, hvo.layout
     struct_page = kernel.struct_page
     overview = overview_of(hvo, whole=folios) if hvo.has_hugetlb else None
-    found = limits_of(hvo) if limits and hvo.has_hugetlb else Limits(None, None, ())
+    found = (
+        limits_of(hvo)
+        if limits and hvo.has_hugetlb
+        else AllocationLimits(None, None, ())
+    )
     pools = _pools(hvo, overview, folios=folios)
     shown: ShowReport = {
         **kernel_document(target, kernel.release),
@@ -109,8 +113,8 @@ def show_document(
     return shown
 
 
-def _pools(hvo: Hvo, overview: Optional[Overview], *, folios: bool) -> Pools:
-    pools: Pools = {"shared_tails": None, "hstates": None, "saved": None}
+def _pools(hvo: Hvo, overview: Optional[Overview], *, folios: bool) -> PoolsEntry:
+    pools: PoolsEntry = {"shared_tails": None, "hstates": None, "saved": None}
     if overview is not None:
         pools["shared_tails"] = [_shared_tail(hvo, t) for t in hvo.shared_tails]
         hstates = [_hstate(hvo, overview, h) for h in overview.hstates]
@@ -174,7 +178,7 @@ def _devices(hvo: Hvo) -> Optional[list[DeviceEntry]]:
     ]
 
 
-def _subpools(found: Limits) -> Optional[list[SubpoolEntry]]:
+def _subpools(found: AllocationLimits) -> Optional[list[SubpoolEntry]]:
     if found.subpools is None:
         return None
     return [
@@ -190,7 +194,7 @@ def _subpools(found: Limits) -> Optional[list[SubpoolEntry]]:
     ]
 
 
-def _cgroup_limits(found: Limits) -> Optional[list[CgroupLimitEntry]]:
+def _cgroup_limits(found: AllocationLimits) -> Optional[list[CgroupLimitEntry]]:
     if found.cgroups is None:
         return None
     return [

@@ -38,7 +38,7 @@ class Owner(enum.IntEnum):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _OwnedRows:
     """Struct pages of heads, or of pages that are their own."""
 
     hvo: Hvo
@@ -79,7 +79,7 @@ class _Rows:
         return self.word(offsetof(page, "memcg_data"))
 
 
-def _is_slab(rows: _Rows) -> BoolArray:
+def _is_slab(rows: _OwnedRows) -> BoolArray:
     bit = rows.hvo.kernel.constant("PG_slab")
     if bit is not None and bit >= 64 and rows.hvo.kernel.struct_page.mapcount:
         # Since Linux kernel commit 46df8e73a4a3 ("mm: free up PG_slab") (in v6.10)
@@ -89,7 +89,7 @@ def _is_slab(rows: _Rows) -> BoolArray:
     return rows.flag("PG_slab") | rows.page_type("PGTY_slab")
 
 
-def _is_hugetlb(rows: _Rows) -> BoolArray:
+def _is_hugetlb(rows: _OwnedRows) -> BoolArray:
     folios = rows.hvo.fields.are_hugetlb(rows.data)
     return rows.flag("PG_head") & (False if folios is None else folios)
 
@@ -98,7 +98,7 @@ def _is_hugetlb(rows: _Rows) -> BoolArray:
 class _Sign:
     """Something in a struct page that tells whose page it is."""
 
-    holds: Callable[[_Rows], BoolArray]
+    holds: Callable[[_OwnedRows], BoolArray]
     owner: Owner
     reason: str
 
@@ -159,7 +159,7 @@ def owners(hvo: Hvo, pfns: Int64Array) -> Int64Array:
     # What tells hugetlb is behind the head, where memory may end.
     data = vmemmap.read_pages(head_pfns, HEAD_PAGES).data
     data[:, : vmemmap.size] = first.data
-    rows = _Rows(hvo, data, vmemmap.flags(first).astype(np.int64))
+    rows = _OwnedRows(hvo, data, vmemmap.flags(first).astype(np.int64))
     undecided = known.copy()
     for sign in _SIGNS:
         holds = undecided & sign.holds(rows)

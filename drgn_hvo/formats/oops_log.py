@@ -28,8 +28,8 @@ __all__ = (
     "MESSAGES",
     "Form",
     "Log",
+    "LoggedReport",
     "Message",
-    "Report",
     "find_reports",
     "parse_log",
     "read_log",
@@ -49,7 +49,7 @@ _MAX_TITLE = 200
 
 
 @dataclass(frozen=True)
-class Report:
+class LoggedReport:
     """
     One report. ``None`` is what its text does not say.
 
@@ -83,7 +83,7 @@ class Log:
     :param not_understood: What looks like a report and cannot be read, one line each.
     """
 
-    reports: tuple[Report, ...]
+    reports: tuple[LoggedReport, ...]
     suppressed: int
     not_understood: tuple[str, ...]
 
@@ -115,7 +115,7 @@ class _Reading:
         self.crash.take(text)
         self.dump.take(text)
 
-    def finish(self) -> Report:
+    def finish(self) -> LoggedReport:
         """What was read."""
         dump = self.dump.finish() if self.dump.is_begun else None
         form, reason, pfn = self.form, self.reason, self.pfn
@@ -126,7 +126,7 @@ class _Reading:
                 form = "vm-bug-on"
         if self.crash.comm is None:
             self.crash.comm = self.comm
-        return Report(
+        return LoggedReport(
             form=form,
             line=self.line,
             title=self.title[:_MAX_TITLE],
@@ -368,7 +368,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _UNPRINTABLE = re.compile(r"[^ -~]")
 
 
-class _Parser:
+class _LogParser:
     """Goes through the lines of a log."""
 
     def __init__(self) -> None:
@@ -492,7 +492,7 @@ class _Parser:
 
 def find_reports(lines: Iterable[str]) -> Log:
     """Find all reports in a log, if there are any."""
-    parser = _Parser()
+    parser = _LogParser()
     for number, text in enumerate(lines, 1):
         if not parser.is_reading and not _INTERESTING.search(text):
             continue

@@ -18,7 +18,7 @@ from drgn import FaultError, Object, Program
 from drgn.helpers.common.prog import takes_program_or_default
 import numpy as np
 
-from drgn_hvo.audit.check_folios import FolioTails, check_folios
+from drgn_hvo.audit.check_folios import FolioTailInfos, check_folios
 from drgn_hvo.audit.check_identity import check_folio_nodes
 from drgn_hvo.audit.check_mappings import check_mappings
 from drgn_hvo.audit.check_pools import check_pools
@@ -369,7 +369,7 @@ def _audit_folio(hvo: Hvo, address: int) -> SubjectAudit:
     check_folio_nodes(context, readable)
     check_pools(context, readable, boot_tails=())
     check_private_tails(context, readable, boot_tails=())
-    tails = FolioTails(context, readable)
+    tails = FolioTailInfos(context, readable)
     scan(context, [tails])
     tails.report()
     audit.findings = [f for f in audit.findings if _is_about(f, head_pfn)]

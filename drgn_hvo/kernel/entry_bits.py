@@ -18,7 +18,7 @@ import numpy as np
 from drgn_hvo.formats.page_table_formats import PageTableFormat
 from drgn_hvo.kernel.arrays import U64Array
 
-__all__ = ("EntryBits", "OddEntries")
+__all__ = ("EntryBitsWatch", "OddEntries")
 
 # At most this many entries with the same odd bits are remembered.
 _KEPT = 16
@@ -53,7 +53,7 @@ class _Group:
     addresses: list[int]
 
 
-class EntryBits:
+class EntryBitsWatch:
     """Compares entries as a walk comes to them."""
 
     def __init__(self, page_table: PageTableFormat) -> None:
@@ -99,7 +99,7 @@ class EntryBits:
         room = _KEPT - len(group.addresses)
         group.addresses += addresses[:room].tolist()
 
-    def add(self, others: EntryBits) -> None:
+    def add(self, others: EntryBitsWatch) -> None:
         """Add what was seen of entries behind these, by another process."""
         for (level, is_mapping, bits), group in others._groups.items():
             addresses = np.array(group.addresses, dtype=np.uint64)

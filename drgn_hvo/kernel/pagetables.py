@@ -21,7 +21,7 @@ import numpy.typing as npt
 from drgn_hvo.formats.byteorder import type_prefix
 from drgn_hvo.formats.page_table_formats import NAPOT_PAGES, PageTableFormat
 from drgn_hvo.kernel.arrays import BoolArray, Int64Array, U64Array, ascend
-from drgn_hvo.kernel.entry_bits import EntryBits
+from drgn_hvo.kernel.entry_bits import EntryBitsWatch
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.translation import Entry, entry_of
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS
@@ -151,7 +151,7 @@ def walk(
     page_table: PageTableFormat,
     start: int,
     end: int,
-    watch: Optional[EntryBits] = None,
+    watch: Optional[EntryBitsWatch] = None,
 ) -> Walk:
     """
     Find all mappings between two kernel addresses.
@@ -218,7 +218,7 @@ class _Found:
     runs: Optional[Runs]
     below: _Tables
     missing: list[MissingTable]
-    entry_bits: Optional[EntryBits]
+    entry_bits: Optional[EntryBitsWatch]
 
 
 def _look_at(reader: FrameReader, batches: list[_Batch]) -> Iterator[_Found]:
@@ -236,7 +236,7 @@ def _look_at_batch(reader: FrameReader, batch: _Batch) -> _Found:
     entries = _read_entries(
         reader, page_table, batch.tables, level, batch.limits, missing
     )
-    entry_bits = EntryBits(page_table) if batch.watched else None
+    entry_bits = EntryBitsWatch(page_table) if batch.watched else None
     if entry_bits is not None and len(entries):
         entry_bits.look(level, entries.value, entries.va)
     leaves, others = _split(page_table, entries, level, missing)

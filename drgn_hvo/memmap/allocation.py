@@ -24,7 +24,14 @@ from drgn_hvo.kernel.unread import why
 from drgn_hvo.memmap.hvo import Hvo
 from drgn_hvo.memmap.pools import HState
 
-__all__ = ("CgroupLimit", "Limits", "PoolRoom", "Subpool", "limits_of", "room_of")
+__all__ = (
+    "AllocationLimits",
+    "CgroupLimit",
+    "PoolRoom",
+    "Subpool",
+    "limits_of",
+    "room_of",
+)
 
 # No machine has more mounts of file systems.
 _MAX_MOUNTS = 1 << 16
@@ -96,7 +103,7 @@ class CgroupLimit:
 
 
 @dataclass(frozen=True)
-class Limits:
+class AllocationLimits:
     """
     The limits of mounts and cgroups.
 
@@ -136,12 +143,12 @@ def _number(hvo: Hvo, pool: Object, member: str) -> Optional[int]:
         return None
 
 
-def limits_of(hvo: Hvo) -> Limits:
+def limits_of(hvo: Hvo) -> AllocationLimits:
     """The limits of all mounts and cgroups."""
     unread: list[str] = []
     subpools = _all(hvo, "limits of mounts of hugetlbfs", _subpools, unread)
     cgroups = _all(hvo, "limits of cgroups", _cgroups, unread)
-    return Limits(subpools, cgroups, tuple(unread))
+    return AllocationLimits(subpools, cgroups, tuple(unread))
 
 
 def _all(

@@ -20,7 +20,7 @@ import numpy as np
 
 from drgn_hvo.kernel.arrays import Int64Array, is_in
 from drgn_hvo.memmap.folios import Folios, SomeFolios
-from drgn_hvo.memmap.list_links import Links
+from drgn_hvo.memmap.list_links import ListLinks
 from drgn_hvo.memmap.list_place import ListPlace, ListPlaces
 from drgn_hvo.memmap.pools import ACTIVE_LIST, NO_LIST, HState, Pools
 
@@ -97,7 +97,7 @@ class CoveringFolios:
     def places(self) -> ListPlaces:
         """Tells on which list a folio is."""
         none = np.zeros(0, dtype=np.int64)
-        links = Links(self._vmemmap, self._some.heads, none)
+        links = ListLinks(self._vmemmap, self._some.heads, none)
         return ListPlaces(self._vmemmap, self._hvo.mmzone, links)
 
     @cached_property

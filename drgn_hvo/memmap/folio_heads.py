@@ -31,7 +31,7 @@ from drgn_hvo.kernel.arrays import (
 from drgn_hvo.kernel.frames import FrameReader
 from drgn_hvo.kernel.struct_page import StructPageLayout
 from drgn_hvo.memmap.folio_fields import HEAD_PAGES, FolioFields
-from drgn_hvo.memmap.private_tails import PrivateTails, TailFrames
+from drgn_hvo.memmap.private_tails import PrivateTailFrames, PrivateTails
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.progress import Bar, progress
 
@@ -206,7 +206,7 @@ class _HeadFrames:
     """
 
     fields: FolioFields
-    tails: TailFrames
+    tails: PrivateTailFrames
     page: StructPageLayout
     base: int
     PG_head_mask: int

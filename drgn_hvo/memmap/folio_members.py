@@ -21,8 +21,8 @@ __all__ = (
     "PAGE_MEMBERS",
     "SUBPAGE_INDICES",
     "USED_HPG_FLAGS",
+    "FolioMember",
     "Kind",
-    "Member",
     "Verdict",
     "When",
 )
@@ -42,7 +42,7 @@ Kind = Literal["number", "flags", "links", "pages", "pointer"]
 
 
 @dataclass(frozen=True)
-class Member:
+class FolioMember:
     """
     What a hugetlb folio has in a member of ``struct folio``.
 
@@ -66,22 +66,22 @@ _HEAD = "prep_compound_head()"
 _UNUSED = f"{_HEAD}, free_huge_folio(); hugetlb_add_file_rmap() counts mappings"
 
 #: By name.
-MEMBERS: dict[str, Member] = {
-    "_total_mapcount": Member("mapcount", "number", "free", -1, _UNUSED),
-    "_large_mapcount": Member("mapcount", "number", "free", -1, _UNUSED),
-    "_entire_mapcount": Member("mapcount", "number", "free", -1, _UNUSED),
+MEMBERS: dict[str, FolioMember] = {
+    "_total_mapcount": FolioMember("mapcount", "number", "free", -1, _UNUSED),
+    "_large_mapcount": FolioMember("mapcount", "number", "free", -1, _UNUSED),
+    "_entire_mapcount": FolioMember("mapcount", "number", "free", -1, _UNUSED),
     # Of pages that are mapped one by one, which those of hugetlb never are. Since v6.15
     # there is CONFIG_NO_PAGE_MAPCOUNT, which no type shows.
-    "_nr_pages_mapped": Member(
+    "_nr_pages_mapped": FolioMember(
         "mapcount", "number", "always", 0, _HEAD, not_with="_mm_ids"
     ),
-    "_subpages_mapcount": Member("mapcount", "number", "always", 0, _HEAD),
-    "_pincount": Member(
+    "_subpages_mapcount": FolioMember("mapcount", "number", "always", 0, _HEAD),
+    "_pincount": FolioMember(
         "rest", "number", "free", 0, f"{_HEAD}; pins of try_grab_folio()"
     ),
     # Since Linux kernel commit 6af8cb80d3a9 ("mm/rmap: basic MM owner tracking for
     # large folios (!hugetlb)") (in v6.15), with CONFIG_MM_ID.
-    "_mm_id_mapcount": Member(
+    "_mm_id_mapcount": FolioMember(
         "mapcount",
         "number",
         "always",
@@ -89,29 +89,33 @@ MEMBERS: dict[str, Member] = {
         _HEAD,
         only_with=("struct mm_struct", "mm_id"),
     ),
-    "_mm_ids": Member("rest", "number", "always", 0, _HEAD),
-    "_mapcount_1": Member("mapcount", "number", "always", -1, "__init_single_page()"),
-    "_refcount_1": Member("refcount", "number", "always", 0, "set_page_count(p, 0)"),
-    "_folio_nr_pages": Member("rest", "pages", "always", 0, "folio_set_order()"),
-    "_nr_pages": Member("rest", "pages", "always", 0, "folio_set_order()"),
-    "_deferred_list": Member("rest", "links", "always", 0, _HEAD),
-    "_hugetlb_subpool": Member("rest", "pointer", "free", 0, "free_huge_folio()"),
-    "_hugetlb_cgroup": Member(
+    "_mm_ids": FolioMember("rest", "number", "always", 0, _HEAD),
+    "_mapcount_1": FolioMember(
+        "mapcount", "number", "always", -1, "__init_single_page()"
+    ),
+    "_refcount_1": FolioMember(
+        "refcount", "number", "always", 0, "set_page_count(p, 0)"
+    ),
+    "_folio_nr_pages": FolioMember("rest", "pages", "always", 0, "folio_set_order()"),
+    "_nr_pages": FolioMember("rest", "pages", "always", 0, "folio_set_order()"),
+    "_deferred_list": FolioMember("rest", "links", "always", 0, _HEAD),
+    "_hugetlb_subpool": FolioMember("rest", "pointer", "free", 0, "free_huge_folio()"),
+    "_hugetlb_cgroup": FolioMember(
         "rest", "pointer", "free", 0, "hugetlb_cgroup_uncharge_folio()"
     ),
-    "_hugetlb_cgroup_rsvd": Member(
+    "_hugetlb_cgroup_rsvd": FolioMember(
         "rest", "pointer", "free", 0, "hugetlb_cgroup_uncharge_folio_rsvd()"
     ),
     # folio_set_hugetlb_hwpoison() sets PG_hwpoison of the head first.
-    "_hugetlb_hwpoison": Member(
+    "_hugetlb_hwpoison": FolioMember(
         "rest", "pointer", "unpoisoned", 0, "folio_set_hugetlb_hwpoison()"
     ),
 }
 
 #: As MEMBERS, of ``struct page`` of the first tail, up to v6.0.
-PAGE_MEMBERS: dict[str, Member] = {
-    "compound_mapcount": Member("mapcount", "number", "free", -1, _UNUSED),
-    "compound_nr": Member("rest", "pages", "always", 0, "set_compound_order()"),
+PAGE_MEMBERS: dict[str, FolioMember] = {
+    "compound_mapcount": FolioMember("mapcount", "number", "free", -1, _UNUSED),
+    "compound_nr": FolioMember("rest", "pages", "always", 0, "set_compound_order()"),
 }
 
 #: Other names of bytes that have names already, and those of flags and tail words.

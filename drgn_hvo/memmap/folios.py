@@ -31,7 +31,7 @@ from drgn_hvo.memmap.folio_finder import (
 )
 from drgn_hvo.memmap.folio_heads import FolioHeads, HeadRecords
 from drgn_hvo.memmap.hstate_identity import WrongWord
-from drgn_hvo.memmap.list_links import Links
+from drgn_hvo.memmap.list_links import ListLinks
 from drgn_hvo.memmap.pools import (
     NO_LIST,
     HState,
@@ -185,7 +185,7 @@ def read_hugetlb(
     fields = folio_fields(kernel)
     finder = FolioFinder(vmemmap, tails, fields, private_tails, private_slices)
     mapped = finder.mapped()
-    links = Links(vmemmap, finder.heads, mapped.pfn)
+    links = ListLinks(vmemmap, finder.heads, mapped.pfn)
     lists: list[HugePageList] = []
     for hstate in pools.hstates:
         lists += read_lists(vmemmap, hstate, mmzone.nids, links)

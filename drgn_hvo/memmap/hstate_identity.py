@@ -91,7 +91,7 @@ class _Words:
         return used >= 2
 
 
-class _Reader:
+class _IdentityReader:
     def __init__(self, kernel: Kernel, hstates: Object) -> None:
         self._kernel = kernel
         self._hstates = hstates
@@ -297,7 +297,7 @@ def read_identities(kernel: Kernel, hstates: Object) -> PoolIdentities:
 
     :param hstates: The array of all that there can be.
     """
-    reader = _Reader(kernel, hstates)
+    reader = _IdentityReader(kernel, hstates)
     count, unread = _count(kernel)
     most = hstates.type_.length or 0
     found = [reader.words(index) for index in range(most)]

@@ -21,14 +21,14 @@ from drgn_hvo.kernel.arrays import Int64Array, U64Array, is_in
 from drgn_hvo.memmap.folio_heads import FolioHeads
 from drgn_hvo.memmap.vmemmap import Vmemmap
 
-__all__ = ("Links", "Passed")
+__all__ = ("ListLinks", "Passed")
 
 # How many heads around one that is not known are read at once. No such block is read
 # twice: a list in no order at all costs no more than all heads that there can be.
 _BLOCK = 32
 
 
-class Links:
+class ListLinks:
     """
     ``next`` and ``prev`` of ``struct list_head`` by its address.
 
@@ -171,7 +171,7 @@ class Links:
 class Passed:
     """The folios of one list that were passed, by PFN."""
 
-    def __init__(self, links: Links) -> None:
+    def __init__(self, links: ListLinks) -> None:
         self._links = links
         #: Of the folios that are known from the beginning.
         self.rows = bytearray(len(links.pfns))

@@ -22,7 +22,7 @@ from drgn import FaultError, Object, sizeof
 import numpy as np
 
 from drgn_hvo.kernel.unread import why
-from drgn_hvo.memmap.list_links import Links
+from drgn_hvo.memmap.list_links import ListLinks
 from drgn_hvo.memmap.pools import (
     ACTIVE_LIST,
     FREE_LIST,
@@ -85,7 +85,7 @@ class ListPlace:
 class ListPlaces:
     """Finds out on which list of a pool single folios are."""
 
-    def __init__(self, vmemmap: Vmemmap, mmzone: Mmzone, links: Links) -> None:
+    def __init__(self, vmemmap: Vmemmap, mmzone: Mmzone, links: ListLinks) -> None:
         self._vmemmap = vmemmap
         self._mmzone = mmzone
         self._links = links

@@ -29,7 +29,7 @@ from drgn_hvo.kernel.arrays import (
     ranges,
 )
 from drgn_hvo.kernel.bound import Kernel
-from drgn_hvo.kernel.entry_bits import EntryBits, OddEntries
+from drgn_hvo.kernel.entry_bits import EntryBitsWatch, OddEntries
 from drgn_hvo.kernel.pagetables import MissingTable, Runs, Walk, walk
 from drgn_hvo.kernel.unread import READS_AS_ZEROS
 
@@ -72,7 +72,7 @@ class VmemmapMapping:
         kernel = self.kernel
         if kernel.page_table_format is None:
             return kernel.no_page_tables_reason
-        entry_bits = EntryBits(kernel.page_table_format)
+        entry_bits = EntryBitsWatch(kernel.page_table_format)
         found = walk(
             kernel.reader, kernel.page_table_format, *kernel.vmemmap_limits, entry_bits
         )

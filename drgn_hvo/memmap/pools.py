@@ -23,7 +23,7 @@ from drgn_hvo.kernel.bound import Kernel
 from drgn_hvo.kernel.shapes import require_shapes
 from drgn_hvo.kernel.unread import NOT_IN_DUMP, READS_AS_ZEROS, Need, Unread, why
 from drgn_hvo.memmap.hstate_identity import WrongWord, read_identities
-from drgn_hvo.memmap.list_links import Links, Passed
+from drgn_hvo.memmap.list_links import ListLinks, Passed
 from drgn_hvo.memmap.vmemmap import Vmemmap
 from drgn_hvo.memmap.zones import Mmzone
 
@@ -299,7 +299,7 @@ def read_pools(kernel: Kernel, mmzone: Mmzone) -> Pools:
 
 
 def read_lists(
-    vmemmap: Vmemmap, hstate: HState, nids: Sequence[int], links: Links
+    vmemmap: Vmemmap, hstate: HState, nids: Sequence[int], links: ListLinks
 ) -> list[HugePageList]:
     """
     The free list of each node and the active list of a pool.
@@ -324,7 +324,7 @@ def _unread_link(fault: FaultError) -> str:
 
 
 def _follow(
-    vmemmap: Vmemmap, order: int, head: int, links: Links
+    vmemmap: Vmemmap, order: int, head: int, links: ListLinks
 ) -> tuple[array[int], Optional[BrokenLink]]:
     """Follow a list of folios from its head on, as far as it makes sense."""
     lru = vmemmap.kernel.struct_page.require("lru")
@@ -363,7 +363,7 @@ def _follow(
         entry = following
 
 
-def _is_on_no_list(entry: int, previous: int, order: int, links: Links) -> bool:
+def _is_on_no_list(entry: int, previous: int, order: int, links: ListLinks) -> bool:
     """
     Whether nothing leads to an entry.
 
@@ -376,7 +376,7 @@ def _is_on_no_list(entry: int, previous: int, order: int, links: Links) -> bool:
 
 
 def _check_back(
-    entry: int, following: int, order: int, links: Links
+    entry: int, following: int, order: int, links: ListLinks
 ) -> Optional[BrokenLink]:
     """
     Whether an entry is the one in front of the next. If not, either word may be the

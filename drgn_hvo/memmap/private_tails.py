@@ -26,7 +26,7 @@ from drgn_hvo.kernel.struct_page import StructPageLayout
 from drgn_hvo.memmap.tail_fields import ALIGNED, FIRST_PLAIN, TailField, TailFields
 from drgn_hvo.memmap.zones import FlagsLayout
 
-__all__ = ("FolioFacts", "PrivateTails", "TailFrames")
+__all__ = ("FolioFacts", "PrivateTailFrames", "PrivateTails")
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,9 @@ class PrivateTails:
         )
 
     @cached_property
-    def frames(self) -> TailFrames:
+    def frames(self) -> PrivateTailFrames:
         """The same in bulk."""
-        return TailFrames(
+        return PrivateTailFrames(
             self._kernel.struct_page,
             self._kernel.sources.byteorder,
             self._kernel.geometry.pages_per_slice,
@@ -135,7 +135,7 @@ class PrivateTails:
         )
 
 
-class TailFrames:
+class PrivateTailFrames:
     """
     Whether frames of private tails hold what they have to, many at once. It can be
     handed to another process.

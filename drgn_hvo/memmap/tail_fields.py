@@ -44,8 +44,8 @@ from drgn_hvo.memmap.folio_members import (
     PAGE_MEMBERS,
     SUBPAGE_INDICES,
     USED_HPG_FLAGS,
+    FolioMember,
     Kind,
-    Member,
     Verdict,
     When,
 )
@@ -376,7 +376,7 @@ class TailFields:
             return [self._as_pointer(field)]
         return [replace(field, kind=member.kind)]
 
-    def _applies(self, member: Member) -> bool:
+    def _applies(self, member: FolioMember) -> bool:
         """Whether this kernel keeps a member as the table says."""
         if member.not_with is not None and self._has("struct folio", member.not_with):
             return False

@@ -59,7 +59,7 @@ AUDIT_FOLIOS = (
     ),
     Mutant(
         "audit-own-tails",
-        "audit/check_folios.py::FolioTails.look",
+        "audit/check_folios.py::FolioTailInfos.look",
         "wrong = infos != self._words[owner][:, None]",
         "wrong = infos == 0",
         "a tail that leads to another head would not be noticed",
@@ -71,7 +71,7 @@ AUDIT_FOLIOS = (
     ),
     Mutant(
         "audit-own-tails-of-plain-folios",
-        "audit/check_folios.py::FolioTails.__init__",
+        "audit/check_folios.py::FolioTailInfos.__init__",
         "(context.geometry.power_of_2 and folios.shared_ptes == 0)",
         "0",
         "only the first page of struct pages of plain folios would be checked",
@@ -255,7 +255,7 @@ AUDIT_FOLIOS = (
     ),
     Mutant(
         "audit-second-private-page-words",
-        "audit/check_folios.py::FolioTails.__init__",
+        "audit/check_folios.py::FolioTailInfos.__init__",
         "counts = np.where(readable, np.maximum(own, private), 0)",
         "counts = np.where(readable, np.maximum(own, 1), 0)",
         "a wrong tail word that all slices behind the second show would pass",

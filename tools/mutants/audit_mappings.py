@@ -151,7 +151,7 @@ AUDIT_MAPPINGS = (
     ),
     Mutant(
         "audit-read-only-head",
-        "audit/check_head_frames.py::_HeadFrames.check_heads",
+        "audit/check_head_frames.py::_HeadFrameCheck.check_heads",
         "~mapped | ~writable | (others > 0)",
         "~mapped | (others > 0)",
         "the kernel's next write to such a head ends in an oops",
@@ -219,7 +219,7 @@ AUDIT_MAPPINGS = (
     ),
     Mutant(
         "audit-second-private-page",
-        "audit/check_head_frames.py::_HeadFrames.check_second_slices",
+        "audit/check_head_frames.py::_HeadFrameCheck.check_second_slices",
         "for i in np.flatnonzero(mapped & (moved | ~writable)).tolist():",
         "for i in np.flatnonzero(mapped & moved).tolist():",
         "a read-only second page of v5.14 to v5.17 would pass",

@@ -246,7 +246,7 @@ COMMANDS = (
     ),
     Mutant(
         "kernel-entry-bits-of-others",
-        "kernel/entry_bits.py::EntryBits.add",
+        "kernel/entry_bits.py::EntryBitsWatch.add",
         "group.count, addresses",
         "1, addresses",
         "many odd entries would be told as one, most of them as few",
@@ -254,7 +254,7 @@ COMMANDS = (
     ),
     Mutant(
         "memmap-straight-lists",
-        "memmap/list_links.py::Links._straight",
+        "memmap/list_links.py::ListLinks._straight",
         "min(last, row + most)",
         "last",
         "a list that leads back would seem longer than it is",

@@ -223,7 +223,7 @@ FORMATS = (
     ),
     Mutant(
         "formats-oops-offset-of-its-boot",
-        "formats/oops_log.py::_Parser._take_offset",
+        "formats/oops_log.py::_LogParser._take_offset",
         "self.reports[self._boot :]",
         "self.reports",
         "the offset of a later boot would be that of earlier oopses",

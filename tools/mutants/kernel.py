@@ -14,7 +14,7 @@ __all__ = ("KERNEL",)
 KERNEL = (
     Mutant(
         "kernel-entry-bits-majority",
-        "kernel/entry_bits.py::EntryBits.odd",
+        "kernel/entry_bits.py::EntryBitsWatch.odd",
         "siblings[bits ^ plain] < siblings[usual]",
         "siblings[bits ^ plain] > siblings[usual]",
         "no entry would differ from its siblings",

@@ -160,7 +160,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-pool-votes",
-        "memmap/hstate_identity.py::_Reader.order",
+        "memmap/hstate_identity.py::_IdentityReader.order",
         "Counter(valid).most_common(1)[0][0]",
         "valid[0]",
         "a pool with a wrong order would be read as if that was right",
@@ -195,7 +195,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-private-tails-alike",
-        "memmap/private_tails.py::TailFrames._look_closer",
+        "memmap/private_tails.py::PrivateTailFrames._look_closer",
         "odd &= self._template.alike",
         "odd &= self._template.alike[0]",
         "what private tails hold besides flags would not be noticed",
@@ -387,7 +387,7 @@ MEMMAP = (
     ),
     Mutant(
         "memmap-links-lead-back",
-        "memmap/list_links.py::Links._clean_successors",
+        "memmap/list_links.py::ListLinks._clean_successors",
         "clean[clean] = self._prev[rows[clean]] == own[clean]",
         "",
         "damaged back links of optimized folios would not be noticed",

@@ -124,7 +124,7 @@ class PageTables:
         """
         if self.format.entry_byteorder is not None:
             order = type_prefix(self.format.entry_byteorder)
-        builder = _Builder(self.format, take, f"{order}u8")
+        builder = _TableBuilder(self.format, take, f"{order}u8")
         levels: list[_Level] = []
         for level, mappings in enumerate(self._mappings):
             indices = np.concatenate([m[0] for m in mappings] or [_NONE])
@@ -142,7 +142,7 @@ class PageTables:
         return BuiltTables(self.format, levels, builder.extents)
 
 
-class _Builder:
+class _TableBuilder:
     """Puts the tables of one level after the other into frames."""
 
     def __init__(

@@ -63,7 +63,7 @@ def flags_shifts(plan: Plan) -> tuple[int, int, int]:
 
 
 @dataclass(frozen=True)
-class _Offsets:
+class _PageOffsets:
     """Offsets in ``struct page``."""
 
     tail_word: int
@@ -75,7 +75,7 @@ class _Offsets:
     memcg_data: int
 
     @classmethod
-    def of(cls, page: Compound, tail_word: str) -> _Offsets:
+    def of(cls, page: Compound, tail_word: str) -> _PageOffsets:
         return cls(
             page.offset(tail_word),
             page.offset("lru"),
@@ -109,7 +109,7 @@ class PageWriter:
         self._links = links
         self._failed = failed
         self._size = plan.generation.struct_page_size
-        self.offsets = _Offsets.of(plan.structures.page, plan.generation.tail_word)
+        self.offsets = _PageOffsets.of(plan.structures.page, plan.generation.tail_word)
         self._shifts = flags_shifts(plan)
         architecture = ARCHITECTURES[plan.description.architecture]
         self._illegal_pointer_value = architecture.illegal_pointer_value
