@@ -555,7 +555,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     :return: The exit status, see :data:`EXIT_STATUSES`.
     """
     # Nobody types drgn's commands here, and looking for plugins takes a tenth of a
-    # short run. Who asks for some gets them.
+    # short run. A user who sets the variable gets the plugins it allows.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
     # NumPy's linear algebra, which nobody uses here, starts a thread for each processor
     # when it is loaded, and they spin: a sixth of the processor time of a short run.

@@ -4,7 +4,8 @@
 Frames of heads
 ---------------
 
-The private pages of vmemmap of every folio: mapped, writable, and by nobody else.
+The private pages of vmemmap of every folio: they are mapped, writable, and nothing else
+maps their frames.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class _HeadFrameCheck:
         self.foreign = np.zeros(len(self._folios), dtype=np.bool_)
 
     def check_heads(self) -> None:
-        """The first slice of every folio."""
+        """Check the first slice of every folio."""
         folios = self._folios
         index, mapped = self._context.vmemmap.slices_to_runs(self._mappings.first_slice)
         writable = np.zeros(len(folios), dtype=np.bool_)
@@ -90,8 +91,8 @@ class _HeadFrameCheck:
 
     def check_second_slices(self) -> None:
         """
-        The slices whose frames those behind repeat: writable, with the frame that these
-        agree on, which no slice of anything else maps.
+        Check the second slice of every folio, whose frame all later slices repeat: it
+        is mapped writable, to the frame that they agree on, which nothing else maps.
         """
         folios, vmemmap = self._folios, self._context.vmemmap
         second = self._mappings.first_slice + 1

@@ -122,7 +122,7 @@ class _PrivateTails:
             zeros = int(pages.present.sum() - present.sum())
             context.audit.blank(Need.FOLIO_TAILS, "private tails of folios", zeros)
             if unread + zeros:
-                # All that they hold was to be looked at here, and nowhere else.
+                # No other check looks at these pages: its rules are undecided.
                 for rule in {_rule(f) for f in self._tails.fields} - {"folio-head"}:
                     why = f"second pages of folios {NOT_IN_DUMP}"
                     context.audit.undecide(rule, why, unread + zeros)

@@ -4,7 +4,8 @@
 Properties of a kernel
 ----------------------
 
-What is so by design and would be damage elsewhere: said once, never a finding.
+Facts that are by design in one kernel and would be damage in another: the output
+mentions each once, never as a finding.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _check_scheduler(distributed: Any, scheduler: str) -> None:
 
 
 def _be_quiet() -> None:
-    """What Dask says of workers that come and go is of no use to who reads results."""
+    """Silence what Dask logs about workers that come and go: results tell enough."""
     for name in (*logging.root.manager.loggerDict, "asyncio"):
         if name.partition(".")[0] in ("distributed", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)

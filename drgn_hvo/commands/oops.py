@@ -456,7 +456,7 @@ def _dump(page: PrintedPage) -> PrintedPageEntry:
 
 
 def _cause(report: LogReportEntry) -> tuple[Optional[str], ...]:
-    """What reports of one story have in common."""
+    """What reports that have the same cause agree on."""
     if report["defect"] is not None:
         return (report["defect"],)
     if report["form"] == "page-fault":

@@ -4,9 +4,9 @@
 Processes that share one core
 -----------------------------
 
-What ``check -j N`` of a single core uses: each process opens the core itself, and all
-of them, this one included, take pieces of the work as they are done with what they
-had. They may be lost as any other; then there is no result, and not one of a part.
+What ``check -j N`` of a single core uses. Each process opens the core itself; all of
+them, this one included, take the next piece of the work when they have finished one. If
+a process is lost, the target is an error: there are no results of parts.
 """
 
 from __future__ import annotations
@@ -43,17 +43,18 @@ __all__ = ("CoreShards", "shards_of")
 _P = TypeVar("_P")
 _R = TypeVar("_R")
 
-# A core of that many bytes on disk may keep others busy: those have it open by then.
+# From this size on disk (32 MiB) the other processes are started at once: they open
+# the core while this one does.
 _LARGE = 32 << 20
 
 # The unit of st_blocks.
 _BLOCK = 512
 
-# Processes that read one core, for each processor: more gain nothing, and each needs
-# the memory that it takes to open the core.
+# At most this many processes per processor read one core: more gain nothing, and each
+# costs the memory of an open core.
 _PER_PROCESSOR = 2
 
-# How many pieces wait for each of the other processes, so that none has to wait.
+# How many pieces are queued for each of the other processes, so that none is idle.
 _AHEAD = 3
 
 # fcntl(F_SETPIPE_SZ), which Python names since 3.10; and the most that
@@ -61,7 +62,7 @@ _AHEAD = 3
 _F_SETPIPE_SZ = 1031
 _PIPE_SIZE = 1 << 20
 
-# Of a process that was lost between two pieces, which tells nobody how.
+# Said of a process that was lost between two pieces, when no exit code is known.
 _LOST = "a process that read a part of this target was lost"
 
 
@@ -70,7 +71,7 @@ class _Opened:
 
     prog: Optional[Program] = None
     readers: dict[int, FrameReader] = {}  # noqa: RUF012
-    #: Why it cannot be opened, which who asks for work is told.
+    #: Why it cannot be opened; raised when a piece of work comes.
     error: Optional[Exception] = None
 
 

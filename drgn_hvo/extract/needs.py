@@ -181,8 +181,8 @@ class _Finder:
 
     def _lost_from_lists(self) -> Int64Array:
         """
-        What lists lead to behind the places where they are broken, as far as known
-        folios and each other lead there: whoever asks for one page asks its neighbours.
+        Folios on the far side of broken list links, as far as they can be reached from
+        known folios and from each other. ``page`` reads such neighbours, too.
         """
         vmemmap = self._hvo.vmemmap
         known = found = self._hvo.hugetlb.folios.head_pfn

@@ -94,8 +94,8 @@ class Recorder:
 
 def _note(base: Program) -> bytes:
     """
-    VMCOREINFO of a program, with what it lacks of kallsyms: whoever reads the extract
-    has no kernel image to look for it in.
+    VMCOREINFO of a program, with the addresses of kallsyms added where it lacks them:
+    an extract holds no kernel image to search for these.
     """
     text: bytes = base["VMCOREINFO"].string_()
     try:

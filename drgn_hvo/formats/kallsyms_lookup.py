@@ -44,8 +44,8 @@ _NAMES_PER_MARKER = 256
 # KSYM_NAME_LEN, and the bytes that say how long a name is.
 _MAX_NAME_SIZE = 512 + 2
 
-# A table with so few names is searched from its start: those that synth and extract
-# write are, and have no other order.
+# Tables of at most this many names are searched from the start. Those that synth and
+# extract write are this small, and their names are in no order.
 _FEW = 4096
 
 # What is read of a table for each name to step over, before more is read.

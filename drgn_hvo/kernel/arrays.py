@@ -31,7 +31,7 @@ __all__ = (
 )
 
 
-# So few numbers are looked for one by one.
+# At most this many numbers are compared one by one instead of searched for.
 _FEW = 4
 
 # Without the sign.

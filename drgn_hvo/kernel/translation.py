@@ -396,7 +396,7 @@ def add_memory_segments(prog: Program) -> None:
     try:
         translation = core_sources(prog).translation()
     except UnavailableError:
-        return  # whoever asks for VMCOREINFO is told
+        return  # reading VMCOREINFO raises the same error, with its reason
     if reads_image and not _reads_too_much(prog):
         # By segments of the file, or by the library that reads it?
         address = translation.struct_page_of_image()

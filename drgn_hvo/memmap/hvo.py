@@ -112,8 +112,8 @@ class Hvo:
     @cached_property
     def believable_end_pfn(self) -> int:
         """
-        Where struct pages end, exclusive, unless a damaged page table makes terabytes
-        of them: whoever looks at all must not go on behind it.
+        Where struct pages end, exclusive. A damaged page table can claim terabytes of
+        them; code that looks at every struct page stops here instead.
         """
         end = self.vmemmap.end_pfn
         if end <= _FEW_PAGES or not self.has_hugetlb:

@@ -36,7 +36,7 @@ from drgn_hvo.kernel.unread import READS_AS_ZEROS
 __all__ = ("SliceMapping", "VmemmapMapping")
 
 
-# The users of so few frames are counted one by one.
+# The users of at most this many frames are counted one by one.
 _FEW_FRAMES = 4
 
 
