@@ -19,7 +19,7 @@ from drgn_hvo.commands.sharers import print_sharers, sharers_document
 from drgn_hvo.commands.show import show_document
 from drgn_hvo.commands.show_text import print_show
 from drgn_hvo.commands.who import print_who, who_document
-from drgn_hvo.errors import NotInDumpError, UnavailableError, UsageError
+from drgn_hvo.errors import DetectionError, NotInDumpError, UnavailableError, UsageError
 from drgn_hvo.kernel.core_sources import core_sources
 from drgn_hvo.kernel.finders import install
 from drgn_hvo.kernel.processes import mappings_of
@@ -74,6 +74,14 @@ def test_what_was_not_read_did_not_change(name, loss, hole, capsys):
         assert not doc["complete"]
         print_diff(doc)
     assert "are new" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["5.15", "debian-6.12", "seed-v6"])
+def test_no_tail_was_seen_because_page_tables_are_missing(name):
+    """The advice to assume an encoding does not stand alone."""
+    _, holey = with_hole("all page tables", "missing", name)
+    with pytest.raises(DetectionError, match="page tables of vmemmap are not in this"):
+        assert holey.layout
 
 
 def test_a_slot_that_was_read_did_change():

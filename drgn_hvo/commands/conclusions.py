@@ -187,10 +187,16 @@ def _without_findings(doc: AuditReport) -> Iterator[str]:
             "Nothing wrong was found, but not all could be read: whether it is "
             "healthy is not known."
         )
-        yield (
-            "Next: 'could not be decided' below says what was missing; a dump that has "
-            "it would tell."
-        )
+        if doc["undecided"]:
+            yield (
+                "Next: 'could not be decided' below says what was missing; a dump that "
+                "has it would tell."
+            )
+        else:
+            yield (
+                "Next: what is wrong with the dump is said above; one that is whole "
+                "would tell."
+            )
 
 
 #: What is wrong, by what the rule that was broken is about.

@@ -223,9 +223,11 @@ def _detect_encoding(
         )
     kind = from_data or from_types
     if kind is None:
+        unread = vmemmap.no_mappings_reason
+        why = f" ({unread})" if unread is not None else ""
         raise DetectionError(
-            "this core does not show how tails are encoded: no tail in the sample; "
-            "use --assume encoding=pointer or encoding=mask"
+            "this core does not show how tails are encoded: no tail in the sample"
+            f"{why}; use --assume encoding=pointer or encoding=mask"
         )
     return Encoding(kind, evidence)
 
