@@ -41,6 +41,13 @@ _NUMBER = re.compile(r"-?(?:0x)?[0-9a-fA-F]+")
 _MAX_SIZE = 1 << 20
 
 
+# Damage changes a line or two. Where the kernel lies, which is anew in each boot, is in
+# dozens of lines.
+_DAMAGED_LINES = 3
+
+# What tells people most of kernels and boots that differ.
+_TELLING = ("OSRELEASE", "BUILD-ID", "KERNELOFFSET")
+
 # No value that a kernel prints is longer.
 _MAX_SHOWN = 128
 
@@ -97,6 +104,23 @@ class Vmcoreinfo(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def other_boot(self, other: Vmcoreinfo) -> Optional[str]:
+        """
+        Why *other* cannot be of the same boot of a kernel: lines that differ, more than
+        damage explains; ``None`` if it can be.
+        """
+        keys = [
+            key
+            for key, values in self._values.items()
+            if other._values.get(key, values) != values and key != "CRASHTIME"
+        ]
+        if len(keys) <= _DAMAGED_LINES:
+            return None
+        key = next((key for key in _TELLING if key in keys), keys[0])
+        mine, theirs = _shown(self._values[key][0]), _shown(other._values[key][0])
+        both = f"{key} is {mine} in it and {theirs} in the core"
+        return f"{both}, and {len(keys) - 1} more lines differ"
 
     def _integer(self, key: str, base: int, lowest: int = 0) -> Optional[int]:
         if key not in self._values:

@@ -31,6 +31,7 @@ from drgn_hvo.formats.dump_health import DumpHealth, elf_health, kdump_health
 from drgn_hvo.formats.elf_segments import ElfFrame, read_elf_frame
 from drgn_hvo.formats.kdump import read_kdump_frame
 from drgn_hvo.formats.unreadable import explain_unreadable
+from drgn_hvo.formats.vmcoreinfo import Vmcoreinfo
 from drgn_hvo.kernel.core_sources import has_debuginfo
 from drgn_hvo.kernel.dump import remember_dump
 from drgn_hvo.kernel.finders import install
@@ -68,10 +69,12 @@ def open_target(
     :param target: Path of a core, ``live``, or ``qemu:ADDRESS``.
     :param symbols: Files with the kernel's debuginfo.
     :param vmcoreinfo: File with VMCOREINFO, for a core that has none.
-    :raises TargetError: if it is not a Linux kernel that can be debugged.
+    :raises TargetError: if it is not a Linux kernel that can be debugged, or
+        *vmcoreinfo* is of another one.
     """
     note = _read_vmcoreinfo(vmcoreinfo)
     try:
+        _check_boot(target, note)
         prog = _program(target, note)
     except (FormatError, TargetError) as e:
         raise TargetError(f"{target}: {e}") from None
@@ -112,6 +115,27 @@ def _read_vmcoreinfo(path: Optional[str]) -> Optional[bytes]:
             return f.read(1 << 20)
     except OSError as e:
         raise TargetError(f"{path}: {e.strerror}") from None
+
+
+def _check_boot(target: str, note: Optional[bytes]) -> None:
+    """
+    Check that VMCOREINFO which a user gives can be of the boot that a core is of.
+
+    :raises TargetError: if the core has another one itself.
+    """
+    if note is None or not os.path.isfile(target):
+        return
+    try:
+        own = Vmcoreinfo(_program_of_core(target, None)["VMCOREINFO"].string_())
+    except Exception:
+        # The core has none that can be used; what libkdumpfile raises has no type.
+        return
+    why = Vmcoreinfo(note).other_boot(own)
+    if why is not None:
+        raise TargetError(
+            "--vmcoreinfo is of another kernel, or of another boot, than this core, "
+            f"which has VMCOREINFO itself: {why}"
+        )
 
 
 def _program(target: str, note: Optional[bytes]) -> Program:
