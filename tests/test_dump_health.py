@@ -357,15 +357,30 @@ except Exception as e:
 """
 
 
-@pytest.mark.parametrize(
-    "name", ["debian-7.2", "next", "arm64-4k", "ppc64", "riscv64-sv39", "riscv64-sv57"]
-)
-def test_libkdumpfile_never_sees_registers_that_are_too_short(name):
+# sizeof(struct elf_prstatus), as QEMU and the kernel write it for each architecture.
+REGISTERS = {
+    "shared-7.3": 336,
+    "arm64-4k": 392,
+    "ppc64": 504,
+    "riscv64-sv39": 376,
+    "riscv64-sv57": 376,
+}
+
+
+@pytest.mark.parametrize("missing", [0, 112])
+@pytest.mark.parametrize("name", REGISTERS)
+def test_libkdumpfile_never_sees_registers_that_are_too_short(name, missing, tmp_path):
     """It ends the process then, if not always: what it frees it uses again."""
-    core = SAMPLES / f"{name}.kdump"
+    core = tmp_path / "core"
+    size = REGISTERS[name]
+    whole, short = (struct.pack("<3I", 5, n, 1) for n in (size, size - missing))
+    data = (SAMPLES / f"{name}.kdump").read_bytes()
+    assert data.count(whole + b"CORE") == 1
+    core.write_bytes(data.replace(whole + b"CORE", short + b"CORE"))
     command = [sys.executable, "-c", _OPEN, str(core)]
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     refuses = told.returncode < 0 or "Wrong PRSTATUS size" in told.stdout
+    assert refuses == bool(missing)
     with open(core, "rb") as f:
         frame = read_kdump_frame(f)
         assert frame is not None

@@ -249,6 +249,7 @@ ODD = Architecture(
     linear_ranges=odd_ranges,
     model=MachineModel(
         uname="odd64",
+        prstatus_size=336,
         layouts={
             (13, 3): KernelLayout(
                 ODD_TEXT, ODD_DIRECT, ODD_DIRECT + (1 << 34), 0xFFFF_FFF8_0000_0000, 30

@@ -79,6 +79,8 @@ class MachineModel:
     Machines of one architecture.
 
     :param uname: What ``uname -m`` says.
+    :param prstatus_size: ``sizeof(struct elf_prstatus)``, the registers of a processor
+        in a dump: 112 bytes, ``elf_gregset_t``, and ``pr_fpvalid``.
     :param layouts: By page shift and levels of page tables; the usual ones come first.
     :param notes: The lines of VMCOREINFO that only this architecture has.
     :param variables: Name, value and :mod:`struct` format of variables that tell where
@@ -99,6 +101,7 @@ class MachineModel:
     """
 
     uname: str
+    prstatus_size: int
     layouts: dict[tuple[int, int], KernelLayout]
     notes: Callable[[MadeKernel], list[str]]
     huge_orders: dict[int, tuple[int, ...]]
@@ -309,6 +312,7 @@ def _ppc64_notes(made: MadeKernel) -> list[str]:
 MODELS: dict[str, MachineModel] = {
     "x86_64": MachineModel(
         uname="x86_64",
+        prstatus_size=336,
         layouts=_X86_64_LAYOUTS,
         notes=_x86_64_notes,
         variables=_x86_64_variables,
@@ -321,6 +325,7 @@ MODELS: dict[str, MachineModel] = {
     ),
     "riscv64": MachineModel(
         uname="riscv64",
+        prstatus_size=376,
         layouts=_RISCV64_LAYOUTS,
         notes=_riscv64_notes,
         huge_orders={12: (9, 18)},
@@ -332,6 +337,7 @@ MODELS: dict[str, MachineModel] = {
     ),
     "loongarch64": MachineModel(
         uname="loongarch64",
+        prstatus_size=480,
         layouts=_LOONGARCH64_LAYOUTS,
         notes=_loongarch64_notes,
         section_size_bits={12: 27, 14: 29, 16: 31},
@@ -342,6 +348,7 @@ MODELS: dict[str, MachineModel] = {
     ),
     "aarch64": MachineModel(
         uname="aarch64",
+        prstatus_size=392,
         layouts={
             key: _arm64_layout(key[0], bits) for key, bits in _ARM64_VA_BITS.items()
         },
@@ -354,6 +361,7 @@ MODELS: dict[str, MachineModel] = {
     ),
     "s390x": MachineModel(
         uname="s390x",
+        prstatus_size=336,
         layouts=_S390X_LAYOUTS,
         notes=_s390x_notes,
         huge_orders={12: (8, 19)},
@@ -364,6 +372,7 @@ MODELS: dict[str, MachineModel] = {
     ),
     "ppc64": MachineModel(
         uname="ppc64le",
+        prstatus_size=504,
         layouts={(12, 4): _PPC64_LAYOUT, (16, 4): _PPC64_LAYOUT},
         notes=_ppc64_notes,
         huge_orders={12: (9, 18), 16: (5, 14)},

@@ -18,6 +18,7 @@ from drgn import Architecture, FaultError, Platform, PlatformFlags, Program
 from drgn_hvo.errors import FormatError
 from drgn_hvo.formats.kdump import KdumpFrame, read_kdump_frame
 from drgn_hvo.formats.kdump_reader import KdumpReader
+from drgn_hvo.formats.machine_models import MODELS
 
 __all__ = ("kdump_platform", "libkdumpfile_fault", "program_of_kdump", "read_or_fault")
 
@@ -32,14 +33,9 @@ _MACHINES = {
     "loongarch64": Architecture.LOONGARCH64,
 }
 
-# sizeof(struct elf_prstatus): 112 bytes, elf_gregset_t, and pr_fpvalid.
+# By the names of _MACHINES.
 _PRSTATUS_SIZES = {
-    "x86_64": 336,
-    "aarch64": 392,
-    "ppc64": 504,
-    "ppc64le": 504,
-    "riscv64": 376,
-    "s390x": 336,
+    name: MODELS[name.replace("ppc64le", "ppc64")].prstatus_size for name in _MACHINES
 }
 
 

@@ -47,15 +47,14 @@ _PHDR, _PHDR_SIZE = "IIQQQQQQ", 56
 _ELFDATA = {"little": 1, "big": 2}
 _ET_CORE, _PT_LOAD, _PT_NOTE = 4, 1, 4
 _NT_PRSTATUS = 1
-# sizeof(struct elf_prstatus) on x86-64.
-_PRSTATUS_SIZE = 336
 
 
 def core_notes(machine: Machine) -> bytes:
     """The notes of a dump: one CPU, and VMCOREINFO."""
-    order = machine.plan.description.model.byteorder
-    prstatus = core_note(b"CORE", _NT_PRSTATUS, bytes(_PRSTATUS_SIZE), order)
-    return prstatus + core_note(b"VMCOREINFO", 0, machine.vmcoreinfo, order)
+    model = machine.plan.description.model
+    registers = bytes(model.prstatus_size)
+    prstatus = core_note(b"CORE", _NT_PRSTATUS, registers, model.byteorder)
+    return prstatus + core_note(b"VMCOREINFO", 0, machine.vmcoreinfo, model.byteorder)
 
 
 @dataclass(frozen=True)
