@@ -158,7 +158,7 @@ def driver(what, *args):
         ("killed", 2, "a process that read a part of this target was killed"),
         ("crash", 70, "a process that read a part of this target ended by SIGSEGV"),
         ("memory", 2, "not enough memory"),
-        ("hang", 2, "not done after 5 seconds"),
+        ("hang", 2, "not done after 3 seconds"),
         ("nothing", 0, None),
     ],
     ids=["killed", "crash", "memory", "hang", "nothing"],
@@ -168,7 +168,7 @@ def test_a_lost_part_is_no_pass(what, status, words, targets, tmp_path):
     paths = [tmp_path / f"core{i}" for i in range(targets)]
     for path in paths:
         path.symlink_to(HEALTHY)
-    seconds = 5 if what == "hang" else 100
+    seconds = 3 if what == "hang" else 100
     command = driver(what, *paths, "-j", 4, "--memory", 1, "--timeout", seconds)
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

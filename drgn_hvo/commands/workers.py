@@ -109,6 +109,9 @@ def begin_process(parent: int, log_level: int, memory: Optional[int]) -> None:
     """
     die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # pebble raises SystemExit in the task, takes that for its result, and waits for
+    # three seconds until it kills the process.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # What the parent has not yet written is not to be written twice.
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
