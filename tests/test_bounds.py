@@ -248,7 +248,7 @@ def test_tables_of_other_memory():
         va=none.astype(np.uint64),
         pfn=none,
         count=none + (1 << 40),
-        step=none + 1,
+        step=np.ones(2, dtype=np.int8),
         writable=none == 0,
         level=none.astype(np.uint8),
     )

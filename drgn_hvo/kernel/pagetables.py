@@ -61,7 +61,7 @@ class Runs:
     va: U64Array
     pfn: Int64Array
     count: Int64Array
-    step: Int64Array
+    step: npt.NDArray[np.int8]
     writable: BoolArray
     level: npt.NDArray[np.uint8]
 
@@ -74,7 +74,7 @@ class Runs:
         if not parts:
             none = np.zeros(0, dtype=np.int64)
             return cls(
-                none.astype(np.uint64), none, none, none,
+                none.astype(np.uint64), none, none, none.astype(np.int8),
                 none.astype(np.bool_), none.astype(np.uint8),
             )  # fmt: skip
         va = np.concatenate([part.va for part in parts])
@@ -388,7 +388,7 @@ def _compress(page_table: PageTableFormat, leaves: _Tables, level: int) -> Runs:
     edges = np.concatenate(([0], (~joined).nonzero()[0] + 1, [len(va)]))
     first = edges[:-1]
     count = edges[1:] - first
-    step = np.ones(len(first), dtype=np.int64)
+    step = np.ones(len(first), dtype=np.int8)
     (many,) = (count > 1).nonzero()
     step[many] = delta[first[many]] != 0
     return Runs(

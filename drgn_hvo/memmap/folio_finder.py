@@ -53,7 +53,7 @@ class Slices:
     first: Int64Array
     pfn: Int64Array
     count: Int64Array
-    step: Int64Array
+    step: npt.NDArray[np.int8]
     writable: BoolArray
     level: npt.NDArray[np.uint8]
     shared: Int64Array

@@ -11,6 +11,7 @@ taken out on the way, one record a folio, and the frame is forgotten.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional
@@ -83,8 +84,10 @@ _COMPARED = 6
 # pages of 2 MiB.
 _FEW_FRAMES = 1 << 15
 
-# How many frames are handed to a process at once: they take 40 ms to unpack.
+# How many frames are handed to a process at once, at most and at least: they take 40 ms
+# and 5 ms to unpack.
 _FRAMES_PER_SHARE = 1 << 12
+_LEAST_PER_SHARE = 1 << 9
 
 
 class FolioHeads:
@@ -187,14 +190,23 @@ class FolioHeads:
         if reader.shards is None or len(frames) < _FEW_FRAMES:
             self._frames.read(reader, frames, heads, records, bar)
             return
-        places = [
-            slice(first, first + _FRAMES_PER_SHARE)
-            for first in range(0, len(frames), _FRAMES_PER_SHARE)
-        ]
+        places = list(_shares(len(frames)))
         shares = [_Share(self._frames, frames[at], heads[at]) for at in places]
         for number, part in reader.shards.map(_read_share, shares, reader):
             records[places[number]] = part
             bar.update(len(part))
+
+
+def _shares(count: int) -> Iterator[slice]:
+    """
+    Cut work into pieces: the fewer are left, the smaller, so that at the end nobody
+    waits long for the last ones of another process.
+    """
+    first = 0
+    while first < count:
+        size = min(_FRAMES_PER_SHARE, max((count - first) // 16, _LEAST_PER_SHARE))
+        yield slice(first, min(first + size, count))
+        first += size
 
 
 @dataclass(frozen=True)
