@@ -91,8 +91,11 @@ def _widen_pipes() -> None:
     Let whole results fit into the pipes between this process and its parent. It would
     else wait, a tenth of its time, for a parent that is busy with a piece of its own.
     """
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
+    try:
+        open_files = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:
+        return  # without /proc it waits
+    for fd in open_files:
         # The first three are the user's.
         if fd > 2:
             # No pipe, closed since, or more than this user may have.
