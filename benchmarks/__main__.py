@@ -214,7 +214,7 @@ def _shared(what: str, core: Path) -> Iterator[Result]:
             *(partial(run, way) for way in ways),
             lambda: together([hvo("check", core)] * 2),
         ],
-        3,
+        5,
     )
     name = f"check -j 2 of {what}"
     faster = one.seconds / two.seconds

@@ -11,6 +11,7 @@ run. Files are sparse: what folios hold is a hole.
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+import os
 from pathlib import Path
 
 from drgn_hvo.synth.containers.output import write_core
@@ -69,4 +70,6 @@ def write(description: Description, path: Path, container: str = "elf") -> Path:
     """Write the core of a machine, in a process whose memory is not measured."""
     with ProcessPoolExecutor(1) as pool:
         pool.submit(write_core, description, path, container).result()
+    # The kernel would write it to disk while others are measured.
+    os.sync()
     return path
