@@ -2,10 +2,14 @@
 
 """What sorts page frames, against NumPy: also where there is nothing to sort."""
 
+from unittest import mock
+
 from hypothesis import given, strategies as st
 import numpy as np
+import pytest
 
-from drgn_hvo.kernel.arrays import distinct, distinct_index, order_of
+from drgn_hvo.kernel import arrays
+from drgn_hvo.kernel.arrays import distinct, distinct_index
 
 INT64 = np.iinfo(np.int64)
 ANY = st.integers(int(INT64.min), int(INT64.max))
@@ -19,11 +23,12 @@ def array(numbers):
     return np.array(numbers, dtype=np.int64)
 
 
-@given(NUMBERS)
-def test_order(numbers):
-    assert np.array_equal(
-        order_of(array(numbers)), np.argsort(array(numbers), kind="stable")
-    )
+@pytest.mark.parametrize("many", [1, 1 << 17])
+@given(numbers=NUMBERS)
+def test_order(many, numbers):
+    with mock.patch.object(arrays, "_MANY", many):
+        found = arrays.order_of(array(numbers))
+    assert np.array_equal(found, np.argsort(array(numbers), kind="stable"))
 
 
 @given(NUMBERS)
