@@ -12,13 +12,17 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from drgn_hvo.commands import check_targets, shards
+from drgn_hvo.commands.workers import Limits
 from drgn_hvo.kernel import pagetables
+from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap import folio_heads
+from drgn_hvo.memmap.hvo import hvo_of
 from drgn_hvo.synth.containers.elf import program
 from drgn_hvo.synth.containers.output import write_machine
 from drgn_hvo.synth.damage.faults import FAULTS, make_machine
@@ -124,8 +128,11 @@ def test_holes(shared, monkeypatch, name):
 DRIVER = """
 import os, signal, sys, time
 from drgn_hvo.commands import check_targets, shards
+from drgn_hvo.commands.workers import Limits
 from drgn_hvo.kernel import pagetables
+from drgn_hvo.kernel.target import open_target
 from drgn_hvo.memmap import folio_heads
+from drgn_hvo.memmap.hvo import hvo_of
 pagetables._FEW_BATCHES = folio_heads._FEW_FRAMES = 1
 pagetables._TABLES_PER_BATCH = folio_heads._FRAMES_PER_SHARE = 1
 what, worked = sys.argv.pop(1), shards._work
@@ -218,3 +225,27 @@ def test_no_process_outlives_its_parent(end, options):
         process.wait(timeout=30)
     assert len(pids) == (3 if options else 2)
     check_gone(pids)
+
+
+class _Piece:
+    """Work that knows in which thread it was packed."""
+
+    packed: list[threading.Thread] = []  # noqa: RUF012
+
+    def __reduce__(self):
+        self.packed.append(threading.current_thread())
+        return _Piece, ()
+
+
+def _nothing(_reader, _piece):
+    return None
+
+
+def test_work_is_packed_by_the_thread_that_uses_it_too():
+    """Another one would meet objects to which this one just adds what it computed."""
+    reader = hvo_of(open_target(str(HEALTHY))).kernel.reader
+    _Piece.packed.clear()
+    with shards.shards_of(str(HEALTHY), None, Limits(2)) as some:
+        assert some is not None
+        assert len(list(some.map(_nothing, [_Piece() for _ in range(8)], reader))) == 8
+    assert set(_Piece.packed) == {threading.main_thread()}

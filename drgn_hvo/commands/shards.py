@@ -18,6 +18,7 @@ from dataclasses import replace
 from fcntl import fcntl
 import logging
 import os
+import pickle
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Optional, TypeVar
 
@@ -103,12 +104,18 @@ def _widen_pipes() -> None:
                 fcntl(fd, _F_SETPIPE_SZ, _PIPE_SIZE)
 
 
-def _work(work: Callable[[FrameReader, _P], _R], piece: _P, page_size: int) -> _R:
+def _work(packed: bytes, page_size: int) -> Any:
+    """
+    Do a piece of work.
+
+    :param packed: The function and its piece, see :func:`_scheduled()`.
+    """
     if _Opened.error is not None:
         raise _Opened.error
     assert _Opened.prog is not None, "a process begins with that"
     if page_size not in _Opened.readers:
         _Opened.readers[page_size] = FrameReader(_Opened.prog, page_size)
+    work, piece = pickle.loads(packed)
     return work(_Opened.readers[page_size], piece)
 
 
@@ -167,7 +174,7 @@ class CoreShards:
             while left and free:
                 number, piece = left.popleft()
                 pool = free.popleft()
-                future = _scheduled(pool, (work, piece, reader.page_size))
+                future = _scheduled(pool, work, piece, reader.page_size)
                 begun[future], pools[future] = number, pool
             if left:
                 number, piece = left.popleft()
@@ -188,14 +195,23 @@ class CoreShards:
             Thread(target=end_pools, args=(self._pools,), daemon=True).start()
 
 
-def _scheduled(pool: ProcessPool, arguments: tuple[Any, ...]) -> ProcessFuture[Any]:
+def _scheduled(
+    pool: ProcessPool,
+    work: Callable[[FrameReader, _P], _R],
+    piece: _P,
+    page_size: int,
+) -> ProcessFuture[Any]:
     """
     Give a piece of work to the process of a pool.
 
+    It is packed here and now. pebble would do that in a thread, while this one works
+    with the same objects and adds to them what they compute once and keep.
+
     :raises TargetError: if the process was lost.
     """
+    packed = pickle.dumps((work, piece), pickle.HIGHEST_PROTOCOL)
     try:
-        return pool.schedule(_work, args=arguments)
+        return pool.schedule(_work, args=(packed, page_size))
     except RuntimeError:
         raise TargetError(_LOST) from None
 
