@@ -77,7 +77,7 @@ EXIT_BROKEN_PIPE = 141
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are one line, and no option is guessed from its beginning."""
+    """A parser whose errors are one line, and which accepts no abbreviated options."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **kwargs})

@@ -4,8 +4,8 @@
 Progress
 --------
 
-A bar with a rate and the remaining time for whatever takes more than two seconds, for
-people who watch; or JSON lines for a program that does; else nothing.
+On a terminal a bar, with a rate and the remaining time, for whatever takes more than
+two seconds; for a program JSON lines; otherwise nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _NoBar:
 
 
 class _State:
-    """Whether progress is shown: what is done inside of it has none of its own."""
+    """What the whole process shows: only the outermost progress() shows anything."""
 
     busy = False
     #: The keys that each line of JSON begins with; ``None`` without JSON.
@@ -74,7 +74,7 @@ def progress_as_json(keys: Optional[Mapping[str, object]]) -> None:
 
 
 class _JsonLines:
-    """Prints a line when it begins, when it is done, and each second between."""
+    """Prints a line at the start, at the end, and for updates in between one a second."""
 
     def __init__(self, keys: Mapping[str, object], total: int, unit: str) -> None:
         self._keys = keys

@@ -17,13 +17,13 @@ from drgn_hvo.formats.btf_header import MAGICS, parse_header, section
 
 __all__ = ("find_btf",)
 
-# Every kernel has these structures, and no other blob has both.
+# Structures that every kernel has: a blob with two of their names is the kernel's BTF.
 _NAMES = (b"\0list_head\0", b"\0task_struct\0", b"\0page\0")
 _ENOUGH_NAMES = 2
 
 
 def _sizes(data: bytes, start: int) -> Iterator[int]:
-    """The size of the blob that begins at a place, if one does."""
+    """Yield the size of the blob that begins at *start*, if one does."""
     blob = data[start : start + 64]
     try:
         header, _ = parse_header(blob)
