@@ -74,7 +74,7 @@ def progress_as_json(keys: Optional[Mapping[str, object]]) -> None:
 
 
 class _JsonLines:
-    """Prints a line at the start, at the end, and for updates in between one a second."""
+    """Prints a line at the start and the end, and for updates at most one a second."""
 
     def __init__(self, keys: Mapping[str, object], total: int, unit: str) -> None:
         self._keys = keys
